@@ -1,0 +1,58 @@
+# make demo | test | lint | format | sanitize | gpu-check | gpu-sanitize | clean. The first two need nothing but Python, a C++20 compiler
+# and pip: they make .venv, install PyTorch and the extras, and build. PYTHON=... chooses the interpreter, VENV=... the folder.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+OUT ?= benchmarks/results
+BIN := $(VENV)/bin
+CPP := $(shell find csrc tests/sanitize -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+demo: $(VENV)/.built
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest tests $(PYTEST_FLAGS)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# setuptools and ninja first: --no-build-isolation uses what is there. The editable install builds the extension in place.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q $(TORCH) "setuptools>=77,<82" ninja
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[examples,test,dev]"
+	touch $@
+
+$(VENV)/.built: setup.py $(shell find csrc -type f) | $(VENV)/.installed
+	$(BIN)/python setup.py -q build_ext --inplace
+	touch $@
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+sanitize:
+	$(MAKE) -C tests/sanitize
+
+# On a machine with a Hopper GPU: builds for it with the active Python's PyTorch, tests, measures. No network.
+gpu-build:
+	QUANTIZE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(PYTHON) setup.py -q build_ext --inplace
+
+gpu-check: gpu-build
+	mkdir -p $(OUT)
+	$(PYTHON) -m pytest tests -m gpu
+	set -e; for script in $(wildcard benchmarks/gpu_*.py); do \
+	  PYTHONPATH=. $(PYTHON) $$script --output $(OUT)/$$(basename $$script .py).json; done
+
+gpu-sanitize: gpu-build
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 $(PYTHON) -m pytest tests -m "gpu and not slow"
+
+clean:
+	rm -rf build dist *.egg-info quantize/_C*.so $(VENV)/.built
+
+.PHONY: demo test lint format sanitize gpu-build gpu-check gpu-sanitize clean

@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Accuracy on mnist5k (4,000 images to train, 1,000 to test) of ResNet-20 trained with compressed activations, beside fp32.
+
+    python benchmarks/accuracy.py                     # everything that results/accuracy.json does not hold yet
+    python benchmarks/accuracy.py --seeds 1 --only fp32 "2/2 group"
+    python benchmarks/accuracy.py --seeds 0           # print the table of what is there
+
+The bar: the 95 % interval of the difference of means to fp32 must not lie wholly below -0.3 points, for the configurations with
+several seeds. The configurations are those of the original's CIFAR table: bits / most bits, group or sample range, what adapts.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import machine
+
+HERE = Path(__file__).parent
+BAR = -0.3  # points
+RECIPE = "--arch resnet20 --dataset mnist5k --epochs 8 --batch-size 64 --lr 0.1 --weight-decay 5e-4 --lr-warmup-epochs 2 --channels-last"
+CONFIGURATIONS = {
+    "fp32": "-c fanin",
+    "4/4": "-c quantize --cabits 4 --ibits 4 --no-pergroup --no-perlayer",
+    "2/2": "-c quantize --cabits 2 --ibits 2 --no-pergroup --no-perlayer",
+    "2/2 group": "-c quantize --cabits 2 --ibits 2 --no-perlayer",
+    "2/8 group": "-c quantize --cabits 2 --ibits 8 --no-perlayer",
+    "2/8 group gradient": "-c quantize --cabits 2 --ibits 8 --no-perlayer --usegradient",
+    "2/8 group layer": "-c quantize --cabits 2 --ibits 8",
+    "2/8 group layer gradient": "-c quantize --cabits 2 --ibits 8 --usegradient",
+}
+BARRED = ("2/2 group", "2/8 group layer")  # fixed and adaptive 2 bits: these and fp32 get every seed, the others one
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of fp32 and of fixed and adaptive 2 bits (default 5)")
+    parser.add_argument("--other-seeds", type=int, default=1, help="seeds of the other configurations (default 1)")
+    parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS), help="run these configurations only")
+    parser.add_argument(
+        "--jobs", type=int, default=machine.describe()["cores"], help="runs at a time, one thread each (default: the cores)"
+    )
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "accuracy.json")
+    args = parser.parse_args()
+
+    runs = json.loads(args.output.read_text())["runs"] if args.output.exists() else []
+    done = {(run["configuration"], run["seed"]) for run in runs if run["flags"] == flags_of(run["configuration"])}
+    runs = [run for run in runs if (run["configuration"], run["seed"]) in done]
+    counts = {name: args.seeds if name in ("fp32", *BARRED) else min(args.seeds, args.other_seeds) for name in args.only}
+    waiting = [(name, seed) for seed in range(args.seeds) for name, count in counts.items() if seed < count and (name, seed) not in done]
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        for number, run in enumerate(pool.map(lambda job: train(*job), waiting), 1):
+            runs.append(run)
+            print(
+                f"{number}/{len(waiting)}: {run['configuration']}, seed {run['seed']}: {run['top1']:.2f} % in {run['seconds']:.0f} s",
+                flush=True,
+            )
+            write(args.output, runs)
+    write(args.output, runs)
+    rows = table(runs)
+    print(render(rows))
+    return int(any(row["passes"] is False for row in rows))
+
+
+def flags_of(configuration: str) -> str:
+    """train.py's flags for a configuration, without its seed."""
+    return f"{RECIPE} {CONFIGURATIONS.get(configuration)}"
+
+
+def train(configuration: str, seed: int) -> dict:
+    """One run of train.py in a process and a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            HERE.parent / "examples" / "train.py",
+            *flags_of(configuration).split(),
+            "--seed",
+            str(seed),
+            "--workspace",
+            folder,
+        ]
+        # One thread each: two runs side by side finish sooner than two after each other on two threads.
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        if done.returncode:
+            raise RuntimeError(f"{configuration}, seed {seed}: train.py failed:\n{done.stderr[-3000:]}")
+        log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return {
+        "configuration": configuration,
+        "seed": seed,
+        "flags": flags_of(configuration),
+        "top1": log[-1]["test_top1"],  # of the last epoch, not of the best
+        "test_loss": log[-1]["test_loss"],
+        "saved_mib_per_image": log[-1]["saved_mib_per_image"],
+        "seconds": sum(entry["seconds"] for entry in log),
+    }
+
+
+def table(runs: list[dict]) -> list[dict]:
+    """A row per configuration that was run: mean, deviation, difference to fp32 with its interval, and whether that passes the bar."""
+    results = {name: [run["top1"] for run in runs if run["configuration"] == name] for name in CONFIGURATIONS}
+    rows = []
+    for name, values in results.items():
+        if not values:
+            continue
+        row = {"configuration": name, "seeds": len(values), "mean": statistics.mean(values), "deviation": None}
+        row |= {"difference": None, "interval": None, "passes": None}
+        row["saved_mib_per_image"] = statistics.mean(run["saved_mib_per_image"] for run in runs if run["configuration"] == name)
+        if len(values) > 1:
+            row["deviation"] = statistics.stdev(values)
+        if name != "fp32" and results["fp32"]:
+            row["difference"] = row["mean"] - statistics.mean(results["fp32"])
+            if min(len(values), len(results["fp32"])) > 1:
+                row["interval"] = welch(values, results["fp32"])
+                row["passes"] = row["interval"][1] >= BAR if name in BARRED else None
+        rows.append(row)
+    return rows
+
+
+def welch(left: list[float], right: list[float], level: float = 0.95) -> tuple[float, float]:
+    """Interval of mean(left) - mean(right) for samples of unequal variance (Welch 1947, with Satterthwaite's degrees of freedom)."""
+    from scipy.stats import t
+
+    parts = [statistics.variance(values) / len(values) for values in (left, right)]
+    difference = statistics.mean(left) - statistics.mean(right)
+    if sum(parts) == 0:
+        return difference, difference
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (left, right), strict=True))
+    width = t.ppf((1 + level) / 2, freedom) * sum(parts) ** 0.5
+    return difference - width, difference + width
+
+
+def render(rows: list[dict]) -> str:
+    """The table as text."""
+    lines = [f"{'bits/most bits, adapts':26} {'seeds':>5} {'top-1, %':>14} {'to fp32':>8}  {'95 % interval':18} {'MiB/image':>9}"]
+    for row in rows:
+        top1 = f"{row['mean']:.2f}" + (f" ± {row['deviation']:.2f}" if row["deviation"] is not None else "")
+        difference = "" if row["difference"] is None else f"{row['difference']:+.2f}"
+        interval = "" if row["interval"] is None else "[{:+.2f}, {:+.2f}]".format(*row["interval"])
+        verdict = {None: "", True: "passes", False: f"FAILS: wholly below {BAR}"}[row["passes"]]
+        numbers = f"{row['seeds']:>5} {top1:>14} {difference:>8}  {interval:18} {row['saved_mib_per_image']:>9.3f}"
+        lines.append(f"{row['configuration']:26} {numbers}  {verdict}")
+    return "\n".join(lines)
+
+
+def write(file: Path, runs: list[dict]) -> None:
+    """Store runs and table; the file is never half written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    runs = sorted(runs, key=lambda run: (list(CONFIGURATIONS).index(run["configuration"]), run["seed"]))
+    content = {"command": "python benchmarks/accuracy.py", "machine": machine.describe(), "bar": BAR, "table": table(runs), "runs": runs}
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

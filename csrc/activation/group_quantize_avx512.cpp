@@ -1,0 +1,137 @@
+// group_quantize for AVX-512 (F, BW, VL, DQ): two columns of eight lanes, a chunk of 128 elements and its successor.
+#include "group_quantize_avx2.h"
+#include "group_quantize_run.h"
+
+namespace quantize::activation {
+namespace {
+
+struct Avx512 {
+  using I = __m512i;
+  using F = __m512;
+  static constexpr int columns = 2;
+
+  static F load(const F32* x) { return _mm512_loadu_ps(&x->value); }
+  static F load(const F16* x) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))); }
+  static F load(const BF16* x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))), 16));
+  }
+  template <typename T>
+  static F load_columns(const T* x) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(Avx2::load(x)), Avx2::load(x + GroupTraits::chunk), 1);
+  }
+
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set(float value) { return _mm512_set1_ps(value); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static bool all_zero(F a) { return _mm512_cmp_ps_mask(a, zero(), _CMP_EQ_OQ) == 0xffff; }
+  static float reduce_min(F a) { return Avx2::reduce_min(_mm256_min_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))); }
+  static float reduce_max(F a) { return Avx2::reduce_max(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))); }
+
+  static I zero_int() { return _mm512_setzero_si512(); }
+  static I or_(I a, I b) { return _mm512_or_si512(a, b); }
+  static I and_(I a, I b) { return _mm512_and_si512(a, b); }
+  static I set16(uint16_t value) { return _mm512_set1_epi16(short(value)); }
+  static I add_saturating16(I a, I b) { return _mm512_adds_epu16(a, b); }
+  template <int n>
+  static I shift_right16(I a) {
+    return _mm512_srli_epi16(a, n);
+  }
+  template <int n>
+  static I shift_left16(I a) {
+    return _mm512_slli_epi16(a, n);
+  }
+  static I shift_right32(I a, int n) { return _mm512_srli_epi32(a, n); }
+  static I swap_bytes16(I a) { return or_(shift_left16<8>(a), shift_right16<8>(a)); }
+  template <int half>
+  static I low16(I u) {
+    return half ? _mm512_srli_epi32(u, 16) : and_(u, _mm512_set1_epi32(0xffff));
+  }
+  static I magic(F t) { return _mm512_castps_si512(add(t, set(8388608.f))); }
+  static I join_halves(I low, I high) { return _mm512_mask_blend_epi16(0xAAAAAAAAu, low, _mm512_slli_epi32(high, 16)); }
+  static I encode8(F t, I u) {
+    const I code = _mm512_srli_epi32(_mm512_add_epi32(_mm512_cvttps_epi32(add(t, set(0.5f))), u), 16);
+    return _mm512_min_epi32(code, _mm512_set1_epi32(255));
+  }
+
+  static void multiply(I a, I b, I* high, I* low) {
+    const I even = _mm512_mul_epu32(a, b), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), b);
+    *high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+    *low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+  }
+  static void philox(uint32_t counter, uint32_t group, Seed seed, I* draw) {
+    using P = PhiloxTraits;
+    I c0 = _mm512_add_epi32(_mm512_set1_epi32(int(counter)), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    I c1 = _mm512_set1_epi32(int(group)), c2 = _mm512_set1_epi32(int(uint32_t(seed.offset)));
+    I c3 = _mm512_set1_epi32(int(uint32_t(seed.offset >> 32)));
+    uint32_t k0 = uint32_t(seed.seed), k1 = uint32_t(seed.seed >> 32);
+#pragma GCC unroll 7
+    for (int round = 0; round < P::rounds; ++round, k0 += P::weyl0, k1 += P::weyl1) {
+      I high0, low0, high1, low1;
+      multiply(c0, _mm512_set1_epi64(P::multiplier0), &high0, &low0);
+      multiply(c2, _mm512_set1_epi64(P::multiplier1), &high1, &low1);
+      c0 = _mm512_ternarylogic_epi32(high1, c1, _mm512_set1_epi32(int(k0)), 0x96);  // 0x96: exclusive or of three
+      c2 = _mm512_ternarylogic_epi32(high0, c3, _mm512_set1_epi32(int(k1)), 0x96);
+      c1 = low1, c3 = low0;
+    }
+    draw[0] = c0, draw[1] = c1, draw[2] = c2, draw[3] = c3;
+  }
+
+  static I load_words(const uint8_t* codes, int stride) {
+    return _mm512_inserti32x8(_mm512_castsi256_si512(Avx2::load_words(codes, 0)), Avx2::load_words(codes + stride, 0), 1);
+  }
+  static void store_columns(uint8_t* codes, int stride, I word) {
+    Avx2::store_columns(codes, 0, _mm512_castsi512_si256(word));
+    Avx2::store_columns(codes + stride, 0, _mm512_extracti32x8_epi32(word, 1));
+  }
+  // A block of 1-bit codes is both chunks: the first in the low byte of each word, its successor in the high one.
+  static void store_one_bit(uint8_t* codes, I word) {
+    const __m256i low = _mm256_srli_epi16(_mm512_castsi512_si256(word), 8);
+    Avx2::store_columns(codes, 0, _mm256_or_si256(low, _mm512_extracti32x8_epi32(word, 1)));
+  }
+  static I load_one_bit(const uint8_t* codes) {
+    const I word = _mm512_broadcast_i32x8(Avx2::load_words(codes, 0));
+    return _mm512_srlv_epi32(word, _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8));
+  }
+
+  template <int bits>
+  struct Levels {
+    F min, scale, table;
+    explicit Levels(Range range) : min(set(range.min)), scale(set(range.scale)) {
+      alignas(64) float level[16];
+      for (int i = 0; i < 16; ++i) level[i] = activation::decode(uint32_t(i) & ((1u << (bits < 4 ? bits : 4)) - 1), range);
+      table = _mm512_load_ps(level);
+    }
+    F operator()(I code) const {
+      if constexpr (bits <= 4) return _mm512_permutexvar_ps(code, table);  // reads four bits a lane
+      return add(mul(_mm512_cvtepi32_ps(and_(code, _mm512_set1_epi32((1 << bits) - 1))), scale), min);
+    }
+  };
+
+  // The elements of a column pair are 128 apart, so dither and stores work column by column.
+  struct Dither {
+    __m256i low, high;
+  };
+  static Dither dither(uint32_t, int64_t, const F32*) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  template <typename T>
+  static Dither dither(uint32_t key, int64_t e, const T* y) {
+    return {Avx2::dither(key, e, y), Avx2::dither(key, e + GroupTraits::chunk, y)};
+  }
+  template <typename T>
+  static void store_columns(T* y, F value, Dither dither) {
+    Avx2::store_columns(y, _mm512_castps512_ps256(value), dither.low);
+    Avx2::store_columns(y + GroupTraits::chunk, _mm512_extractf32x8_ps(value, 1), dither.high);
+  }
+};
+
+using SimdAvx512 = Simd<Avx512, SimdAvx2>;
+
+}  // namespace
+
+const GroupKernels group_kernels_avx512[3][4] = QUANTIZE_GROUP_KERNELS(SimdAvx512);
+
+}  // namespace quantize::activation

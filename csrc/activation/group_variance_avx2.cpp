@@ -1,0 +1,8 @@
+// group_variance, compiled for avx2.
+#include "group_variance_run.h"
+
+namespace quantize::activation {
+
+const GroupVarianceKernel group_variance_avx2[3] = {group_variance<F32>, group_variance<F16>, group_variance<BF16>};
+
+}  // namespace quantize::activation

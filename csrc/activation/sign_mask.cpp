@@ -1,0 +1,123 @@
+// relu_mask, relu_mask_, pack_mask and apply_mask: CPU and Meta. One bit an element, in memory order.
+#include "sign_mask_kernels.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "group_layout.h"
+
+namespace quantize::activation {
+
+const MaskKernels& mask_kernels(Isa isa, Scalar scalar) {
+#ifdef QUANTIZE_X86
+  if (isa == Isa::avx512) return mask_kernels_avx512[int(scalar)];
+  if (isa == Isa::avx2) return mask_kernels_avx2[int(scalar)];
+#endif
+  return mask_kernels_portable[int(scalar)];
+}
+
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t grain = 32768;  // elements a task; a multiple of 8, so that tasks meet on whole bytes
+
+template <typename F>
+void for_each_span(int64_t n, const F& body) {  // body(first element, elements); the first is a multiple of 8
+  at::parallel_for(0, mask_bytes(n), grain / 8,
+                   [&](int64_t begin, int64_t end) { body(begin * 8, std::min(n, end * 8) - begin * 8); });
+}
+
+void relu_into(const Tensor& x, double negative_slope, double max_value, const Tensor& y, const Tensor& mask) {
+  const Scalar scalar = check_scalar("relu_mask", "x", x.scalar_type());
+  const int64_t item = x.element_size();
+  const float cap = std::isinf(max_value) ? NAN : float(max_value);
+  const auto* source = static_cast<const uint8_t*>(x.const_data_ptr());
+  auto* target = static_cast<uint8_t*>(y.data_ptr());
+  auto* bits = mask.data_ptr<uint8_t>();
+  for_each_span(x.numel(), [&](int64_t first, int64_t n) {
+    mask_kernels(cpu_isa(), scalar).relu(source + first * item, n, float(negative_slope), cap, target + first * item, bits + first / 8);
+  });
+}
+
+Tensor empty_mask(const Tensor& x) { return at::empty({mask_bytes(x.numel())}, x.options().dtype(at::kByte)); }
+
+std::tuple<Tensor, Tensor> relu_mask_cpu(const Tensor& input, double negative_slope, double max_value) {
+  const Tensor x = packed_memory(input);
+  Tensor y = at::empty_strided(x.sizes(), x.strides(), x.options()), mask = empty_mask(x);
+  relu_into(x, negative_slope, max_value, y, mask);
+  return {y, mask};
+}
+
+Tensor relu_mask_inplace_cpu(Tensor& x, double negative_slope, double max_value) {
+  TORCH_CHECK_VALUE(packed_strides(x.sizes(), x.strides()) == x.strides().vec(),
+                    "relu_mask_: x must be dense in memory with its first dimension outermost; got sizes ", x.sizes(), ", strides ", x.strides());
+  Tensor mask = empty_mask(x);
+  relu_into(x, negative_slope, max_value, x, mask);
+  return mask;
+}
+
+Tensor pack_mask_cpu(const Tensor& input) {
+  check_dtype("pack_mask", "mask", input, at::kBool);
+  const Tensor mask = packed_memory(input);
+  Tensor packed = empty_mask(mask);
+  const bool* source = mask.const_data_ptr<bool>();
+  auto* bits = packed.data_ptr<uint8_t>();
+  for_each_span(mask.numel(), [&](int64_t first, int64_t n) {
+    for (int64_t byte = 0; byte < mask_bytes(n); ++byte) {
+      unsigned value = 0;
+      for (int64_t i = 0; i < std::min<int64_t>(8, n - 8 * byte); ++i) value |= unsigned(source[first + 8 * byte + i]) << i;
+      bits[first / 8 + byte] = uint8_t(value);
+    }
+  });
+  return packed;
+}
+
+Tensor apply_mask_cpu(const Tensor& input, const Tensor& mask, double on, double off) {
+  const Scalar scalar = check_scalar("apply_mask", "grad", input.scalar_type());
+  check_dtype("apply_mask", "mask", mask, at::kByte);
+  check_numel("apply_mask", "mask", mask, mask_bytes(input.numel()));
+  const Tensor grad = packed_memory(input);
+  Tensor out = at::empty_strided(grad.sizes(), grad.strides(), grad.options());
+  const int64_t item = grad.element_size();
+  const auto* source = static_cast<const uint8_t*>(grad.const_data_ptr());
+  auto* target = static_cast<uint8_t*>(out.data_ptr());
+  const auto* bits = mask.const_data_ptr<uint8_t>();
+  for_each_span(grad.numel(), [&](int64_t first, int64_t n) {
+    mask_kernels(cpu_isa(), scalar).apply(source + first * item, bits + first / 8, n, float(on), float(off), target + first * item);
+  });
+  return out;
+}
+
+Tensor empty_packed(const Tensor& x) {
+  return at::empty_strided_symint(x.sym_sizes(), packed_strides(x.sym_sizes(), x.sym_strides()), x.options());
+}
+
+Tensor empty_mask_meta(const Tensor& x) { return at::empty_symint({(x.sym_numel() + 7) / 8}, x.options().dtype(at::kByte)); }
+
+std::tuple<Tensor, Tensor> relu_mask_meta(const Tensor& x, double, double) { return {empty_packed(x), empty_mask_meta(x)}; }
+Tensor relu_mask_inplace_meta(Tensor& x, double, double) { return empty_mask_meta(x); }
+Tensor pack_mask_meta(const Tensor& mask) { return empty_mask_meta(mask); }
+Tensor apply_mask_meta(const Tensor& grad, const Tensor&, double, double) { return empty_packed(grad); }
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(quantize, CPU, m) {
+  m.impl("relu_mask", relu_mask_cpu);
+  m.impl("relu_mask_", relu_mask_inplace_cpu);
+  m.impl("pack_mask", pack_mask_cpu);
+  m.impl("apply_mask", apply_mask_cpu);
+}
+
+TORCH_LIBRARY_IMPL(quantize, Meta, m) {
+  m.impl("relu_mask", relu_mask_meta);
+  m.impl("relu_mask_", relu_mask_inplace_meta);
+  m.impl("pack_mask", pack_mask_meta);
+  m.impl("apply_mask", apply_mask_meta);
+}
+
+}  // namespace quantize::activation

@@ -1,0 +1,88 @@
+#include "core/cpu_isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#ifdef QUANTIZE_X86
+#include <cpuid.h>
+#endif
+
+namespace quantize {
+namespace {
+
+#ifdef QUANTIZE_X86
+// Which register files the operating system saves on a context switch; a CPU flag alone does not make ymm or zmm usable.
+unsigned xcr0() {
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+Isa detect() {
+  constexpr unsigned kAvxState = 0x6;      // XCR0: xmm and ymm
+  constexpr unsigned kAvx512State = 0xe6;  // and the mask registers, zmm0-15 upper halves, zmm16-31
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return Isa::portable;
+  constexpr unsigned kLeaf1 = bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C;
+  if ((ecx & kLeaf1) != kLeaf1 || (xcr0() & kAvxState) != kAvxState) return Isa::portable;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return Isa::portable;
+  constexpr unsigned kAvx2 = bit_AVX2 | bit_BMI2;
+  if ((ebx & kAvx2) != kAvx2) return Isa::portable;
+  constexpr unsigned kAvx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+  if ((ebx & kAvx512) != kAvx512 || (xcr0() & kAvx512State) != kAvx512State) return Isa::avx2;
+  return Isa::avx512;
+}
+#else
+Isa detect() { return Isa::portable; }
+#endif
+
+std::string supported_names() {
+  std::string names;
+  for (Isa isa : supported_isas()) names += (names.empty() ? "" : ", ") + std::string(isa_name(isa));
+  return names;
+}
+
+Isa require_supported(Isa isa, const std::string& source) {
+  if (isa > supported_isas().back())
+    throw std::invalid_argument(source + " must be an ISA this machine runs (" + supported_names() + "); got " + isa_name(isa));
+  return isa;
+}
+
+Isa initial() {
+  const char* forced = std::getenv("QUANTIZE_ISA");
+  if (forced == nullptr || *forced == '\0') return supported_isas().back();
+  return require_supported(parse_isa(forced, "QUANTIZE_ISA"), "QUANTIZE_ISA");
+}
+
+// A function-local static: kernels may be registered by static initializers of other files that run before this one's.
+std::atomic<Isa>& current() {
+  static std::atomic<Isa> isa{initial()};
+  return isa;
+}
+
+}  // namespace
+
+Isa cpu_isa() { return current().load(std::memory_order_relaxed); }
+
+std::vector<Isa> supported_isas() {
+  static const Isa best = detect();
+  std::vector<Isa> isas;
+  for (int isa = 0; isa <= static_cast<int>(best); ++isa) isas.push_back(static_cast<Isa>(isa));
+  return isas;
+}
+
+void set_cpu_isa(Isa isa) { current().store(require_supported(isa, "set_cpu_isa: name")); }
+
+const char* isa_name(Isa isa) {
+  static constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512"};
+  return kNames[static_cast<int>(isa)];
+}
+
+Isa parse_isa(const std::string& name, const std::string& source) {
+  for (int isa = 0; isa < kIsaCount; ++isa)
+    if (name == isa_name(static_cast<Isa>(isa))) return static_cast<Isa>(isa);
+  throw std::invalid_argument(source + " must be one of portable, avx2, avx512; got '" + name + "'");
+}
+
+}  // namespace quantize

@@ -1,0 +1,29 @@
+// Which instruction set the CPU kernels use: detected once, forced by QUANTIZE_ISA=portable|avx2|avx512. Torch-free.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace quantize {
+
+// Ordered: a machine that supports one supports all before it. `avx2` also means fma, f16c and bmi2; `avx512` also means the
+// f, bw, vl and dq parts on top of `avx2`. The flags that setup.py gives to *_avx2.cpp and *_avx512.cpp are exactly these.
+enum class Isa { portable = 0, avx2 = 1, avx512 = 2 };
+
+inline constexpr int kIsaCount = 3;
+
+// The ISA in force. Throws std::invalid_argument when QUANTIZE_ISA is unknown or this machine cannot run it.
+Isa cpu_isa();
+
+// Every ISA that was built and that this machine and its operating system can run; portable first.
+std::vector<Isa> supported_isas();
+
+// Replaces the ISA in force, for tests that compare all of them in one process. Throws std::invalid_argument if unsupported.
+void set_cpu_isa(Isa isa);
+
+const char* isa_name(Isa isa);
+
+// The inverse of isa_name. `source` names the culprit in the error: "QUANTIZE_ISA", "set_cpu_isa: name".
+Isa parse_isa(const std::string& name, const std::string& source);
+
+}  // namespace quantize

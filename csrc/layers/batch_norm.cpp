@@ -1,0 +1,106 @@
+// batch_norm: statistics and output from the full-precision input, which is kept packed for the backward.
+#include <ATen/ops/native_batch_norm.h>
+#include <ATen/ops/native_batch_norm_backward.h>
+#include <ATen/ops/ones.h>
+#include <torch/library.h>
+
+#include "energy.h"
+
+namespace quantize::layers {
+namespace {
+
+std::vector<int64_t> channel_shape(const Tensor& x) {
+  std::vector<int64_t> shape(x.dim(), 1);
+  shape[1] = -1;
+  return shape;
+}
+
+// energy.h's figures from x (decoded), the output gradient and the input gradient; all means are over samples and positions.
+void report_energy(const Tensor& energy, const Tensor& x, const Tensor& grad, const Tensor& grad_input, const OptionalTensor& weight,
+                   const Tensor& mean, const Tensor& inverse_std) {
+  const auto shape = channel_shape(x);
+  const int64_t channels = x.size(1);
+  const double count = double(x.numel()) / double(channels), positions = count / double(x.size(0));
+  std::vector<int64_t> rest;
+  for (int64_t d = 2; d < x.dim(); ++d) rest.push_back(d);
+  const Tensor g = grad.to(at::kFloat), normalized = (x.to(at::kFloat) - mean.view(shape)) * inverse_std.view(shape);
+  const auto per_channel = [&](const Tensor& t) { return rest.empty() ? t : t.sum(rest); };  // [N, C]
+  const Tensor g2 = per_channel(g.square()), correlation = per_channel(g * normalized).sum(0) / count;
+  const Tensor gain = (weight ? weight->to(at::kFloat) * inverse_std : inverse_std).square();
+  const Tensor variance_scale = inverse_std.square();  // from x to the normalized input
+  const double spread = 1. / (double(channels) * positions);
+  // Of the scale's gradient sum g * normalized.
+  energy.select(1, 0).copy_((g2 * variance_scale).sum(1) * spread);
+  // Of the input gradient gain * (g - mean g - normalized * correlation), in which the noise enters twice.
+  const Tensor direct = (gain * variance_scale * correlation.square()).sum() / double(channels);
+  const Tensor through_mean = (g2 * (gain * variance_scale)).sum(1) * (spread / count);
+  const Tensor total = grad_input.to(at::kFloat).square().sum().clamp_min(1e-30);
+  energy.select(1, 1).copy_((direct + through_mean) / total);
+}
+
+struct BatchNorm : torch::autograd::Function<BatchNorm> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                        const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training, double momentum, double eps,
+                        const OptionalTensor& codes, const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits,
+                        int64_t group_size, const OptionalTensor& seed, const OptionalTensor& energy) {
+    const PackedArguments packed{codes, ranges, sample_bits, bits, group_size, seed, energy};
+    save_packed(ctx, input, packed);
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [output, mean, inverse_std] =
+        at::native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps);
+    variable_list saved = packed_tensors(packed);
+    for (const OptionalTensor& t : {weight, training ? std::nullopt : running_mean, training ? std::nullopt : running_var})
+      saved.push_back(t.value_or(Tensor()));
+    saved.insert(saved.end(), {mean, inverse_std});
+    ctx->save_for_backward(saved);
+    ctx->saved_data["training"] = training;
+    ctx->saved_data["eps"] = eps;
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    refuse_double_backward("batch_norm");
+    variable_list result(15);
+    Tensor grad = grads[0];
+    if (!grad.defined()) return result;
+    const variable_list saved = ctx->get_saved_variables();
+    const auto optional = [&](size_t i) { return saved[i].defined() ? OptionalTensor(saved[i]) : std::nullopt; };
+    const OptionalTensor weight = optional(4), running_mean = optional(5), running_var = optional(6);
+    const bool training = ctx->saved_data["training"].toBool();
+    const double eps = ctx->saved_data["eps"].toDouble();
+    const std::array<bool, 3> mask{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2)};
+    if (!saved[0].defined()) {  // fixed statistics and a frozen weight: the layer is linear, and its input was not kept
+      if (mask[0]) {
+        Tensor gain = (*running_var + eps).rsqrt();
+        if (weight) gain = gain * *weight;
+        result[0] = grad * gain.to(grad.scalar_type()).view(channel_shape(grad));
+      }
+      if (mask[2]) {
+        std::vector<int64_t> rest{0};
+        for (int64_t d = 2; d < grad.dim(); ++d) rest.push_back(d);
+        result[2] = grad.sum(rest, false, running_var->scalar_type());
+      }
+      return result;
+    }
+    const Tensor x = unpack_saved(ctx, saved.data());
+    std::tie(result[0], result[1], result[2]) =
+        at::native_batch_norm_backward(grad, x, weight, running_mean, running_var, saved[7], saved[8], training, eps, mask);
+    if (const OptionalTensor energy = saved_energy(ctx); energy && training && mask[0])
+      report_energy(*energy, x, grad, result[0], weight, saved[7], saved[8]);
+    return result;
+  }
+};
+
+Tensor batch_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
+                  const OptionalTensor& running_var, bool training, double momentum, double eps, const OptionalTensor& codes,
+                  const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits, int64_t group_size,
+                  const OptionalTensor& seed, const OptionalTensor& energy) {
+  return BatchNorm::apply(input, weight, bias, running_mean, running_var, training, momentum, eps, codes, ranges, sample_bits, bits,
+                          group_size, seed, energy);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) { m.impl("batch_norm", batch_norm); }
+
+}  // namespace quantize::layers

@@ -1,0 +1,80 @@
+// conv: convolution of one to three dimensions, transposed or not, that keeps its input packed.
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <torch/library.h>
+
+#include "energy.h"
+
+namespace quantize::layers {
+namespace {
+
+using c10::SymInt;
+using c10::SymIntArrayRef;
+
+struct Conv : torch::autograd::Function<Conv> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptionalTensor& bias, SymIntArrayRef stride,
+                        SymIntArrayRef padding, SymIntArrayRef dilation, bool transposed, SymIntArrayRef output_padding, SymInt groups,
+                        const OptionalTensor& codes, const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits,
+                        int64_t group_size, const OptionalTensor& seed, const OptionalTensor& energy) {
+    const PackedArguments packed{codes, ranges, sample_bits, bits, group_size, seed, energy};
+    save_packed(ctx, input, packed);
+    variable_list saved = packed_tensors(packed);
+    saved.push_back(weight);
+    ctx->save_for_backward(saved);
+    ctx->saved_data["stride_"] = stride.vec();
+    ctx->saved_data["padding"] = padding.vec();
+    ctx->saved_data["dilation"] = dilation.vec();
+    ctx->saved_data["transposed"] = transposed;
+    ctx->saved_data["output_padding"] = output_padding.vec();
+    ctx->saved_data["groups"] = groups;
+    ctx->saved_data["has_bias"] = bias.has_value();
+    at::AutoDispatchBelowADInplaceOrView below;
+    return at::convolution_symint(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    refuse_double_backward("conv");
+    const Tensor& grad = grads[0];
+    variable_list result(16);
+    if (!grad.defined()) return result;
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor& weight = saved[4];
+    const bool needs_weight = ctx->needs_input_grad(1);
+    const Tensor input = needs_weight ? unpack_saved(ctx, saved.data()) : shape_of_saved(ctx, weight);
+    const std::array<bool, 3> mask{ctx->needs_input_grad(0), needs_weight, ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)};
+    std::optional<c10::SymDimVector> bias_sizes;
+    if (mask[2]) bias_sizes = c10::SymDimVector{grad.sym_size(grad.dim() - weight.dim() + 1)};
+    const SymInt groups = ctx->saved_data["groups"].toSymInt();
+    auto [grad_input, grad_weight, grad_bias] = at::convolution_backward_symint(
+        grad, input, weight, bias_sizes ? at::OptionalSymIntArrayRef(*bias_sizes) : std::nullopt, saved_sizes(ctx, "stride_"),
+        saved_sizes(ctx, "padding"), saved_sizes(ctx, "dilation"), ctx->saved_data["transposed"].toBool(),
+        saved_sizes(ctx, "output_padding"), groups, mask);
+    if (const OptionalTensor energy = saved_energy(ctx); energy && needs_weight) {
+      const Tensor own = sample_energy(grad);
+      // Each output position meets kernel * channels/groups inputs, out of channels * positions.
+      const bool transposed = ctx->saved_data["transposed"].toBool();
+      const double kernel = double(weight.numel()) / double(weight.size(0) * weight.size(1));
+      const double positions = double(input.numel()) / double(input.size(0) * input.size(1));
+      const double share = kernel / (transposed ? double(grad.numel()) / double(grad.size(0) * grad.size(1)) : positions) /
+                           double(groups.expect_int());
+      energy->select(1, 0).copy_(own * share);
+      energy->select(1, 1).copy_(sample_energy(input) * own * share);
+    }
+    result[0] = grad_input, result[1] = grad_weight, result[2] = grad_bias;
+    return result;
+  }
+};
+
+Tensor conv(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, SymIntArrayRef stride, SymIntArrayRef padding,
+            SymIntArrayRef dilation, bool transposed, SymIntArrayRef output_padding, SymInt groups, const OptionalTensor& codes,
+            const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits, int64_t group_size, const OptionalTensor& seed,
+            const OptionalTensor& energy) {
+  return Conv::apply(input, weight, bias, stride, padding, dilation, transposed, output_padding, std::move(groups), codes, ranges,
+                     sample_bits, bits, group_size, seed, energy);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) { m.impl("conv", conv); }
+
+}  // namespace quantize::layers

@@ -1,0 +1,28 @@
+// What the backward reports for the allocation of bits between samples and layers.
+//
+// With V_n the variance of sample n's packed input, the variance that packing adds to the gradient of the layer's own parameters is
+// sum_n V_n * energy[n][0]: ActNN's linear layer, Var(dW) = sum_n (sum_i Var x_ni) ||g_n||^2, and for a convolution the same with the
+// output gradient's energy spread evenly over the input positions that its kernel reaches.
+//   conv, linear: energy[n][1] is sample n's share ||x_n||^2 ||g_n||^2 of the gradient's own incoherent energy, in the same units.
+//   batch norm:   the noise also reaches the input gradient, and through it every layer before this one. energy[n][1] * V_n is the
+//                 relative variance of that gradient; times the energies of the layers before it is their gradients' variance.
+#pragma once
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/linalg_vector_norm.h>
+
+#include "saved_activation.h"
+
+namespace quantize::layers {
+
+// Sums of squares over everything but dimension 0, float32 [N].
+inline Tensor sample_energy(const Tensor& x) {
+  if (x.dim() < 2) return x.to(at::kFloat).square();
+  std::vector<int64_t> rest;
+  for (int64_t d = 1; d < x.dim(); ++d) rest.push_back(d);
+  return at::linalg_vector_norm(x, 2, rest, /*keepdim=*/false, at::kFloat).square_();
+}
+
+inline OptionalTensor saved_energy(AutogradContext* ctx) { return ctx->saved_data["energy"].toOptional<Tensor>(); }
+
+}  // namespace quantize::layers

@@ -1,0 +1,58 @@
+// linear: any rank of input, which is kept packed.
+#include <ATen/ops/linear.h>
+#include <torch/library.h>
+
+#include "energy.h"
+
+namespace quantize::layers {
+namespace {
+
+struct Linear : torch::autograd::Function<Linear> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        const OptionalTensor& codes, const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits,
+                        int64_t group_size, const OptionalTensor& seed, const OptionalTensor& energy) {
+    const PackedArguments packed{codes, ranges, sample_bits, bits, group_size, seed, energy};
+    save_packed(ctx, input, packed);
+    variable_list saved = packed_tensors(packed);
+    saved.push_back(weight);
+    ctx->save_for_backward(saved);
+    at::AutoDispatchBelowADInplaceOrView below;
+    return at::linear(input, weight, bias);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    refuse_double_backward("linear");
+    const Tensor& grad = grads[0];
+    variable_list result(10);
+    if (!grad.defined()) return result;
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor& weight = saved[4];
+    const Tensor rows = grad.reshape_symint({-1, weight.sym_size(0)});
+    if (ctx->needs_input_grad(0)) result[0] = grad.matmul(weight);
+    if (ctx->needs_input_grad(1)) {
+      const Tensor input = unpack_saved(ctx, saved.data());
+      result[1] = rows.t().mm(input.reshape_symint({-1, weight.sym_size(1)}));
+      if (const OptionalTensor energy = saved_energy(ctx)) {
+        const bool batched = grad.dim() > 1;
+        const double positions = batched ? double(rows.size(0)) / double(grad.size(0)) : 1.;
+        const Tensor own = sample_energy(batched ? grad : rows) / positions;
+        energy->select(1, 0).copy_(own);
+        energy->select(1, 1).copy_(sample_energy(batched ? input : input.unsqueeze(0)) * own);
+      }
+    }
+    if (ctx->needs_input_grad(2)) result[2] = rows.sum(0);
+    return result;
+  }
+};
+
+Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& codes,
+              const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits, int64_t group_size, const OptionalTensor& seed,
+              const OptionalTensor& energy) {
+  return Linear::apply(input, weight, bias, codes, ranges, sample_bits, bits, group_size, seed, energy);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) { m.impl("linear", linear); }
+
+}  // namespace quantize::layers

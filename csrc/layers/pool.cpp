@@ -1,0 +1,138 @@
+// max_pool: keeps 8-bit offsets within the windows. avg_pool, adaptive_avg_pool: keep nothing but the input's shape.
+#include <ATen/ops/_adaptive_avg_pool2d.h>
+#include <ATen/ops/_adaptive_avg_pool2d_backward.h>
+#include <ATen/ops/_adaptive_avg_pool3d.h>
+#include <ATen/ops/_adaptive_avg_pool3d_backward.h>
+#include <ATen/ops/avg_pool2d.h>
+#include <ATen/ops/avg_pool2d_backward.h>
+#include <ATen/ops/avg_pool3d.h>
+#include <ATen/ops/avg_pool3d_backward.h>
+#include <ATen/ops/max_pool2d_with_indices.h>
+#include <ATen/ops/max_pool2d_with_indices_backward.h>
+#include <ATen/ops/max_pool3d_with_indices.h>
+#include <ATen/ops/max_pool3d_with_indices_backward.h>
+#include <torch/library.h>
+
+#include "saved_activation.h"
+
+namespace quantize::layers {
+namespace {
+
+using at::IntArrayRef;
+
+void save_shape(AutogradContext* ctx, const Tensor& x) {
+  ctx->saved_data["size"] = x.sym_sizes().vec();
+  ctx->saved_data["stride"] = activation::packed_strides(x.sym_sizes(), x.sym_strides());
+}
+
+std::vector<int64_t> ints(AutogradContext* ctx, const char* name) { return ctx->saved_data[name].toIntVector(); }
+
+using PoolIndices = Tensor(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef);
+
+struct MaxPool : torch::autograd::Function<MaxPool> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                               IntArrayRef dilation, bool ceil_mode) {
+    static const auto pack = c10::Dispatcher::singleton().findSchemaOrThrow("quantize::pack_pool_indices", "").typed<PoolIndices>();
+    at::AutoDispatchBelowADInplaceOrView below;
+    const bool two = kernel.size() == 2;
+    auto [output, indices] = two ? at::max_pool2d_with_indices(input, kernel, stride, padding, dilation, ceil_mode)
+                                 : at::max_pool3d_with_indices(input, kernel, stride, padding, dilation, ceil_mode);
+    save_shape(ctx, input);
+    ctx->saved_data["window"] = input.sizes().slice(input.dim() - kernel.size()).vec();
+    ctx->saved_data["kernel"] = kernel.vec();
+    ctx->saved_data["pool_stride"] = stride.vec();
+    ctx->saved_data["padding"] = padding.vec();
+    ctx->saved_data["dilation"] = dilation.vec();
+    ctx->saved_data["ceil_mode"] = ceil_mode;
+    ctx->save_for_backward({pack.call(indices, input.sizes().slice(input.dim() - kernel.size()), kernel, stride, padding, dilation)});
+    ctx->mark_non_differentiable({indices});
+    return {output, indices};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    refuse_double_backward("max_pool");
+    static const auto unpack = c10::Dispatcher::singleton().findSchemaOrThrow("quantize::unpack_pool_indices", "").typed<PoolIndices>();
+    variable_list result(6);
+    if (!grads[0].defined()) return result;
+    const auto kernel = ints(ctx, "kernel"), stride = ints(ctx, "pool_stride"), padding = ints(ctx, "padding"), dilation = ints(ctx, "dilation");
+    const Tensor indices = unpack.call(ctx->get_saved_variables()[0], ints(ctx, "window"), kernel, stride, padding, dilation);
+    const Tensor shape = shape_of_saved(ctx, grads[0]);
+    const bool ceil_mode = ctx->saved_data["ceil_mode"].toBool();
+    result[0] = kernel.size() == 2
+                    ? at::max_pool2d_with_indices_backward(grads[0], shape, kernel, stride, padding, dilation, ceil_mode, indices)
+                    : at::max_pool3d_with_indices_backward(grads[0], shape, kernel, stride, padding, dilation, ceil_mode, indices);
+    return result;
+  }
+};
+
+struct AvgPool : torch::autograd::Function<AvgPool> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                        bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    save_shape(ctx, input);
+    ctx->saved_data["kernel"] = kernel.vec();
+    ctx->saved_data["pool_stride"] = stride.vec();
+    ctx->saved_data["padding"] = padding.vec();
+    ctx->saved_data["ceil_mode"] = ceil_mode;
+    ctx->saved_data["count_include_pad"] = count_include_pad;
+    ctx->saved_data["divisor"] = divisor;
+    return kernel.size() == 2 ? at::avg_pool2d(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+                              : at::avg_pool3d(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    refuse_double_backward("avg_pool");
+    variable_list result(7);
+    if (!grads[0].defined()) return result;
+    const auto kernel = ints(ctx, "kernel"), stride = ints(ctx, "pool_stride"), padding = ints(ctx, "padding");
+    const bool ceil_mode = ctx->saved_data["ceil_mode"].toBool(), include = ctx->saved_data["count_include_pad"].toBool();
+    const auto divisor = ctx->saved_data["divisor"].toOptional<int64_t>();
+    const Tensor shape = shape_of_saved(ctx, grads[0]);
+    result[0] = kernel.size() == 2 ? at::avg_pool2d_backward(grads[0], shape, kernel, stride, padding, ceil_mode, include, divisor)
+                                   : at::avg_pool3d_backward(grads[0], shape, kernel, stride, padding, ceil_mode, include, divisor);
+    return result;
+  }
+};
+
+struct AdaptiveAvgPool : torch::autograd::Function<AdaptiveAvgPool> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, c10::SymIntArrayRef output_size) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    save_shape(ctx, input);
+    ctx->saved_data["spatial"] = static_cast<int64_t>(output_size.size());
+    return output_size.size() == 2 ? at::_adaptive_avg_pool2d_symint(input, output_size)
+                                   : at::_adaptive_avg_pool3d_symint(input, output_size);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    refuse_double_backward("adaptive_avg_pool");
+    variable_list result(2);
+    if (!grads[0].defined()) return result;
+    const Tensor shape = shape_of_saved(ctx, grads[0]);
+    result[0] = ctx->saved_data["spatial"].toInt() == 2 ? at::_adaptive_avg_pool2d_backward(grads[0], shape)
+                                                        : at::_adaptive_avg_pool3d_backward(grads[0], shape);
+    return result;
+  }
+};
+
+std::tuple<Tensor, Tensor> max_pool(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                    bool ceil_mode) {
+  const variable_list outputs = MaxPool::apply(input, kernel, stride, padding, dilation, ceil_mode);
+  return {outputs[0], outputs[1]};
+}
+
+Tensor avg_pool(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+                std::optional<int64_t> divisor) {
+  return AvgPool::apply(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
+}
+
+Tensor adaptive_avg_pool(const Tensor& input, c10::SymIntArrayRef output_size) { return AdaptiveAvgPool::apply(input, output_size); }
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) {
+  m.impl("max_pool", max_pool);
+  m.impl("avg_pool", avg_pool);
+  m.impl("adaptive_avg_pool", adaptive_avg_pool);
+}
+
+}  // namespace quantize::layers

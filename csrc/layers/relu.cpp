@@ -1,0 +1,97 @@
+// relu: the ReLU family on an exact mask of one bit an element. dropout: the same mask, drawn.
+#include <ATen/ops/native_dropout.h>
+#include <torch/library.h>
+
+#include "saved_activation.h"
+
+namespace quantize::layers {
+namespace {
+
+Tensor apply_mask(AutogradContext* ctx, Tensor grad, const Tensor& mask, double on, double off) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("quantize::apply_mask", "")
+                             .typed<Tensor(const Tensor&, const Tensor&, double, double)>();
+  // The mask is in the forward's memory order, and so must the gradient be.
+  const auto strides = saved_sizes(ctx, "stride");
+  if (grad.sym_strides() != c10::SymIntArrayRef(strides))
+    grad = at::empty_strided_symint(saved_sizes(ctx, "size"), strides, grad.options()).copy_(grad);
+  return op.call(grad, mask, on, off);
+}
+
+void save_mask(AutogradContext* ctx, const Tensor& x, const Tensor& mask) {
+  ctx->saved_data["size"] = x.sym_sizes().vec();
+  ctx->saved_data["stride"] = activation::packed_strides(x.sym_sizes(), x.sym_strides());
+  ctx->save_for_backward({mask});
+}
+
+template <bool in_place>
+struct Relu : torch::autograd::Function<Relu<in_place>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, double negative_slope, double max_value) {
+    ctx->saved_data["slope"] = negative_slope;
+    at::AutoDispatchBelowADInplaceOrView below;
+    if constexpr (in_place) {
+      static const auto op = c10::Dispatcher::singleton()
+                                 .findSchemaOrThrow("quantize::relu_mask_", "")
+                                 .typed<Tensor(Tensor&, double, double)>();
+      Tensor x = input;
+      save_mask(ctx, x, op.call(x, negative_slope, max_value));
+      ctx->mark_dirty({x});
+      return x;
+    } else {
+      static const auto op = c10::Dispatcher::singleton()
+                                 .findSchemaOrThrow("quantize::relu_mask", "")
+                                 .typed<std::tuple<Tensor, Tensor>(const Tensor&, double, double)>();
+      auto [y, mask] = op.call(input, negative_slope, max_value);
+      save_mask(ctx, input, mask);
+      return y;
+    }
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    refuse_double_backward("relu");
+    if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
+    return {apply_mask(ctx, grads[0], ctx->get_saved_variables()[0], 1., ctx->saved_data["slope"].toDouble()), Tensor(), Tensor()};
+  }
+};
+
+struct Dropout : torch::autograd::Function<Dropout> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, double p) {
+    static const auto op =
+        c10::Dispatcher::singleton().findSchemaOrThrow("quantize::pack_mask", "").typed<Tensor(const Tensor&)>();
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [output, mask] = at::native_dropout(input, p, true);
+    save_mask(ctx, mask, op.call(mask));
+    ctx->saved_data["scale"] = p < 1. ? 1. / (1. - p) : 0.;
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    refuse_double_backward("dropout");
+    if (!grads[0].defined()) return {Tensor(), Tensor()};
+    return {apply_mask(ctx, grads[0], ctx->get_saved_variables()[0], ctx->saved_data["scale"].toDouble(), 0.), Tensor()};
+  }
+};
+
+Tensor relu(const Tensor& input, double negative_slope, double max_value) {
+  return Relu<false>::apply(input, negative_slope, max_value);
+}
+
+Tensor& relu_(Tensor& input, double negative_slope, double max_value) {
+  input = Relu<true>::apply(input, negative_slope, max_value);
+  return input;
+}
+
+Tensor dropout(const Tensor& input, double p) {
+  TORCH_CHECK_VALUE(p >= 0. && p <= 1., "dropout: p must be between 0 and 1; got ", p);
+  return Dropout::apply(input, p);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) {
+  m.impl("relu", relu);
+  m.impl("relu_", relu_);
+  m.impl("dropout", dropout);
+}
+
+}  // namespace quantize::layers

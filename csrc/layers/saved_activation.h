@@ -1,0 +1,72 @@
+// A packed activation on its way from a layer's forward to its backward.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty_strided.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "../activation/group_layout.h"
+
+namespace quantize::layers {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<Tensor>;
+
+// The arguments that every op with a packed input ends with.
+struct PackedArguments {
+  const OptionalTensor &codes, &ranges, &sample_bits;
+  int64_t bits, group_size;
+  const OptionalTensor &seed, &energy;
+};
+
+// Shape and dtype of the activation, kept beside the bytes. Everything that holds storage goes through save_for_backward, so that saved
+// tensor hooks (and with them reports and checkpointing) see it; energy is an output and does not.
+inline void save_packed(AutogradContext* ctx, const Tensor& input, const PackedArguments& packed) {
+  ctx->saved_data["size"] = input.sym_sizes().vec();
+  ctx->saved_data["stride"] = activation::packed_strides(input.sym_sizes(), input.sym_strides());
+  ctx->saved_data["dtype"] = static_cast<int64_t>(input.scalar_type());
+  ctx->saved_data["bits"] = packed.bits;
+  ctx->saved_data["group_size"] = packed.group_size;
+  ctx->saved_data["energy"] = packed.energy;
+}
+
+inline variable_list packed_tensors(const PackedArguments& packed) {
+  return {packed.codes.value_or(Tensor()), packed.ranges.value_or(Tensor()), packed.sample_bits.value_or(Tensor()),
+          packed.seed.value_or(Tensor())};
+}
+
+inline c10::SymDimVector saved_sizes(AutogradContext* ctx, const char* name) {
+  c10::SymDimVector sizes;
+  for (const at::IValue& v : ctx->saved_data[name].toListRef()) sizes.push_back(v.toSymInt());
+  return sizes;
+}
+
+inline at::ScalarType saved_dtype(AutogradContext* ctx) { return static_cast<at::ScalarType>(ctx->saved_data["dtype"].toInt()); }
+
+// The activation from four saved tensors that packed_tensors made.
+inline Tensor unpack_saved(AutogradContext* ctx, const Tensor* saved) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("quantize::group_dequantize", "")
+                             .typed<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, int64_t, int64_t, c10::SymIntArrayRef,
+                                           c10::SymIntArrayRef, at::ScalarType, const Tensor&)>();
+  const OptionalTensor sample_bits = saved[2].defined() ? OptionalTensor(saved[2]) : std::nullopt;
+  return op.call(saved[0], saved[1], sample_bits, ctx->saved_data["bits"].toInt(), ctx->saved_data["group_size"].toInt(),
+                 saved_sizes(ctx, "size"), saved_sizes(ctx, "stride"), saved_dtype(ctx), saved[3]);
+}
+
+// For backward formulas of ATen that read no more of their input than its shape: memory that is never touched.
+inline Tensor shape_of_saved(AutogradContext* ctx, const Tensor& like) {
+  return at::empty_strided_symint(saved_sizes(ctx, "size"), saved_sizes(ctx, "stride"), like.options());
+}
+
+// ATen's own error for a second derivative of a custom function is about leaves and views; this one says what happened.
+inline void refuse_double_backward(const char* op) {
+  TORCH_CHECK(!at::GradMode::is_enabled(), op,
+              ": the backward of a layer with compressed activations is not differentiable (create_graph=True); disable compression "
+              "(ActivationConfig(enabled=False)) for second derivatives");
+}
+
+}  // namespace quantize::layers

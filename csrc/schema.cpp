@@ -1,0 +1,55 @@
+// Every op of the library, in one list. Backends register themselves with TORCH_LIBRARY_IMPL beside their kernels.
+#include <torch/library.h>
+
+TORCH_LIBRARY(quantize, m) {
+  // ---- activation: kernels, one CPU, one CUDA and one Meta implementation each.
+  //
+  // Packs x in groups (csrc/activation/group_format.h). group_size: elements; 0: one group a sample; -1: one group.
+  // seed: int64 CPU tensor (seed, offset). codes: uint8, 1-D. ranges: int16 [groups, 2].
+  m.def("group_quantize(Tensor x, int bits, int group_size, Tensor seed) -> (Tensor codes, Tensor ranges)");
+  // The same with bits of its own for each sample (uint8 [N], on x's device), which add up to at most bit_budget.
+  m.def(
+      "group_quantize_mixed(Tensor x, Tensor sample_bits, int bit_budget, int group_size, Tensor seed) -> (Tensor codes, Tensor ranges)");
+  // The inverse of both (sample_bits given: of the second).
+  m.def(
+      "group_dequantize(Tensor codes, Tensor ranges, Tensor? sample_bits, int bits, int group_size, SymInt[] size, SymInt[] stride, "
+      "ScalarType dtype, Tensor seed) -> Tensor");
+  // The exact variance sum_i scale^2 p(1-p) of packing each sample at 1, 2, 4 and 8 bits: float32 [N, 4].
+  m.def("group_variance(Tensor x, int group_size) -> Tensor");
+  // Bits in {1, 2, 4, 8} a sample, at most max_bits, that add up to at most bit_budget and make the sum of variances small: uint8 [N].
+  m.def("allocate_bits(Tensor variance, int bit_budget, int max_bits) -> Tensor");
+  // y = x for x > 0, negative_slope * x else, at most max_value; the mask's bit is set where the derivative is 1. Memory order.
+  m.def("relu_mask(Tensor x, float negative_slope, float max_value) -> (Tensor y, Tensor mask)");
+  m.def("relu_mask_(Tensor(a!) x, float negative_slope, float max_value) -> Tensor");
+  // Booleans to bits and back to factors: grad * (bit ? on : off), in memory order.
+  m.def("pack_mask(Tensor mask) -> Tensor");
+  m.def("apply_mask(Tensor grad, Tensor mask, float on, float off) -> Tensor");
+  // Max-pool indices (flat in the input plane) as 8-bit offsets within their windows, and back.
+  m.def("pack_pool_indices(Tensor indices, int[] input_size, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor");
+  m.def("unpack_pool_indices(Tensor offsets, int[] input_size, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor");
+
+  // ---- layers: autograd functions over the kernels above, for every backend. The forward is ATen's on the full-precision input.
+  //
+  // `codes, ranges, sample_bits, bits, group_size, seed`: the input as group_quantize packed it (codes None: not needed, the weight is
+  // frozen). `energy` float32 [N, 2], or None: filled by the backward for the allocation of bits (csrc/layers/energy.h).
+  m.def(
+      "conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] "
+      "output_padding, SymInt groups, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, Tensor? "
+      "energy) -> Tensor");
+  m.def(
+      "linear(Tensor input, Tensor weight, Tensor? bias, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, "
+      "Tensor? seed, Tensor? energy) -> Tensor");
+  m.def(
+      "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, float momentum, "
+      "float eps, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, Tensor? energy) -> Tensor");
+  m.def("relu(Tensor input, float negative_slope, float max_value) -> Tensor");
+  m.def("relu_(Tensor(a!) input, float negative_slope, float max_value) -> Tensor(a!)");
+  m.def("dropout(Tensor input, float p) -> Tensor");
+  m.def(
+      "max_pool(Tensor input, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> (Tensor output, Tensor "
+      "indices)");
+  m.def(
+      "avg_pool(Tensor input, int[] kernel, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) "
+      "-> Tensor");
+  m.def("adaptive_avg_pool(Tensor input, SymInt[] output_size) -> Tensor");
+}

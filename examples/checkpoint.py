@@ -1,0 +1,128 @@
+"""Checkpoints: everything a run needs to continue to the very same numbers, in one file that is never half written."""
+
+import os
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+FORMAT = "quantize example, version 1"
+# Options that change the numbers of a run; a resumed run that differs in one is told so.
+DECISIVE = (
+    "batch_size", "epochs", "lr", "momentum", "weight_decay", "lr_scheduler", "lr_milestones", "lr_warmup_epochs", "label_smoothing", "amp",
+    "channels_last", "seed", "limit_train", "compress", "ca", "cabits", "ibits", "pergroup", "perlayer", "usegradient",
+)  # fmt: skip
+
+
+def save(run, file: Path) -> None:
+    """Write `run` to `file`. Every process of the run calls this; the first one writes."""
+    ranks = run.processes.gather({"random": random_state(), "activation": activation_state(run.model), "totals": run.totals.tolist()})
+    if not run.processes.first:
+        return
+    content = {
+        "format": FORMAT,
+        "identity": identity(run.args),
+        "options": {name: getattr(run.args, name) for name in DECISIVE},
+        "epoch": run.epoch,
+        "step": run.step,
+        "best": run.best,
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "ranks": ranks,
+    }
+    write(content, file)
+
+
+def write(content: dict, file: Path) -> None:
+    """torch.save that a crash cannot leave half done: to a temporary file, to the disk, then under its name."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("wb") as stream:
+        torch.save(content, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def read(file: Path, args) -> dict:
+    """Content of a checkpoint of the model that `args` describe; FileNotFoundError or ValueError otherwise."""
+    if not file.is_file():
+        raise FileNotFoundError(f"--resume: expected a checkpoint file; there is none at {file}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged pickle or zip raises
+        raise ValueError(f"--resume: {file} is damaged or no checkpoint: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"--resume: expected {file} to be a checkpoint of this script ({FORMAT!r}); got {found}")
+    if content["identity"] != identity(args):
+        asked, held = (", ".join(f"{k} {v}" for k, v in model.items()) for model in (identity(args), content["identity"]))
+        raise ValueError(f"--resume: {file} is of another model: expected {asked}; the file holds {held}")
+    return content
+
+
+def restore(run, content: dict) -> None:
+    """Put `run` where the checkpoint `content` was taken; for an evaluation only the model matters."""
+    run.model.load_state_dict(content["model"])
+    ranks, world = content["ranks"], run.processes.world
+    own = ranks[run.processes.rank % len(ranks)]
+    load_activation_state(run.model, own["activation"])
+    if run.args.evaluate:
+        return
+    differing = [f"{k} {v} -> {getattr(run.args, k)}" for k, v in content["options"].items() if v != getattr(run.args, k)]
+    if len(ranks) != world:
+        differing.append(f"processes {len(ranks)} -> {world}")
+    if differing:
+        if content["step"] and (len(ranks) != world or content["options"]["batch_size"] != run.args.batch_size):
+            raise ValueError(
+                f"--resume: the checkpoint was taken inside an epoch, at step {content['step']} of {len(ranks)} processes with batches of "
+                f"{content['options']['batch_size']}; got {world} processes with batches of {run.args.batch_size}"
+            )
+        warnings.warn(f"resuming with other options than the checkpoint's, so to other numbers: {'; '.join(differing)}", stacklevel=2)
+    run.epoch, run.step, run.best = content["epoch"], content["step"], content["best"]
+    run.optimizer.load_state_dict(content["optimizer"])
+    run.scaler.load_state_dict(content["scaler"])
+    run.totals.copy_(torch.tensor(own["totals"], dtype=torch.float64))
+    set_random_state(own["random"])
+
+
+def identity(args) -> dict:
+    """What a checkpoint and a run must have in common."""
+    return {"arch": args.arch, "width": args.width, "num_classes": args.num_classes, "dataset": args.dataset}
+
+
+def activation_state(model):
+    """The adaptive state (bits, sensitivities, gradient magnitudes) of a compressed model; None of a plain one."""
+    return model.activation_state() if hasattr(model, "activation_state") else None
+
+
+def load_activation_state(model, state) -> None:
+    """Give a compressed model the adaptive state of another run of it; a plain model or a plain run's state changes nothing."""
+    if state is not None and hasattr(model, "load_activation_state"):
+        model.load_activation_state(state)
+
+
+def random_state() -> dict:
+    """State of every generator, in types that a checkpoint may hold."""
+    version, numbers, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, keys.tolist(), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict) -> None:
+    """Undo what happened to the generators since `random_state()`."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,49 @@
+"""What a run writes down: one JSON object per epoch in `log.jsonl`, and the same numbers for TensorBoard where it is installed."""
+
+import json
+from pathlib import Path
+
+
+class Logs:
+    """Logs in `folder`; entries of epochs from `first_epoch` on, left by a run that this one continues, are dropped."""
+
+    def __init__(self, folder: Path, first_epoch: int = 0):
+        self.file = folder / "log.jsonl"
+        kept = [entry for entry in read(self.file) if entry["epoch"] < first_epoch] if self.file.exists() else []
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        temporary.replace(self.file)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch)
+        except ImportError:
+            self.board = None
+
+    def write(self, entry: dict) -> None:
+        """Add the numbers of one epoch."""
+        with self.file.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self.board is not None:
+            for name, value in entry.items():
+                if name != "epoch" and value is not None:
+                    self.board.add_scalar(name, value, entry["epoch"])
+            self.board.flush()
+
+    def close(self) -> None:
+        """Finish TensorBoard's file."""
+        if self.board is not None:
+            self.board.close()
+
+
+def read(file: Path) -> list[dict]:
+    """Entries of a log; a last line that a killed process left unfinished is skipped."""
+    entries = []
+    lines = file.read_text().splitlines()
+    for number, line in enumerate(lines):
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines) - 1:
+                raise ValueError(f"log {file}: expected a JSON object in line {number + 1}; got {line[:60]!r}") from error
+    return entries

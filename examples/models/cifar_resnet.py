@@ -1,0 +1,110 @@
+"""ResNets for 32x32 images: three stages of 3x3 convolutions, depth 6n + 2 (arXiv 1512.03385, section 4.2), and their pre-activation
+form (arXiv 1603.05027).
+
+Parameters at 3 input channels, 10 classes, width 16: resnet20 0.27 M, resnet32 0.46 M, resnet44 0.66 M, resnet56 0.85 M, as published.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _conv3x3(inputs, outputs, stride=1):
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+
+
+class Block(nn.Module):
+    """conv-bn-relu-conv-bn, added to the shortcut. Where the shape changes the shortcut is the paper's option A: every second pixel, and
+    zeros for the new channels. It has no parameters and nothing to keep for backward."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = _conv3x3(inputs, outputs, stride)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = _conv3x3(outputs, outputs)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.stride, self.new_channels = stride, outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        if self.stride > 1 or self.new_channels:
+            before = self.new_channels // 2
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before))
+        return self.relu2(out + x)
+
+
+class PreActBlock(nn.Module):
+    """bn-relu-conv twice. A shortcut that changes shape is a 1x1 convolution of relu(bn1(x)), which it shares with conv1."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = _conv3x3(inputs, outputs, stride)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = _conv3x3(outputs, outputs)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if stride > 1 or inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.relu1(self.bn1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        return self.conv2(self.relu2(self.bn2(self.conv1(active)))) + shortcut
+
+
+def _stages(block, depth, width):
+    """The blocks of the three stages: channels double and the image halves from one stage to the next."""
+    per_stage, left = divmod(depth - 2, 6)
+    if left or per_stage < 1:
+        raise ValueError(f"depth must be 6n + 2 with n of at least 1; got {depth}")
+    channels = width
+    for stage in range(3):
+        blocks = []
+        for index in range(per_stage):
+            outputs = width * 2**stage
+            blocks.append(block(channels, outputs, 2 if stage and index == 0 else 1))
+            channels = outputs
+        yield nn.Sequential(*blocks)
+
+
+def _initialize(model):
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class CifarResNet(nn.Module):
+    """ResNet of `depth` layers for small images; `Tensor[N, in_channels, H, W]` to `Tensor[N, num_classes]`."""
+
+    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3, width: int = 16):
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1, self.layer2, self.layer3 = _stages(Block, depth, width)
+        self.fc = nn.Linear(4 * width, num_classes)
+        _initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(torch.mean(x, (2, 3)))
+
+
+class PreActResNet(nn.Module):
+    """Pre-activation ResNet of `depth` layers for small images; `Tensor[N, in_channels, H, W]` to `Tensor[N, num_classes]`."""
+
+    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3, width: int = 16):
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, width)
+        self.layer1, self.layer2, self.layer3 = _stages(PreActBlock, depth, width)
+        self.bn = nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(4 * width, num_classes)
+        _initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        return self.fc(torch.mean(self.relu(self.bn(x)), (2, 3)))

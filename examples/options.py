@@ -1,0 +1,146 @@
+"""Command line of train.py, and what its compression flags mean in terms of quantize.ActivationConfig.
+
+The flags of the original training script are kept (README.md has the table); the rest is named as in torchvision's reference scripts.
+"""
+
+import argparse
+from pathlib import Path
+
+from torch import nn
+
+from data import DATASETS
+from models import ARCHITECTURES
+
+TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options of `argv`, checked. A bad value ends the process with a message that names the flag."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    args.data_path = args.data or args.data_path
+    args.lr_milestones = args.lr_milestones or [args.epochs // 2, args.epochs * 3 // 4]
+    for name in ("epochs", "batch_size", "print_freq", "batches", "draws", "image_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1; got {getattr(args, name)}")
+    for name in ("lr", "momentum", "weight_decay", "lr_warmup_epochs", "seed", "num_workers"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name.replace('_', '-')} must not be negative; got {getattr(args, name)}")
+    if not 0 <= args.label_smoothing < 1:
+        parser.error(f"--label-smoothing must be in [0, 1); got {args.label_smoothing}")
+    if args.lr_warmup_epochs > args.epochs:
+        parser.error(f"--lr-warmup-epochs must be at most --epochs ({args.epochs}); got {args.lr_warmup_epochs}")
+    if args.evaluate and not args.resume:
+        parser.error("--evaluate needs --resume CHECKPOINT, the model to evaluate")
+    if args.resume2 and not (args.evaluate and args.training_only):
+        parser.error("--resume2 belongs to --evaluate --training-only: it gives the variance report its adaptive state")
+    if args.ibits < args.cabits:
+        parser.error(f"--ibits must be at least --cabits ({args.cabits}); got {args.ibits}")
+    if args.workspace is None:
+        args.workspace = Path("runs") / f"{args.dataset}-{args.arch}-{label(args)}-seed{args.seed}"
+    return args
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every flag with its default."""
+    about = "Train a network, plain or with compressed activations."
+    parser = argparse.ArgumentParser("train.py", description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument_group("model and data").add_argument
+    add("data", nargs="?", type=Path, metavar="DATA", help="same as --data-path")
+    add("--arch", choices=ARCHITECTURES, default="resnet20", help="model")
+    add("--width", type=int, help="channels of the model's first stage; as published if not given")
+    add("--dataset", choices=DATASETS, default="mnist5k", help="data set")
+    add("--data-path", type=Path, default=Path("datasets"), help="folder the data set lies in")
+    add("--num-classes", type=int, help="outputs of the model; the data set's number of classes if not given")
+    add("--image-size", type=int, default=224, help="side of an ImageNet image after cropping")
+    add("--limit-train", type=int, metavar="N", help="train on N images only, evenly spread over the data set")
+    add("--limit-test", type=int, metavar="N", help="test on N images only")
+    add("-j", "--num-workers", type=int, default=0, help="processes that prepare batches (0: none)")
+
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=int, default=10, help="passes over the training set")
+    add("--batch-size", type=int, default=128, help="images in a step of one process")
+    add("--lr", type=float, default=0.1, help="peak learning rate")
+    add("--momentum", type=float, default=0.9, help="of SGD")
+    add("--weight-decay", type=float, default=1e-4, help="of SGD, on every parameter")
+    add("--lr-scheduler", choices=("cosine", "step"), default="cosine", help="cosine to zero, or a tenth at every milestone")
+    add(
+        "--lr-milestones", type=int, nargs="+", metavar="EPOCH", help="of the step schedule; if not given, a half and three quarters of all"
+    )
+    add("--lr-warmup-epochs", type=float, default=1, help="epochs of linear growth to the peak")
+    add("--label-smoothing", type=float, default=0.0, help="share of the target spread over all classes")
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="automatic mixed precision")
+    add("--channels-last", action="store_true", help="keep activations in the NHWC memory format")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
+    add("--deterministic", action="store_true", help="let PyTorch use deterministic algorithms only (CPU runs are without it)")
+    add("--seed", type=int, default=0, help="of weights, order, augmentation and noise")
+
+    add = parser.add_argument_group("activation compression").add_argument
+    choices = ("fanin", "quantize", "qlinear")
+    add("-c", "--compress", choices=choices, default="fanin", help="nothing, every layer, or convolutions and linear layers only")
+    _switch(add, "ca", True, "compress activations (off: the compressing layers in full precision)")
+    add("--cabits", type=_number, default=2, help="average bits of an activation")
+    add("--ibits", type=_number, default=8, help="most bits of a sample: above --cabits, bits adapt; equal to it, they are fixed")
+    _switch(add, "pergroup", True, "a range for each group of 256 elements (off: for each sample)")
+    _switch(add, "perlayer", True, "adapt bits between layers too")
+    _switch(add, "usegradient", False, "adapt bits by each sample's gradient magnitude")
+
+    add = parser.add_argument_group("checkpoints and reports").add_argument
+    add("--workspace", type=Path, help="folder of checkpoints and logs; runs/DATASET-ARCH-CONFIG-seedN if not given")
+    add("--resume", type=Path, metavar="CHECKPOINT", help="continue from this file, or evaluate it")
+    add("--resume2", type=Path, metavar="CHECKPOINT", help="take the adaptive state (gradient magnitudes, bits) of variances from this one")
+    add("--evaluate", action="store_true", help="test --resume's model and stop")
+    add("--training-only", action="store_true", help="do not test after an epoch; with --evaluate: print gradient variances")
+    add("--batches", type=int, default=10, help="training batches the variances are taken over")
+    add("--draws", type=int, default=10, help="draws of the quantization noise for each batch")
+    add("--gather-checkpoints", action="store_true", help="keep the checkpoint of every epoch, not only the last and the best")
+    add("--print-freq", type=int, default=10, help="steps between updates of the progress bar")
+    return parser
+
+
+def compression(args: argparse.Namespace, model: nn.Module):
+    """The config that QModule takes for these options, or None for `-c fanin`."""
+    if args.compress == "fanin":
+        return None
+    from quantize import ActivationConfig
+
+    config = ActivationConfig(
+        bits=args.cabits,
+        max_bits=args.ibits,
+        group_size=256 if args.pergroup else "sample",
+        per_layer=args.perlayer,
+        use_gradient=args.usegradient,
+        enabled=args.ca,
+    )
+    if args.compress == "quantize":
+        return config
+    linear = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+    return {"*": None, **{name: config for name, module in model.named_modules() if isinstance(module, linear)}}
+
+
+def label(args: argparse.Namespace) -> str:
+    """The compression of a run in a word, for folder names and plots: `fp32`, `quantize-2-8-group-layer-gradient`."""
+    if args.compress == "fanin":
+        return "fp32" if args.amp == "off" else args.amp
+    if not args.ca:
+        return f"{args.compress}-off"
+    adaptive = args.ibits > args.cabits
+    switches = (("group", args.pergroup), ("layer", adaptive and args.perlayer), ("gradient", adaptive and args.usegradient))
+    return "-".join([args.compress, str(args.cabits), str(args.ibits), *(name for name, on in switches if on)])
+
+
+def _switch(add, name, default, text):
+    """`--name`, `--no-name`, and the original's `--name True`."""
+    add(f"--{name}", type=_truth, nargs="?", const=True, default=default, metavar="BOOL", help=text)
+    add(f"--no-{name}", dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def _truth(text):
+    if text.lower() in TRUE | FALSE:
+        return text.lower() in TRUE
+    raise argparse.ArgumentTypeError(f"expected True or False; got {text!r}")
+
+
+def _number(text):
+    value = float(text)
+    return int(value) if value == int(value) else value

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Train an image classifier, plain or with compressed activations, by hand or under torchrun:
+
+    python examples/train.py --arch resnet20 --dataset mnist5k -c quantize --cabits 2
+    torchrun --nproc-per-node=4 examples/train.py --arch resnet50 --dataset imagenet --data-path DATA -c quantize --amp bf16
+
+Ctrl-C writes a checkpoint after the step in flight; `--resume runs/.../last.pt` with the same flags continues to the same numbers.
+"""
+
+import random
+import signal
+import sys
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
+import checkpoint
+import data
+import options
+from engine import Run, autocast, show, test, train_epoch
+from evaluate import evaluate
+from interrupt import StopRequest
+from logs import Logs
+from memory import MIB, PeakMemory, saved_bytes, warm_up
+from models import create_model, default_width
+from processes import Processes
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train (or evaluate) as `argv` says; 0, or 128 plus the signal that stopped it."""
+    args = options.parse(argv)
+    processes = Processes.start(args.device)
+    try:
+        run, train_loader, test_loader = prepare(args, processes)
+        if args.evaluate:
+            evaluate(run, train_loader, test_loader)
+            return 0
+        with StopRequest() as stop:
+            if train(run, train_loader, test_loader, stop):
+                return 0
+        if processes.first:
+            print(f"stopped after step {run.step} of epoch {run.epoch + 1}; continue with --resume {args.workspace / 'last.pt'}")
+        return 128 + (stop.signal or signal.SIGTERM)
+    finally:
+        processes.close()
+
+
+def prepare(args, processes: Processes):
+    """Data loaders and a run at its beginning, or where `--resume` left it."""
+    torch.use_deterministic_algorithms(args.deterministic)
+    parts = data.load(args.dataset, args.data_path, args.image_size)
+    parts = [data.Subset(part, limit) if limit else part for part, limit in zip(parts, (args.limit_train, args.limit_test), strict=True)]
+    train_loader, test_loader = (
+        data.Loader(
+            part,
+            args.batch_size,
+            train,
+            seed=args.seed,
+            rank=processes.rank,
+            world=processes.world,
+            workers=args.num_workers,
+            pin=processes.device.type == "cuda",
+        )
+        for part, train in zip(parts, (True, False), strict=True)
+    )
+    args.width = args.width or default_width(args.arch)
+    args.num_classes = args.num_classes or parts[0].classes
+    if args.num_classes < parts[0].classes:
+        raise ValueError(f"--num-classes: expected at least the {parts[0].classes} of {args.dataset}; got {args.num_classes}")
+
+    # The same weights in every process; noise of its own in each.
+    torch.manual_seed(args.seed)
+    model = create_model(args.arch, args.num_classes, parts[0].channels, args.width).to(processes.device)
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    config = options.compression(args, model)
+    if config is not None:
+        import quantize
+
+        model = quantize.QModule(model, config)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(args.seed + 1 + processes.rank)
+    optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
+    scaler = torch.amp.GradScaler(processes.device.type, enabled=args.amp == "fp16")
+    net = nn.parallel.DistributedDataParallel(model) if processes.world > 1 else model
+    run = Run(args, processes, model, net, optimizer, scaler)
+    if args.resume:
+        checkpoint.restore(run, checkpoint.read(args.resume, args))
+    return run, train_loader, test_loader
+
+
+def train(run: Run, train_loader, test_loader, stop: StopRequest) -> bool:
+    """All epochs that are left; False if a stop was asked for before the end, after writing a checkpoint."""
+    args, first = run.args, run.processes.first
+    if first:
+        args.workspace.mkdir(parents=True, exist_ok=True)
+    logs = Logs(args.workspace, run.epoch) if first else None
+    images, _, indices = next(train_loader.epoch(0))
+    example = show(run, images[:2]), indices[:2]
+    with autocast(run):
+        warm_up(run.model, *example)
+    peak = PeakMemory(run.processes.device)
+    while run.epoch < args.epochs:
+        began = time.perf_counter()
+        step_ms = train_epoch(run, train_loader, stop)
+        tested = None if step_ms is None or args.training_only else test(run, test_loader, stop)
+        if step_ms is None or (tested is None and not args.training_only):
+            checkpoint.save(run, args.workspace / "last.pt")
+            return False
+        entry = describe(run, step_ms, tested, time.perf_counter() - began, peak, example)
+        run.epoch, run.step = run.epoch + 1, 0
+        run.totals.zero_()
+        is_best = tested is not None and tested[1] > run.best
+        run.best = tested[1] if is_best else run.best
+        # The log before the checkpoint: a run killed in between resumes before this epoch and writes its entry anew.
+        if first:
+            logs.write(entry)
+            print(summary(entry, args.epochs), flush=True)
+        for name in ["last.pt"] + ["best.pt"] * is_best + [f"epoch-{run.epoch:04d}.pt"] * args.gather_checkpoints:
+            checkpoint.save(run, args.workspace / name)
+    if first:
+        logs.close()
+    return True
+
+
+def describe(run: Run, step_ms, tested, seconds, peak: PeakMemory, example) -> dict:
+    """The log entry of the epoch just finished."""
+    loss, hits, count = run.processes.total(run.totals).tolist()
+    peak_mib = peak.growth() / MIB  # before the measurement below, which is no part of training
+    with autocast(run):
+        saved = saved_bytes(run.model, *example) / len(example[0])
+    return {
+        "epoch": run.epoch,
+        "train_loss": loss / count,
+        "train_top1": 100 * hits / count,
+        "test_loss": tested and tested[0],
+        "test_top1": tested and tested[1],
+        "lr": run.optimizer.param_groups[0]["lr"],
+        "seconds": seconds,
+        "step_ms": step_ms,
+        "saved_mib_per_image": saved / MIB,
+        "peak_mib": peak_mib,
+    }
+
+
+def summary(entry: dict, epochs: int) -> str:
+    """A line for the terminal."""
+    tested = "" if entry["test_top1"] is None else f"  test loss {entry['test_loss']:.4f} top-1 {entry['test_top1']:.2f} %"
+    return (
+        f"epoch {entry['epoch'] + 1:>{len(str(epochs))}}/{epochs}  train loss {entry['train_loss']:.4f} top-1 {entry['train_top1']:.2f} %"
+        f"{tested}  {entry['seconds']:.1f} s  step {entry['step_ms']:.0f} ms  saved {entry['saved_mib_per_image']:.3f} MiB/image"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

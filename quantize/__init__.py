@@ -1,0 +1,78 @@
+"""quantize: train PyTorch models in less memory, with fewer bits, and ship them small and fast.
+
+Importing it registers the ops ``torch.ops.quantize.*``. ``python -m quantize`` prints what was built and what is missing and why.
+"""
+
+import torch as _torch  # noqa: F401  the extension links against it
+
+from . import _C as _C
+from .activation.config import ActivationConfig
+from .activation.memory_report import MemoryReport, memory_report
+from .activation.module import QModule
+from .activation.packed import PackedActivations, pack_activations
+from .activation.variance_report import VarianceReport, variance_report
+from .layers import (
+    QAdaptiveAvgPool1d,
+    QAdaptiveAvgPool2d,
+    QAdaptiveAvgPool3d,
+    QAvgPool1d,
+    QAvgPool2d,
+    QAvgPool3d,
+    QBatchNorm1d,
+    QBatchNorm2d,
+    QBatchNorm3d,
+    QConv1d,
+    QConv2d,
+    QConv3d,
+    QConvTranspose1d,
+    QConvTranspose2d,
+    QConvTranspose3d,
+    QDropout,
+    QLeakyReLU,
+    QLinear,
+    QMaxPool1d,
+    QMaxPool2d,
+    QMaxPool3d,
+    QReLU,
+    QReLU6,
+    QSyncBatchNorm,
+    QUpsample,
+)
+
+__version__ = _C.build_info()["version"]
+
+__all__ = [
+    "ActivationConfig",
+    "MemoryReport",
+    "PackedActivations",
+    "QAdaptiveAvgPool1d",
+    "QAdaptiveAvgPool2d",
+    "QAdaptiveAvgPool3d",
+    "QAvgPool1d",
+    "QAvgPool2d",
+    "QAvgPool3d",
+    "QBatchNorm1d",
+    "QBatchNorm2d",
+    "QBatchNorm3d",
+    "QConv1d",
+    "QConv2d",
+    "QConv3d",
+    "QConvTranspose1d",
+    "QConvTranspose2d",
+    "QConvTranspose3d",
+    "QDropout",
+    "QLeakyReLU",
+    "QLinear",
+    "QMaxPool1d",
+    "QMaxPool2d",
+    "QMaxPool3d",
+    "QModule",
+    "QReLU",
+    "QReLU6",
+    "QSyncBatchNorm",
+    "QUpsample",
+    "VarianceReport",
+    "memory_report",
+    "pack_activations",
+    "variance_report",
+]

@@ -1,0 +1,75 @@
+"""`python -m quantize`: what was built, what runs here, and what is missing and why."""
+
+import os
+
+import torch
+
+import quantize
+from quantize import _C
+
+BUILD = "pip install --no-build-isolation ."
+
+
+def kernel_ops():
+    """{op: {"CPU": bool, "CUDA": bool, "Meta": bool}} for every op that has kernels of its own, composite ops left out."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("quantize::"))
+    composite = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
+    return {
+        name: {key: has(name, key) for key in ("CPU", "CUDA", "Meta")} for name in names if not any(has(name, key) for key in composite)
+    }
+
+
+def _isa_rows(info):
+    forced = os.environ.get("QUANTIZE_ISA")
+    rows = [("ISA", f"{_C.cpu_isa()}, {f'forced by QUANTIZE_ISA={forced}' if forced else 'the best this machine runs'}")]
+    rows.append(("", f"runs here: {', '.join(_C.supported_isas())}; built: {', '.join(info['isas'])}"))
+    return rows
+
+
+def _cuda_rows(info):
+    if info["cuda"] is None:
+        yield "CUDA", f"not built: {info['cuda_reason']}"
+        yield "", f"to build it: CUDA_HOME=<the toolkit> QUANTIZE_CUDA=1 {BUILD}"
+    else:
+        yield "CUDA", f"built with {info['cuda']} for {info['cuda_archs']}"
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(index)
+            yield "", f"device {index}: {torch.cuda.get_device_name(index)}, sm_{major}{minor}"
+    else:
+        yield "", "device: none that PyTorch can use here"
+
+
+def _op_rows(info):
+    ops = kernel_ops()
+    yield "kernels", f"{len(ops)} ops{'':<26} CPU  CUDA  Meta"
+    for name, backends in ops.items():
+        marks = "  ".join(("yes" if there else "-").rjust(width) for there, width in zip(backends.values(), (3, 4, 4), strict=True))
+        yield "", f"{name.removeprefix('quantize::'):<33} {marks}"
+    without = [name for name, backends in ops.items() if not backends["CUDA"]]
+    if info["cuda"] is None:
+        yield "missing", "every CUDA kernel, because CUDA was not built (above)"
+    elif without:
+        yield "missing", f"CUDA kernels of {', '.join(without)}, although CUDA was built: please report it"
+    else:
+        yield "missing", "nothing"
+
+
+def report():
+    """The table as text."""
+    info = _C.build_info()
+    same = info["torch"] == torch.__version__
+    rows = [
+        ("quantize", f"{info['version']}, {os.path.dirname(quantize.__file__)}"),
+        ("PyTorch", f"{torch.__version__}, {'as built' if same else 'BUILT AGAINST ' + info['torch'] + ': rebuild with ' + BUILD}"),
+        ("compiler", info["compiler"]),
+        *_isa_rows(info),
+        *_cuda_rows(info),
+        *_op_rows(info),
+    ]
+    return "\n".join(f"{key:<10}{value}".rstrip() for key, value in rows)
+
+
+if __name__ == "__main__":
+    print(report())

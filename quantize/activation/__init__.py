@@ -1,0 +1,1 @@
+"""Activation-compressed training: configuration, conversion of models, allocation of bits, reports."""

@@ -1,0 +1,95 @@
+"""Moving bits between layers: what the last step taught, turned into budgets for the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .config import BIT_WIDTHS
+from .state import LayerState
+
+MEMORY = 0.9  # of the running mean of sensitivities; exact mean until that many steps have been seen
+
+
+def learn(states: Iterable[LayerState]) -> list[tuple[LayerState, Tensor]]:
+    """The records of the step that ended, in order of the forward, as (layer, its gradient variance at 1, 2, 4, 8 bits).
+
+    A layer's noise counts for its own parameters; a batch norm's also for those of all layers before it, through the input gradient
+    (csrc/layers/energy.h). Records whose backward has not run are dropped. Tensors stay on their device: nothing is synchronised.
+    """
+    learned = []
+    upstream = None
+    for state in states:
+        total = None
+        for record in state.records:
+            weight = torch.zeros_like(record.variance[:, 0])
+            for energy, is_norm in zip(record.energies, record.is_norm, strict=True):
+                own, second = energy.unbind(1)
+                if is_norm:
+                    weight = weight + own + (second * upstream if upstream is not None else 0)
+                else:
+                    weight = weight + own
+                    share = second.sum().nan_to_num()
+                    upstream = share if upstream is None else upstream + share
+            if record.indices is not None:
+                state.pending_gradients = (record.indices, weight)
+            curve = (record.variance.nan_to_num() * weight[:, None]).sum(0)
+            total = curve if total is None else total + curve
+        state.records = []
+        if total is not None:
+            learned.append((state, total))
+    return learned
+
+
+def update_curve(state: LayerState, curve: list[float]) -> None:
+    """One more step in the running mean; figures of a backward that did not run or overflowed (not finite) are left out."""
+    if not all(math.isfinite(v) for v in curve):
+        return
+    state.updates += 1
+    keep = min(MEMORY, 1 - 1 / state.updates)
+    old = state.curve or [0.0] * 4
+    state.curve = [keep * o + (1 - keep) * c for o, c in zip(old, curve, strict=True)]
+
+
+def share_bits(states: list[LayerState]) -> None:
+    """Sets the budgets of layers under one config: the sum of their variances as small as the average number of bits allows.
+
+    The greedy solution on each layer's lower convex hull, the last upgrade taken in part: the optimum of the problem in which a layer may
+    mix bit widths over its samples, which it may.
+    """
+    states = [s for s in states if s.curve is not None and s.elements > 0]
+    if not states:
+        return
+    config = states[0].config
+    upgrades = []
+    for number, state in enumerate(states):
+        for key, start, stop in _hull(state.curve, config.max_bits):
+            upgrades.append((-key / state.elements, start, number, stop - start))
+    upgrades.sort()
+    budgets = [1.0] * len(states)
+    left = (config.bits - 1) * sum(s.elements for s in states)
+    for _, _, number, bits in upgrades:
+        cost = bits * states[number].elements
+        part = min(1.0, left / cost) if cost else 0.0
+        budgets[number] += part * bits
+        left -= part * cost
+        if left <= 0:
+            break
+    for state, budget in zip(states, budgets, strict=True):
+        state.budget = budget
+
+
+def _hull(curve: list[float], max_bits: int) -> list[tuple[float, int, int]]:
+    """The lower convex hull of variance over bits: (variance removed per bit, from, to), steepest first."""
+    points = [(b, v) for b, v in zip(BIT_WIDTHS, curve, strict=True) if b <= max_bits]
+    hull: list[tuple[float, int, int]] = []
+    for (start, before), (stop, after) in zip(points, points[1:], strict=False):
+        gain = max(before - after, 0.0)
+        while hull and hull[-1][0] * (stop - start) < gain:
+            key, start, last = hull.pop()
+            gain += key * (last - start)
+        hull.append((gain / (stop - start), start, stop))
+    return hull

@@ -1,0 +1,96 @@
+"""What to keep of an activation for the backward pass."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+BIT_WIDTHS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class ActivationConfig:
+    """How the activations saved for backward are compressed.
+
+    Args:
+        bits: average bits per element. With ``max_bits == bits`` every element has exactly these bits (1, 2, 4 or 8); below
+            ``max_bits`` any number in between, and the bits adapt per sample.
+        max_bits: the most bits that a sample may get: 1, 2, 4 or 8.
+        group_size: elements that share a range (two 16-bit numbers), or ``"sample"`` or ``"tensor"``.
+        per_layer: move bits between layers too, to where the weight gradients' variance gains most. Needs :class:`quantize.QModule`.
+        use_gradient: weigh samples by the gradient magnitudes of their last visit. Needs ``model.set_sample_indices(indices)`` before
+            each forward.
+        enabled: False keeps everything in full precision.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> ActivationConfig(bits=2, max_bits=2)  # exactly two bits, as ActNN's L2
+        ActivationConfig(bits=2, max_bits=2, group_size=256, per_layer=True, use_gradient=False, enabled=True)
+
+    Source: ActNN, arXiv 2104.14129, sections 3 (per-group quantization) and 4 (adaptive bits).
+    """
+
+    bits: float = 2
+    max_bits: int = 8
+    group_size: int | str = 256
+    per_layer: bool = True
+    use_gradient: bool = False
+    enabled: bool = True
+
+    def __post_init__(self):
+        for name in ("bits", "max_bits"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"ActivationConfig: {name} must be a number; got {value!r}")
+        if self.max_bits not in BIT_WIDTHS:
+            raise ValueError(f"ActivationConfig: max_bits must be 1, 2, 4 or 8; got {self.max_bits!r}")
+        if not 1 <= self.bits <= self.max_bits:
+            raise ValueError(f"ActivationConfig: bits must lie between 1 and max_bits ({self.max_bits}); got {self.bits!r}")
+        group = self.group_size
+        if isinstance(group, str):
+            if group not in ("sample", "tensor"):
+                raise ValueError(f'ActivationConfig: group_size must be a positive integer, "sample" or "tensor"; got {group!r}')
+        elif isinstance(group, bool) or not isinstance(group, Integral):
+            raise TypeError(f'ActivationConfig: group_size must be a positive integer, "sample" or "tensor"; got {group!r}')
+        elif group < 1:
+            raise ValueError(f'ActivationConfig: group_size must be a positive integer, "sample" or "tensor"; got {group!r}')
+        for name in ("per_layer", "use_gradient", "enabled"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"ActivationConfig: {name} must be a bool; got {getattr(self, name)!r}")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether samples get bits of their own. One range for the whole tensor leaves nothing to adapt."""
+        return self.max_bits > self.bits and self.group_size != "tensor"
+
+
+def op_group_size(group_size: int | str) -> int:
+    """The ops' spelling of a group size (csrc/activation/group_layout.h)."""
+    return {"sample": 0, "tensor": -1}.get(group_size, group_size)
+
+
+def resolve(config, name: str):
+    """The config in force for the module `name`: of a mapping from glob patterns the last match wins."""
+    if not isinstance(config, Mapping):
+        return config
+    found = None
+    for pattern, value in config.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            found = value
+    return found
+
+
+def check_config(config, who: str):
+    """`config` itself if it is an ActivationConfig, None, or a mapping from patterns to these."""
+    values = config.items() if isinstance(config, Mapping) else [(None, config)]
+    for pattern, value in values:
+        if pattern is not None and not isinstance(pattern, str):
+            raise TypeError(f"{who}: config's keys must be glob patterns over module names; got {pattern!r}")
+        if not isinstance(value, ActivationConfig) and not (value is None and pattern is not None):
+            at = f" for {pattern!r}" if pattern is not None else " or a mapping from glob patterns to it"
+            raise TypeError(f"{who}: config must be an ActivationConfig{at}; got {value!r}")
+    return config

@@ -1,0 +1,228 @@
+"""Functional calls in a QModule's forward, compressed as the layers are.
+
+A model may call ``F.relu`` where another has ``nn.ReLU``, and layers that subclass nn's (timm's ``BatchNormAct2d``, padded or
+weight-standardised convolutions) keep a forward of their own. A TorchFunctionMode around the forward sees the calls that all of these make.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..layers import functional
+from .config import ActivationConfig
+from .state import LayerState, note_op
+
+# Layers whose calls are attributed to them by name: those that the table below can compress.
+SUPPORTED = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._BatchNorm,
+    nn.ReLU,
+    nn.Hardtanh,
+    nn.LeakyReLU,
+    nn.Dropout,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+)
+
+
+class _Local(threading.local):
+    def __init__(self):
+        self.stack: list[Interceptor] = []
+
+
+_local = _Local()
+
+
+class Enter:
+    """Forward pre-hook of a layer that keeps a forward of its own: the calls it makes are under its name and config."""
+
+    def __init__(self, state: LayerState | None):
+        self.state = state
+
+    def __call__(self, module, args):
+        if _local.stack:
+            _local.stack[-1].layers.append(self.state)
+
+
+class Leave:
+    """The forward hook that ends :class:`Enter`'s reach, also when the layer raises."""
+
+    def __call__(self, module, args, output):
+        if _local.stack and _local.stack[-1].layers:
+            _local.stack[-1].layers.pop()
+
+
+def name_calls_of(module: nn.Module, state: LayerState | None) -> None:
+    """Puts the calls that `module` makes under `state`; None: leaves them alone."""
+    module.register_forward_pre_hook(Enter(state))
+    module.register_forward_hook(Leave(), always_call=True)
+
+
+class Interceptor(TorchFunctionMode):
+    """Active during one forward of a QModule. `default` is the config of calls outside any named layer, None for none."""
+
+    def __init__(self, default: ActivationConfig | None, states: dict[str, LayerState], owners: Callable[[], dict[int, str]]):
+        super().__init__()
+        self.default, self.states, self.owners = default, states, owners
+        self.layers: list[LayerState | None] = []
+        self.names: dict[int, str] | None = None
+        self.anonymous = 0
+
+    def __enter__(self):
+        _local.stack.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        _local.stack.pop()
+        return super().__exit__(*error)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        handler = HANDLERS.get(func)
+        if handler is None or not self.applies():
+            return func(*args, **kwargs)
+        note_op(getattr(func, "__name__", ""))
+        return handler(self, *args, **kwargs)
+
+    def applies(self) -> bool:
+        """Not where the layer or the model's config says no, and not under activation checkpointing, whose second forward runs outside
+        of this mode: both must save the same tensors, and the first's are dropped anyway."""
+        if self.layers:
+            if self.layers[-1] is None:
+                return False
+        elif self.default is None:
+            return False
+        if not torch.is_grad_enabled():
+            return False
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        return hooks is None or "checkpoint" not in getattr(hooks[0], "__qualname__", "")
+
+    def state(self, weight: Tensor | None, op: str) -> LayerState:
+        """The state of the layer that a call belongs to: the one whose forward is running, else the weight's owner, else by order."""
+        if self.layers and self.layers[-1] is not None:
+            return self.layers[-1]
+        if self.names is None:
+            self.names = self.owners()
+        name = self.names.get(id(weight)) if weight is not None else None
+        if name is None:
+            self.anonymous += 1
+            name = f"{op}#{self.anonymous}"
+        return self.states.setdefault(name, LayerState(name, self.default))
+
+
+def _conv(mode, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, plain):
+    return functional.conv(mode.state(weight, "conv"), input, weight, bias, stride, padding, dilation, groups, plain=plain)
+
+
+def _conv_transpose(mode, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, plain):
+    return functional.conv(
+        mode.state(weight, "conv_transpose"), input, weight, bias, stride, padding, dilation, groups,
+        plain=plain, transposed=True, output_padding=output_padding,
+    )  # fmt: skip
+
+
+def _linear(mode, input, weight, bias=None):
+    return functional.linear(mode.state(weight, "linear"), input, weight, bias)
+
+
+def _batch_norm(mode, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+    owner = weight if weight is not None else running_mean
+    return functional.batch_norm(
+        mode.state(owner, "batch_norm"), input, running_mean, running_var, weight, bias, training, momentum, eps
+    )
+
+
+def _torch_batch_norm(mode, input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True):
+    return _batch_norm(mode, input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _relu(mode, input, inplace=False, *, plain):
+    return functional.relu(input, inplace=inplace, plain=lambda: plain(input, inplace) if inplace else plain(input))
+
+
+def _relu_method(mode, input, *, plain, inplace):
+    return functional.relu(input, inplace=inplace, plain=lambda: plain(input))
+
+
+def _relu6(mode, input, inplace=False):
+    return functional.relu(input, max_value=6.0, inplace=inplace, plain=lambda: F.relu6(input, inplace))
+
+
+def _hardtanh(mode, input, min_val=-1.0, max_val=1.0, inplace=False, *, plain):
+    if min_val != 0.0 or not max_val > 0.0:
+        return plain(input, min_val, max_val, inplace)
+    return functional.relu(input, max_value=float(max_val), inplace=inplace, plain=lambda: plain(input, min_val, max_val, inplace))
+
+
+def _leaky_relu(mode, input, negative_slope=0.01, inplace=False):
+    return functional.relu(input, float(negative_slope), inplace=inplace, plain=lambda: F.leaky_relu(input, negative_slope, inplace))
+
+
+def _dropout(mode, input, p=0.5, training=True, inplace=False):
+    return functional.dropout(input, p, training, inplace)
+
+
+def _torch_dropout(mode, input, p, train):
+    return functional.dropout(input, p, train)
+
+
+def _max_pool(
+    mode, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False, *, n, plain
+):
+    def call_plain():
+        return plain(input, kernel_size, stride if stride is not None else [], padding, dilation, ceil_mode)
+
+    return functional.max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, n=n, plain=call_plain)
+
+
+def _avg_pool(
+    mode, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None, *, n, plain
+):
+    more = (divisor_override,) if n > 1 else ()
+
+    def call_plain():
+        return plain(input, kernel_size, stride if stride is not None else [], padding, ceil_mode, count_include_pad, *more)
+
+    return functional.avg_pool(
+        input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, n=n, plain=call_plain
+    )
+
+
+def _adaptive_avg_pool(mode, input, output_size, *, n, plain):
+    return functional.adaptive_avg_pool(input, output_size, n=n, plain=lambda: plain(input, output_size))
+
+
+# What a forward may call, to how it is compressed. Everything else runs as it is and is named in the memory report.
+HANDLERS: dict[Callable, Callable] = {
+    **{f: partial(_conv, plain=f) for f in (torch.conv1d, torch.conv2d, torch.conv3d)},
+    **{f: partial(_conv_transpose, plain=f) for f in (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)},
+    F.linear: _linear,
+    F.batch_norm: _batch_norm,
+    torch.batch_norm: _torch_batch_norm,
+    F.relu: partial(_relu, plain=F.relu),
+    **{f: partial(_relu_method, plain=f, inplace=False) for f in (torch.relu, Tensor.relu)},
+    **{f: partial(_relu_method, plain=f, inplace=True) for f in (torch.relu_, Tensor.relu_)},
+    F.relu6: _relu6,
+    F.hardtanh: partial(_hardtanh, plain=F.hardtanh),
+    F.leaky_relu: _leaky_relu,
+    F.dropout: _dropout,
+    torch.dropout: _torch_dropout,
+    torch.max_pool1d: partial(_max_pool, n=1, plain=torch.max_pool1d),
+    torch.max_pool2d: partial(_max_pool, n=2, plain=torch.max_pool2d),
+    torch.max_pool3d: partial(_max_pool, n=3, plain=torch.max_pool3d),
+    torch.avg_pool1d: partial(_avg_pool, n=1, plain=torch.avg_pool1d),
+    F.avg_pool2d: partial(_avg_pool, n=2, plain=F.avg_pool2d),
+    F.avg_pool3d: partial(_avg_pool, n=3, plain=F.avg_pool3d),
+    torch.adaptive_avg_pool1d: partial(_adaptive_avg_pool, n=1, plain=torch.adaptive_avg_pool1d),
+    F.adaptive_avg_pool2d: partial(_adaptive_avg_pool, n=2, plain=F.adaptive_avg_pool2d),
+    F.adaptive_avg_pool3d: partial(_adaptive_avg_pool, n=3, plain=F.adaptive_avg_pool3d),
+}

@@ -1,0 +1,209 @@
+"""What a forward pass saves for the backward, by layer, beside what the plain model would save."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..layers.base import CompressedLayer
+from .state import LayerState, note_op, noted_op, override
+
+SMALL = 4096  # bytes: what a channel-wise statistic or a loss takes, not worth a reason
+
+
+class LayerMemory(NamedTuple):
+    """One row: what an op of a layer saved. `bits` per element as stored; `reason`: why it is in full precision, else empty."""
+
+    name: str
+    op: str
+    bits: float
+    bytes: int
+    reason: str
+
+
+class MemoryReport:
+    """What :func:`memory_report` returns; printing it gives a table.
+
+    Attributes:
+        saved_bytes: bytes of all storages alive for the backward, each once, without parameters and buffers.
+        baseline_bytes: the same of the plain model. ratio: baseline over saved.
+        layers: list of LayerMemory (name, op, bits, bytes, reason), the largest first.
+    """
+
+    def __init__(self, saved_bytes: int, baseline_bytes: int, layers: list[LayerMemory]):
+        self.saved_bytes, self.baseline_bytes, self.layers = saved_bytes, baseline_bytes, layers
+
+    @property
+    def ratio(self) -> float:
+        """baseline_bytes / saved_bytes."""
+        return self.baseline_bytes / max(self.saved_bytes, 1)
+
+    def __str__(self):
+        rows = [("layer", "op", "bits", "KiB", "in full precision because")]
+        rows += [(r.name, r.op, f"{r.bits:.3g}", f"{r.bytes / 1024:,.1f}", r.reason) for r in self.layers]
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        lines = []
+        for number, (name, op, bits, size, reason) in enumerate(rows):
+            lines.append(f"{name:<{widths[0]}}  {op:<{widths[1]}}  {bits:>{widths[2]}}  {size:>{widths[3]}}  {reason}".rstrip())
+            if number == 0:
+                lines.append("-" * (sum(widths) + 8))
+        mib = 2**20
+        lines.append("-" * (sum(widths) + 8))
+        lines.append(
+            f"saved for backward: {self.saved_bytes / mib:,.2f} MiB; "
+            f"the plain model: {self.baseline_bytes / mib:,.2f} MiB ({self.ratio:.1f} times as much)"
+        )
+        return "\n".join(lines)
+
+    def __repr__(self):
+        return f"MemoryReport(saved_bytes={self.saved_bytes}, baseline_bytes={self.baseline_bytes}, layers=[{len(self.layers)} rows])"
+
+
+def memory_report(model: nn.Module, *inputs) -> MemoryReport:
+    """Runs ``model(*inputs)`` forward, twice, and reports what was saved for the backward with compression and without.
+
+    Nothing of the model changes: buffers (BatchNorm statistics), random generators and what adaptive bits have learned are as before.
+
+    Args:
+        model: any module, in the mode (train or eval) that matters. inputs: its positional arguments.
+
+    Raises:
+        TypeError: `model` is no nn.Module.
+
+    Example:
+        >>> model = quantize.QModule(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()), quantize.ActivationConfig(bits=2, max_bits=2))
+        >>> report = quantize.memory_report(model, torch.randn(2, 8, 32, 32))
+        >>> report.baseline_bytes > 8 * report.saved_bytes
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"memory_report: model must be an nn.Module; got {type(model).__name__}")
+    with unchanged(model), torch.enable_grad():
+        saved = _forward(model, inputs)
+        rows = _rows(model, saved)
+        saved_bytes = sum(nbytes for nbytes, _ in saved.values())
+        del saved
+    with unchanged(model), torch.enable_grad(), override(disabled=True):
+        baseline = sum(nbytes for nbytes, _ in _forward(model, inputs).values())
+    return MemoryReport(saved_bytes, baseline, rows)
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restores buffers, generators and adaptive states on leaving."""
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    states = [(s, dict(s.__dict__)) for s in _states(model)]
+    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+            for state, values in states:
+                state.__dict__.clear()
+                state.__dict__.update(values)
+
+
+def _states(model: nn.Module) -> list[LayerState]:
+    control = getattr(model, "_control", None)
+    states = {id(m._state): m._state for m in model.modules() if isinstance(m, CompressedLayer)}
+    if control is not None:
+        states |= {id(s): s for s in control.states()}
+    for state in states.values():
+        state.records = list(state.records)
+    return list(states.values())
+
+
+class _Saved:
+    """What autograd holds in place of a tensor; it dies with the graph node, so what is left after the forward is what is live."""
+
+    def __init__(self, tensor: Tensor, name: str, op: str):
+        self.tensor, self.name, self.op = tensor, name, op
+
+
+class _NoteOps(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        note_op(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+def _forward(model: nn.Module, inputs: tuple) -> dict[int, tuple[int, list[_Saved]]]:
+    """Storage address to (bytes, what is saved of it), for all live storages that are neither parameters nor buffers."""
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    stack, saved = [""], []
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda m, a, name=name: stack.append(name), prepend=True))
+        handles.append(module.register_forward_hook(lambda m, a, o: _leave(stack), always_call=True))
+
+    def pack(tensor: Tensor) -> _Saved:
+        holder = _Saved(tensor, stack[-1], noted_op())
+        saved.append(weakref.ref(holder))
+        return holder
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda holder: holder.tensor), _NoteOps():
+            output = model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    live: dict[int, tuple[int, list[_Saved]]] = {}
+    for reference in saved:
+        holder = reference()
+        if holder is not None and holder.tensor.layout == torch.strided:
+            storage = holder.tensor.untyped_storage()
+            if storage.nbytes() and storage.data_ptr() not in own:
+                live.setdefault(storage.data_ptr(), (storage.nbytes(), []))[1].append(holder)
+    del output
+    return live
+
+
+def _leave(stack: list[str]) -> None:  # returns None: a hook's value would replace the output
+    stack.pop()
+
+
+def _rows(model: nn.Module, live: dict[int, tuple[int, list[_Saved]]]) -> list[LayerMemory]:
+    modules = dict(model.named_modules())
+    totals: dict[tuple[str, str, str], list[float]] = {}
+    for nbytes, holders in live.values():
+        first = holders[0]
+        module, tensor = modules.get(first.name), first.tensor
+        compressed = tensor.dtype in (torch.uint8, torch.int16)
+        op = module.plain.__name__ if isinstance(module, CompressedLayer) else first.op
+        reason = "" if compressed or nbytes <= SMALL else _reason(module, tensor, op)
+        bits = tensor.element_size() * 8 if not compressed else _bits_of(model, module, first.name, op)
+        entry = totals.setdefault((first.name, op, reason), [bits, 0])
+        entry[0] = min(entry[0], bits) if compressed else entry[0]
+        entry[1] += nbytes
+    rows = [LayerMemory(name, op, bits, int(nbytes), reason) for (name, op, reason), (bits, nbytes) in totals.items()]
+    return sorted(rows, key=lambda r: -r.bytes)
+
+
+def _bits_of(model: nn.Module, module, name: str, op: str) -> float:
+    if isinstance(module, CompressedLayer) and module.lossy:
+        return module._state.used_bits()
+    if "pool" in op.lower():
+        return 8
+    if "relu" in op.lower() or "hardtanh" in op.lower() or "dropout" in op.lower():
+        return 1
+    control = getattr(model, "_control", None)
+    for state in control.states() if control is not None else []:
+        if state.name == name:
+            return state.used_bits()
+    return 8
+
+
+def _reason(module, tensor: Tensor, op: str) -> str:
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"{str(tensor.dtype).removeprefix('torch.')} is kept as it is"
+    if isinstance(module, CompressedLayer) and not module.config.enabled:
+        return "disabled by its config"
+    return f"no compressed version of {op or 'this op'}"

@@ -1,0 +1,267 @@
+"""QModule: any model, converted in place to keep compressed activations."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+from .. import layers as q
+from ..layers.base import CompressedLayer
+from .allocation import learn, share_bits, update_curve
+from .config import ActivationConfig, check_config, resolve
+from .intercept import SUPPORTED, Interceptor, name_calls_of
+from .state import LayerState, Session, is_disabled, swap_session
+
+# Plain layer to compressed one, by exact type: a subclass may have a forward of its own, which it keeps.
+COUNTERPARTS = {cls.plain: cls for name in q.__all__ if (cls := getattr(q, name)).plain is not None}
+
+
+class Control:
+    """What a QModule knows beside its layers: config, states of functional calls, the step's samples, the figures on their way."""
+
+    def __init__(self, config):
+        self.config = config
+        self.functional: dict[str, LayerState] = {}
+        self.layers: list[LayerState] = []
+        self.indices: Tensor | None = None
+        self.arriving = None  # figures being copied from the device: (states, pinned tensor, event)
+
+    def __getstate__(self):
+        return {**self.__dict__, "indices": None, "arriving": None}
+
+    def states(self) -> list[LayerState]:
+        """All lossy layers' states, then those of functional calls."""
+        return [*self.layers, *self.functional.values()]
+
+    @property
+    def learning(self) -> bool:
+        """Whether any layer moves bits between layers."""
+        values = self.config.values() if hasattr(self.config, "values") else [self.config]
+        return any(c is not None and c.enabled and c.adaptive and c.per_layer for c in values)
+
+    def begin_step(self) -> None:
+        """Learns from the step that ended and sets the budgets of the one that begins. Never waits for the device."""
+        self._receive()
+        states = sorted((s for s in self.states() if s.records), key=lambda s: s.order or 0)
+        learned = learn(states)
+        for state in states:
+            pending, state.pending_gradients = state.pending_gradients, None
+            if pending is not None:
+                state.remember_gradients(*pending)
+        if not learned:
+            return
+        figures = torch.stack([curve for _, curve in learned])
+        owners = [state for state, _ in learned]
+        if figures.is_cuda:
+            if self.arriving is None:
+                host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True).copy_(figures, non_blocking=True)
+                event = torch.cuda.Event()
+                event.record()
+                self.arriving = (owners, host, event)
+        else:
+            self._update(owners, figures)
+
+    def _receive(self) -> None:
+        if self.arriving is not None and self.arriving[2].query():
+            owners, host, _ = self.arriving
+            self.arriving = None
+            self._update(owners, host)
+
+    def _update(self, owners: list[LayerState], figures: Tensor) -> None:
+        for state, curve in zip(owners, figures.tolist(), strict=True):
+            update_curve(state, curve)
+        by_config: dict[ActivationConfig, list[LayerState]] = {}
+        for state in self.states():
+            if state.config.adaptive and state.config.per_layer:
+                by_config.setdefault(state.config, []).append(state)
+        for states in by_config.values():
+            share_bits(states)
+
+
+class _Converting(type):
+    """Makes ``QModule(model, config)`` convert instead of construct."""
+
+    def __call__(cls, model: nn.Module, config=ActivationConfig()):
+        return _convert(model, config)
+
+
+class QModule(nn.Module, metaclass=_Converting):
+    """Converts `model` in place so that activations saved for the backward pass are kept in `config.bits` bits, and returns it.
+
+    The model stays what it is: same parameters, buffers, ties, hooks, submodules under their names, dtypes, devices, modes; its
+    ``state_dict()`` has the plain model's keys and values and loads the plain model's checkpoints; an optimizer made before keeps
+    working. Layers of torch.nn become their compressed counterparts; functional calls and layers with a forward of their own are
+    compressed in the same way while the model's forward runs. In evaluation without gradients nothing changes at all.
+
+    Args:
+        model: any nn.Module.
+        config: an :class:`ActivationConfig`, or a mapping from glob patterns over module names to one or to None (leaves the layer
+            alone); the last match wins. Calls outside any layer go by the pattern that matches the empty name.
+
+    Returns:
+        The same object, whose class is now a subclass of QModule and of its own: with ``config``, :meth:`layer_bits`,
+        :meth:`set_sample_indices`, :meth:`activation_state` and :meth:`load_activation_state`. A model that has an attribute ``config``
+        already keeps it; ours is ``activation_config`` in any case.
+
+    Raises:
+        TypeError: `model` is no nn.Module or a compiled (ScriptModule) one, or `config` is of another type.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))
+        >>> model = quantize.QModule(model, quantize.ActivationConfig(bits=2, max_bits=2))
+        >>> model(torch.randn(4, 3, 8, 8)).sum().backward()
+        >>> model.layer_bits()
+        {'0': 2.0, '1': 2.0, '4': 2.0}
+    """
+
+    def __call__(self, *args, **kwargs):
+        if not torch.is_grad_enabled() or is_disabled() or torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        with self._compressing():
+            return super().__call__(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _compressing(self):
+        control: Control = self._control
+        control.begin_step()
+        session = Session(control.indices, control.learning)
+        control.indices = None
+        default = resolve(control.config, "")
+        if default is not None and not default.enabled:
+            default = None
+        previous = swap_session(session)
+        try:
+            with Interceptor(default, control.functional, self._parameter_owners):
+                yield
+        finally:
+            swap_session(previous)
+
+    def _parameter_owners(self) -> dict[int, str]:
+        """Name of the module that holds a parameter or buffer, by identity."""
+        owners = {}
+        for name, module in self.named_modules():
+            for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+                owners.setdefault(id(tensor), name)
+        return owners
+
+    @property
+    def activation_config(self):
+        """The configuration given to QModule."""
+        return self._control.config
+
+    def set_sample_indices(self, indices: Tensor) -> None:
+        """Tells which samples of the data set the next forward gets: integer Tensor[N], for configs with ``use_gradient``.
+
+        Raises:
+            TypeError: not an integer tensor. ValueError: not one-dimensional, or a negative index.
+        """
+        if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"set_sample_indices: indices must be an integer Tensor; got {getattr(indices, 'dtype', type(indices).__name__)}")
+        if indices.dim() != 1 or (indices.numel() and int(indices.min()) < 0):
+            raise ValueError(f"set_sample_indices: indices must be Tensor[N] of numbers from 0; got shape {list(indices.shape)}")
+        self._control.indices = indices.detach().to("cpu", torch.int64)
+
+    def layer_bits(self) -> dict[str, float]:
+        """Average bits per element in each lossy layer's last packing (before the first: as configured), by module name."""
+        names = {id(m._state): n for n, m in self.named_modules() if isinstance(m, CompressedLayer) and m.lossy and m.compresses}
+        found = {name: 0.0 for name in names.values()}
+        for state in self._control.states():
+            name = names.get(id(state), state.name)
+            found[name] = state.used_bits()
+        return found
+
+    def activation_state(self) -> dict:
+        """What adaptive bits have learned, for a checkpoint: plain numbers and tensors by layer name."""
+        return {
+            s.name: {"budget": s.budget, "curve": s.curve, "updates": s.updates, "sample_weight": s.sample_weight, "elements": s.elements}
+            for s in self._finished_states()
+        }
+
+    def load_activation_state(self, state: dict) -> None:
+        """Restores :meth:`activation_state`. ValueError names layers that this model lacks."""
+        known = {s.name: s for s in self._control.states()}
+        unknown = [name for name in state if name not in known and "#" not in name and name not in dict(self.named_modules())]
+        if unknown:
+            raise ValueError(f"load_activation_state: state has layers that the model lacks: {unknown[:5]}")
+        for name, values in state.items():
+            target = known.get(name) or self._control.functional.setdefault(name, LayerState(name, resolve(self._control.config, "")))
+            for key, value in values.items():
+                setattr(target, key, value)
+
+    def _finished_states(self) -> list[LayerState]:
+        self._control.begin_step()  # so that the last step's figures are in
+        return self._control.states()
+
+    def __reduce_ex__(self, protocol):
+        # The class was made at run time; pickle gets the original one and the fact that it was converted.
+        return _restore, (type(self).__mro__[2], self.__class__._owns_config), self.__dict__.copy()
+
+
+def _convert(model: nn.Module, config) -> nn.Module:
+    check_config(config, "QModule")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"QModule: model must be an nn.Module; got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("QModule: model must not be a ScriptModule, whose layers cannot be replaced; convert it before scripting")
+    control = Control(config)
+    if isinstance(model, QModule):  # again, with another config: hooks and classes of the first time go
+        _revert(model)
+    for name, module in list(model.named_modules()):
+        _convert_layer(module, name, config, control)
+    model.__dict__["_control"] = control
+    model.__class__ = _class_for(type(model), owns_config=not hasattr(model, "config"))
+    return model
+
+
+def _convert_layer(module: nn.Module, name: str, config, control: Control) -> None:
+    own = resolve(config, name)
+    if isinstance(module, CompressedLayer):
+        if not module._explicit_config:
+            if own is None:
+                own = ActivationConfig(enabled=False)
+            module.attach(own, name)
+        else:
+            module._state.name = name
+    elif type(module) in COUNTERPARTS and own is not None:
+        COUNTERPARTS[type(module)].convert(module, own, name)
+    elif isinstance(module, SUPPORTED):
+        state = LayerState(name, own) if own is not None and own.enabled else None
+        name_calls_of(module, state)
+        if state is not None and isinstance(module, SUPPORTED[:3]):
+            control.layers.append(state)
+    if isinstance(module, CompressedLayer) and module.lossy and module.compresses:
+        control.layers.append(module._state)
+
+
+def _revert(model: nn.Module) -> None:
+    from .intercept import Enter, Leave
+
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [k for k, hook in hooks.items() if isinstance(hook, (Enter, Leave))]:
+                del hooks[key]
+        module._forward_hooks_always_called = type(module._forward_hooks_always_called)(
+            (k, v) for k, v in module._forward_hooks_always_called.items() if k in module._forward_hooks
+        )
+    model.__class__ = type(model).__mro__[2]
+
+
+_classes: dict[tuple[type, bool], type] = {}
+
+
+def _class_for(plain: type, owns_config: bool) -> type:
+    """The subclass of QModule and `plain`, one per plain class."""
+    key = (plain, owns_config)
+    if key not in _classes:
+        body = {"__doc__": plain.__doc__, "__module__": plain.__module__, "_owns_config": owns_config}
+        if owns_config:
+            body["config"] = property(lambda self: self._control.config)
+        _classes[key] = _Converting(plain.__name__, (QModule, plain), body)
+    return _classes[key]
+
+
+def _restore(plain: type, owns_config: bool) -> nn.Module:
+    cls = _class_for(plain, owns_config)
+    return cls.__new__(cls)

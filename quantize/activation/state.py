@@ -1,0 +1,218 @@
+"""What a compressed layer remembers between steps, and how it packs its input."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .config import ActivationConfig, op_group_size
+
+_ops = torch.ops.quantize
+
+
+class Packed(NamedTuple):
+    """The tail of arguments that every layer op with a packed input takes (csrc/schema.cpp)."""
+
+    codes: Tensor | None
+    ranges: Tensor | None
+    sample_bits: Tensor | None
+    bits: int
+    group_size: int
+    seed: Tensor | None
+    energy: Tensor | None
+
+
+NOT_KEPT = Packed(None, None, None, 0, 0, None, None)
+
+
+@dataclass
+class Record:
+    """One packing in the step under way: what the allocation of bits learns from it."""
+
+    elements: int  # of a sample
+    variance: Tensor  # [N, 4]: of packing at 1, 2, 4, 8 bits
+    energies: list[Tensor]  # [N, 2] a consumer; filled by the backward (csrc/layers/energy.h)
+    is_norm: list[bool]  # whether that consumer is a batch norm
+    indices: Tensor | None  # the samples' numbers in the data set
+
+
+class LayerState:
+    """Per layer: its config, the bits it may spend, and the sensitivities that decide about them.
+
+    ``budget`` is the average bits per element that the layer may use now. ``curve`` is the running mean of its weight gradient's
+    variance at 1, 2, 4, 8 bits.
+    """
+
+    def __init__(self, name: str, config: ActivationConfig):
+        self.name, self.config = name, config
+        self.budget = float(config.bits)
+        self.used: float | Tensor = float(config.bits)
+        self.curve: list[float] | None = None
+        self.updates = 0
+        self.elements = 0  # packed in the last step, all samples
+        self.sample_weight: Tensor | None = None  # by index in the data set; NaN: not seen
+        self.records: list[Record] = []
+        self.order: int | None = None  # place of the last packing in its forward
+        self.pending_gradients: tuple[Tensor, Tensor] | None = None  # (indices, magnitudes) of the step that ended
+
+    def __getstate__(self):
+        """Persistent parts only: records belong to a step under way and hold its tensors."""
+        return {**self.__dict__, "records": [], "pending_gradients": None, "used": self.used_bits()}
+
+    def used_bits(self) -> float:
+        """Average bits per element in the last packing."""
+        return float(self.used.float().mean()) if isinstance(self.used, Tensor) else self.used
+
+    def pack(self, x: Tensor, is_norm: bool = False) -> Packed:
+        """`x`, sample axis first, packed as the config says; shared with another consumer of the same tensor in this forward."""
+        config, session = self.config, current_session()
+        group = op_group_size(config.group_size)
+        # Drawn even if unused: how many numbers are drawn must not depend on sharing.
+        seed = torch.empty(2, dtype=torch.int64).random_(generator=_local.generator)
+        if session:
+            self.order = session.count()
+        shared = session.lookup(x, config) if session else None
+        if shared is not None:
+            owner, packed, record = shared
+            self.used, self.elements = owner.used, 0
+            return packed._replace(energy=_join(record, is_norm))
+        if not config.adaptive:
+            codes, ranges = _ops.group_quantize(x, int(config.bits), group, seed)
+            packed, record = Packed(codes, ranges, None, int(config.bits), group, seed, None), None
+        else:
+            packed, record = self._pack_adaptive(x, group, seed, is_norm, session)
+        if session:
+            session.remember(x, config, self, packed, record)
+        return packed
+
+    def _pack_adaptive(self, x: Tensor, group: int, seed: Tensor, is_norm: bool, session) -> tuple[Packed, Record | None]:
+        samples = x.shape[0]
+        variance = _ops.group_variance(x, group)
+        indices = session.indices if session and self.config.use_gradient else None
+        if indices is not None and indices.numel() != samples:
+            indices = None  # a layer that folds other axes into its batch: those are no samples of the data set
+        weighted = variance if indices is None else variance * self._weights(indices).to(variance.device)[:, None]
+        budget = min(max(round(self.budget * samples), samples), self.config.max_bits * samples)
+        bits = _ops.allocate_bits(weighted, budget, self.config.max_bits)
+        codes, ranges = _ops.group_quantize_mixed(x, bits, budget, group, seed)
+        self.used = bits
+        record = None
+        if session and session.learns(self.config):
+            record = Record(x[0].numel(), variance, [], [], indices)
+            self.records.append(record)
+        energy = _join(record, is_norm)
+        self.elements = x.numel()
+        return Packed(codes, ranges, bits, 0, group, seed, energy), record
+
+    def _weights(self, indices: Tensor) -> Tensor:
+        """Gradient magnitudes of the samples' last visit; unseen ones count as the mean of the others."""
+        known = self.sample_weight
+        if known is None:
+            return torch.ones(indices.numel())
+        inside = indices < known.numel()
+        weight = torch.where(inside, known[indices.clamp(max=known.numel() - 1)], torch.full((), float("nan")))
+        mean = weight.nanmean()
+        return torch.where(weight.isnan(), torch.where(mean.isnan(), torch.ones(()), mean), weight)
+
+    def remember_gradients(self, indices: Tensor, weight: Tensor) -> None:
+        """Keeps the samples' gradient magnitudes for their next visit; 4 bytes a sample of the data set and layer."""
+        size = int(indices.max()) + 1
+        if self.sample_weight is None or self.sample_weight.numel() < size:
+            grown = torch.full((max(size, 2 * (0 if self.sample_weight is None else self.sample_weight.numel())),), float("nan"))
+            if self.sample_weight is not None:
+                grown[: self.sample_weight.numel()] = self.sample_weight
+            self.sample_weight = grown
+        self.sample_weight[indices] = weight.to("cpu", torch.float32)
+
+
+def _join(record: Record | None, is_norm: bool) -> Tensor | None:
+    """A new consumer's energy buffer; NaN until its backward has run."""
+    if record is None:
+        return None
+    energy = torch.full((record.variance.shape[0], 2), float("nan"), device=record.variance.device)
+    record.energies.append(energy)
+    record.is_norm.append(is_norm)
+    return energy
+
+
+class Session:
+    """One forward of a QModule: tensors met in it are packed once, and layers learn for the next one."""
+
+    def __init__(self, indices: Tensor | None, learning: bool):
+        self.indices, self.learning = indices, learning
+        self._packed: dict[tuple, tuple] = {}
+        self._count = 0
+
+    def count(self) -> int:
+        """Numbers the packings in the order of the forward."""
+        self._count += 1
+        return self._count
+
+    def learns(self, config: ActivationConfig) -> bool:
+        """Whether the step records variances and gradient energies for `config`'s layers."""
+        return (self.learning and config.per_layer) or (config.use_gradient and self.indices is not None)
+
+    def lookup(self, x: Tensor, config: ActivationConfig):
+        """What an earlier consumer made of the very same tensor, unchanged since, under an equal config."""
+        found = self._packed.get((id(x), config))
+        if found is None or found[0]() is not x or found[1] != x._version:
+            return None
+        return found[2:]
+
+    def remember(self, x: Tensor, config: ActivationConfig, owner: LayerState, packed: Packed, record: Record | None) -> None:
+        """Offers `packed` to later consumers of `x`."""
+        if not x.is_inference():
+            self._packed[(id(x), config)] = (weakref.ref(x), x._version, owner, packed, record)
+
+
+class _Local(threading.local):
+    session: Session | None = None
+    disabled = False
+    generator: torch.Generator | None = None
+    op = ""
+
+
+_local = _Local()
+
+
+def current_session() -> Session | None:
+    """The session of the QModule forward that this thread is in."""
+    return _local.session
+
+
+def swap_session(session: Session | None) -> Session | None:
+    """Makes `session` the current one and returns the previous."""
+    previous, _local.session = _local.session, session
+    return previous
+
+
+def is_disabled() -> bool:
+    """Whether this thread is in :func:`override` with ``disabled``."""
+    return _local.disabled
+
+
+@contextlib.contextmanager
+def override(disabled: bool = False, generator: torch.Generator | None = None):
+    """For reports: within it this thread compresses nothing, or draws the noise's seeds from a generator of its own."""
+    previous = _local.disabled, _local.generator
+    _local.disabled, _local.generator = disabled, generator
+    try:
+        yield
+    finally:
+        _local.disabled, _local.generator = previous
+
+
+def note_op(name: str) -> None:
+    """Remembers which op is running, for reports."""
+    _local.op = name
+
+
+def noted_op() -> str:
+    """The op noted last in this thread."""
+    return _local.op

@@ -1,0 +1,41 @@
+"""What all compressed layers have in common."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..activation.config import ActivationConfig
+from ..activation.state import LayerState, is_disabled
+
+
+class CompressedLayer(nn.Module):
+    """Mixin over an nn layer: its own signature plus ``config=``.
+
+    Subclasses name the nn class they stand for as their second base and override ``forward``. A plain layer becomes a compressed one by
+    a change of class, so that parameters, buffers, hooks and every other attribute stay what they are.
+    """
+
+    plain: type[nn.Module]
+    lossy = False  # whether the layer packs values (convolution, linear, batch norm) rather than exact masks or shapes
+
+    def __init__(self, *args, config: ActivationConfig | None = None, **kwargs):
+        if config is not None and not isinstance(config, ActivationConfig):
+            raise TypeError(f"{type(self).__name__}: config must be an ActivationConfig; got {config!r}")
+        super().__init__(*args, **kwargs)
+        self.attach(config or ActivationConfig(), "", explicit=config is not None)
+
+    def attach(self, config: ActivationConfig, name: str, explicit: bool = False) -> None:
+        """Sets the config in force and the name that reports use. `explicit`: given by hand, which a QModule's config leaves alone."""
+        self.config, self._explicit_config = config, explicit
+        self._state = LayerState(name, config)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether compression is on. In evaluation without gradients the functional layer does nothing anyway."""
+        return self.config.enabled and not is_disabled()
+
+    @classmethod
+    def convert(cls, module: nn.Module, config: ActivationConfig, name: str) -> None:
+        """Turns a plain layer into a compressed one, in place."""
+        module.__class__ = cls
+        module.attach(config, name)

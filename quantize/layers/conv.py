@@ -1,0 +1,84 @@
+"""Convolutions whose input is kept in 1 to 8 bits."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import functional
+from .base import CompressedLayer
+
+
+class _QConv(CompressedLayer):
+    lossy = True
+    function = None  # F.conv1d, ...
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self.compresses:
+            return super()._conv_forward(input, weight, bias)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return functional.conv(
+            self._state, input, weight, bias, self.stride, padding, self.dilation, self.groups, plain=type(self).function
+        )
+
+
+class _QConvTranspose(CompressedLayer):
+    lossy = True
+    function = None
+    spatial = 0
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """As the plain layer's."""
+        if not self.compresses or self.padding_mode != "zeros":
+            return super().forward(input, output_size)
+        output_padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, self.spatial, self.dilation
+        )
+        return functional.conv(
+            self._state, input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            plain=type(self).function, transposed=True, output_padding=output_padding,
+        )  # fmt: skip
+
+
+def _document(cls, plain, extra):
+    cls.plain = plain
+    cls.__doc__ = f"""nn.{plain.__name__} that keeps its input packed for the backward pass; the same arguments and ``config=``.
+
+    {extra}
+
+    Example:
+        >>> layer = quantize.{cls.__name__}(8, 16, 3, config=quantize.ActivationConfig(bits=2, max_bits=2))
+    """
+    return cls
+
+
+class QConv1d(_QConv, nn.Conv1d):
+    function = staticmethod(F.conv1d)
+
+
+class QConv2d(_QConv, nn.Conv2d):
+    function = staticmethod(F.conv2d)
+
+
+class QConv3d(_QConv, nn.Conv3d):
+    function = staticmethod(F.conv3d)
+
+
+class QConvTranspose1d(_QConvTranspose, nn.ConvTranspose1d):
+    function, spatial = staticmethod(F.conv_transpose1d), 1
+
+
+class QConvTranspose2d(_QConvTranspose, nn.ConvTranspose2d):
+    function, spatial = staticmethod(F.conv_transpose2d), 2
+
+
+class QConvTranspose3d(_QConvTranspose, nn.ConvTranspose3d):
+    function, spatial = staticmethod(F.conv_transpose3d), 3
+
+
+_FORWARD = "Forward is the plain layer's on the full-precision input; the weight's gradient is unbiased, the input's exact."
+for _cls in (QConv1d, QConv2d, QConv3d, QConvTranspose1d, QConvTranspose2d, QConvTranspose3d):
+    _document(_cls, _cls.__mro__[3] if _cls.__mro__[2] is CompressedLayer else _cls.__mro__[2], _FORWARD)

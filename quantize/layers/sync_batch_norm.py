@@ -1,0 +1,98 @@
+"""Batch norm over the samples of all processes, on any device and backend, with a packed input."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..activation.state import NOT_KEPT, LayerState
+from .functional import _pack, compressible, tracks
+
+_C = torch.ops.quantize
+
+
+def sync_batch_norm(
+    state: LayerState | None,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    group,
+) -> Tensor:
+    """Tensor[N, C, ...] normalised by the mean and variance over all processes' samples; N may differ and be 0 on some."""
+    packed = None
+    if state is not None and compressible(input) is None and tracks(input, weight, bias):
+        packed = _pack(state, input)
+    return _SyncBatchNorm.apply(
+        input, weight, bias, running_mean, running_var, momentum, eps, group, packed is not None, *(packed or NOT_KEPT)
+    )
+
+
+def _per_channel(x: Tensor, like: Tensor) -> Tensor:
+    return x.view(1, -1, *([1] * (like.dim() - 2)))
+
+
+class _SyncBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, x, weight, bias, running_mean, running_var, momentum, eps, group, is_packed, codes, ranges, sample_bits, bits, group_size,
+        seed, energy,
+    ):  # fmt: skip
+        channels, axes = x.shape[1], [d for d in range(x.dim()) if d != 1]
+        count = x.numel() // channels
+        # Each process sends its count, mean and sum of squared deviations; merged as Chan et al. do, which no cancellation spoils.
+        local = torch.zeros(2 * channels + 1, device=x.device, dtype=torch.float32)
+        local[0] = count
+        if count:
+            variance, mean = torch.var_mean(x.float(), axes, correction=0)
+            local[1 : channels + 1], local[channels + 1 :] = mean, variance * count
+        everyone = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(everyone, local, group=group)
+        everyone = torch.stack(everyone)
+        counts, means, squares = everyone[:, :1], everyone[:, 1 : channels + 1], everyone[:, channels + 1 :]
+        total = counts.sum()
+        if int(total) <= 1:
+            raise ValueError(f"QSyncBatchNorm: input must have more than one value per channel over all processes; got {list(x.shape)}")
+        mean = (counts * means).sum(0) / total
+        squares = squares.sum(0) + (counts * (means - mean).square()).sum(0)
+        variance = squares / total
+        if running_mean is not None:
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((squares / (total - 1)).to(running_var.dtype), momentum)
+        ctx.group, ctx.shape, ctx.strides, ctx.dtype = group, x.shape, x.stride(), x.dtype
+        ctx.packing, ctx.is_packed = (bits, group_size), is_packed
+        kept = (codes, ranges, sample_bits, seed) if is_packed else (x, None, None, None)
+        ctx.save_for_backward(*kept, weight, mean, (variance + eps).rsqrt(), total)
+        if not count:
+            return x.clone()
+        return torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        first, ranges, sample_bits, seed, weight, mean, inverse_std, total = ctx.saved_tensors
+        x = first
+        if ctx.is_packed:
+            from .. import _C as extension
+
+            strides = extension.packed_strides(list(ctx.shape), list(ctx.strides))
+            x = _C.group_dequantize(first, ranges, sample_bits, *ctx.packing, ctx.shape, strides, ctx.dtype, seed)
+        axes = [d for d in range(x.dim()) if d != 1]
+        g, normalized = grad.float(), (x.float() - _per_channel(mean, x)) * _per_channel(inverse_std, x)
+        sums = torch.stack([g.sum(axes), (g * normalized).sum(axes)])
+        grad_bias, grad_weight = sums[0].clone(), sums[1].clone()
+        dist.all_reduce(sums, group=ctx.group)
+        sums = sums / total
+        centred = g - _per_channel(sums[0], g) - normalized * _per_channel(sums[1], g)
+        scale = inverse_std if weight is None else inverse_std * weight
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        return (
+            (centred * _per_channel(scale, g)).to(grad.dtype) if needs_x else None,
+            grad_weight if needs_weight else None,
+            grad_bias if needs_bias else None,
+            *[None] * 13,
+        )

@@ -1,0 +1,202 @@
+"""Builds quantize._C: every csrc/**/*.cpp, and every csrc/**/*.cu where there is a CUDA toolkit. CONTRIBUTING.md has the recipes.
+
+QUANTIZE_CUDA=auto|0|1    build the CUDA kernels if possible (default) | never | or fail and say what is missing
+CUDA_HOME                 the toolkit; else nvcc on PATH decides, else /usr/local/cuda
+TORCH_CUDA_ARCH_LIST      GPU architectures, default "8.0;9.0+PTX"
+MAX_JOBS                  parallel compilations, default the number of processors
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import setuptools
+from setuptools import Distribution, Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CSRC = str(ROOT / "csrc")
+VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+MIN_TORCH = (2, 10)
+X86 = platform.machine().lower() in {"x86_64", "amd64"}
+
+CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]
+if X86:
+    # Whatever CFLAGS or the compiler's default say: only the files below may hold instructions that some x86-64 lacks.
+    CXX_FLAGS += ["-march=x86-64", "-DQUANTIZE_X86"]
+# The kernels: one object per ISA, chosen at run time (csrc/core/cpu_isa.h). They see no torch headers.
+ISA_FLAGS = {"portable": []}
+if X86:
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
+    ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *ISA_FLAGS["avx2"]]
+    # GCC before 13 warns of its own intrinsics (PR 105593).
+    ISA_FLAGS["avx512"] += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+# --fmad=false: the CUDA kernels return the CPU's bits.
+NVCC_FLAGS = ["-O3", "-std=c++20", "--fmad=false", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden,-ffp-contract=off"]
+
+NEEDS_TORCH = """quantize is compiled against the PyTorch that is installed, {problem}. Type:
+
+    pip install torch
+    pip install --no-build-isolation .
+"""
+
+
+def find_cuda_home():
+    """The toolkit's folder or None. Not torch's own search: nvcc on PATH may be a wrapper script far from its toolkit."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if named:
+        return Path(named)
+    nvcc = shutil.which("nvcc")
+    for home in ([Path(nvcc).resolve().parent.parent] if nvcc else []) + [Path("/usr/local/cuda")]:
+        if (home / "bin/nvcc").exists() and (home / "include/cuda_runtime.h").exists():
+            return home
+    return None
+
+
+def cuda_obstacle(torch, home):
+    """Why the CUDA kernels cannot be built, or None."""
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} is a CPU build (torch.version.cuda is None); install a CUDA build of PyTorch"
+    if home is None or not (home / "bin/nvcc").exists():
+        return f"no nvcc in {home / 'bin'}" if home else "no CUDA toolkit found; set CUDA_HOME to the folder that has bin/nvcc"
+    answer = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", answer)
+    if release is None:
+        return f"{home / 'bin/nvcc'} --version names no release"
+    if release[1] != torch.version.cuda.split(".")[0]:
+        return f"the toolkit in {home} is CUDA {release[1]}.{release[2]} but PyTorch was built with CUDA {torch.version.cuda}"
+    return None
+
+
+def build_class(module_flags, summary):
+    from torch.utils.cpp_extension import BuildExtension
+
+    class Build(BuildExtension):
+        """Files with flags of their own are compiled first, a folder per kind; the rest of the extension links their objects."""
+
+        def finalize_options(self):
+            super().finalize_options()
+            if self.inplace:  # pip install -e would compile in a temporary folder, and everything anew each time
+                self.build_temp = str(ROOT / "build" / f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}")
+
+        def run(self):
+            print(summary, flush=True)
+            super().run()
+
+        def build_extension(self, ext):
+            kinds = {f"_{isa}.cpp": (flags, [CSRC]) for isa, flags in ISA_FLAGS.items()}
+            # Only module.cpp knows versions and architectures, so that changing them does not recompile everything.
+            kinds["module.cpp"] = (module_flags, ext.include_dirs)
+            sources, objects = ext.sources, ext.extra_objects
+            try:
+                for suffix, (flags, include_dirs) in kinds.items():
+                    own = [source for source in ext.sources if source.endswith(suffix)]
+                    ext.sources = [source for source in ext.sources if source not in own]
+                    if own:
+                        folder = str(Path(self.build_temp, Path(suffix).stem.strip("_")))
+                        ext.extra_objects = ext.extra_objects + self.compiler.compile(
+                            own, output_dir=folder, include_dirs=include_dirs, extra_postargs=CXX_FLAGS + flags
+                        )
+                super().build_extension(ext)
+            finally:
+                ext.sources, ext.extra_objects = sources, objects
+
+    return Build
+
+
+def configure():
+    """The extension and the command that builds it."""
+    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
+    sources = [s for s in sources if X86 or not s.endswith(("_avx2.cpp", "_avx512.cpp"))]
+    headers = sorted(str(path.relative_to(ROOT)) for pattern in ("*.h", "*.cuh") for path in (ROOT / "csrc").rglob(pattern))
+    try:
+        import torch
+    except ImportError:
+        return Extension("quantize._C", sources), refuse("and none is")
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MIN_TORCH:
+        return Extension("quantize._C", sources), refuse(f"{MIN_TORCH[0]}.{MIN_TORCH[1]} or newer, and this one is {torch.__version__}")
+
+    mode = os.environ.get("QUANTIZE_CUDA", "auto")
+    if mode not in {"auto", "0", "1"}:
+        sys.exit(f"QUANTIZE_CUDA must be auto, 0 or 1; got {mode!r}")
+    home = find_cuda_home()
+    obstacle = "QUANTIZE_CUDA=0" if mode == "0" else cuda_obstacle(torch, home)
+    if mode == "1" and obstacle:
+        sys.exit(f"QUANTIZE_CUDA=1, but {obstacle}.")
+    with_cuda = obstacle is None
+    if with_cuda:
+        os.environ["CUDA_HOME"] = str(home)  # read by torch.utils.cpp_extension when it is imported
+        # Without a GPU torch has no default.
+        os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;9.0+PTX"
+    os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+
+    from torch.utils import cpp_extension
+
+    archs = os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else ""
+    make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
+    if with_cuda:
+        sources += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cu"))
+    extension = make(
+        "quantize._C",
+        sources,
+        include_dirs=[CSRC],
+        define_macros=[("QUANTIZE_WITH_CUDA", None)] if with_cuda else [],
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        extra_link_args=["-Wl,-s"] if sys.platform == "linux" else [],
+        depends=headers,
+    )
+    if with_cuda:
+        # A bare toolkit lacks the cuSPARSE and cuBLAS headers that ATen's name; PyTorch's own wheels bring them. Last, so as not to
+        # shadow the toolkit's.
+        nvidia = Path(torch.__file__).parent.parent / "nvidia"
+        extension.include_dirs += [str(folder) for folder in sorted(nvidia.glob("*/include"))]
+
+    module_flags = [
+        f'-DQUANTIZE_VERSION="{VERSION}"',
+        f'-DQUANTIZE_TORCH_VERSION="{torch.__version__}"',
+        f'-DQUANTIZE_ISAS="{" ".join(ISA_FLAGS)}"',
+    ]
+    if with_cuda:
+        module_flags += ["-DQUANTIZE_WITH_CUDA", f'-DQUANTIZE_CUDA_VERSION="{torch.version.cuda}"', f'-DQUANTIZE_CUDA_ARCHS="{archs}"']
+    else:
+        module_flags += [f'-DQUANTIZE_CUDA_REASON="{obstacle}"']
+    summary = "\n".join(
+        [
+            f"quantize {VERSION}",
+            f"  PyTorch  {torch.__version__}, C++11 ABI {'on' if torch.compiled_with_cxx11_abi() else 'off'}",
+            f"  ISAs     {' '.join(ISA_FLAGS)}",
+            f"  CUDA     {f'{torch.version.cuda} with {home}, architectures {archs}' if with_cuda else f'no: {obstacle}'}",
+            f"  jobs     {os.environ['MAX_JOBS']}, {'ninja' if cpp_extension.is_ninja_available() else 'without ninja: slow'}",
+        ]
+    )
+    return extension, build_class(module_flags, summary)
+
+
+def refuse(problem):
+    """A build_ext that explains itself, so that an sdist can still be made without PyTorch."""
+
+    class Refuse(build_ext):
+        def run(self):
+            sys.exit(NEEDS_TORCH.format(problem=problem))
+
+    return Refuse
+
+
+def require_wheel_command():
+    """A venv of Python 3.10 or 3.11 starts with a setuptools that cannot make wheels and does not say so."""
+    try:
+        Distribution().get_command_class("bdist_wheel")
+    except Exception as error:
+        sys.exit(f'setuptools {setuptools.__version__} cannot make wheels ({error}). Type:\n\n    pip install "setuptools>=77,<82"\n')
+
+
+if {"bdist_wheel", "dist_info", "editable_wheel"} & set(sys.argv):
+    require_wheel_command()
+extension, command = configure()
+# The license stands here because pyproject.toml's spelling of it changed with setuptools 77; older ones can build in place.
+setup(license="Apache-2.0", ext_modules=[extension], cmdclass={"build_ext": command})

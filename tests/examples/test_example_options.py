@@ -1,0 +1,96 @@
+import re
+
+import options
+import pytest
+import train
+from models import create_model
+
+from quantize import ActivationConfig
+
+
+def config(*flags):
+    args = options.parse(list(flags))
+    return options.compression(args, create_model("resnet20", 10, width=4))
+
+
+# The rows of the original's CIFAR table, and the defaults.
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--ca --cabits 4 --ibits 4 --no-pergroup --no-perlayer", {"bits": 4, "max_bits": 4, "group_size": "sample", "per_layer": False}),
+        ("--cabits 2 --ibits 2 --pergroup False --perlayer False", {"bits": 2, "max_bits": 2, "group_size": "sample", "per_layer": False}),
+        ("--ca True --cabits=2 --ibits=2 --pergroup=True --perlayer=False --usegradient=False", {"max_bits": 2, "per_layer": False}),
+        ("--ca yes --cabits 2 --ibits 8 --no-perlayer --usegradient", {"per_layer": False, "use_gradient": True}),
+        ("--cabits 2 --ibits 8 --perlayer --usegradient True", {"use_gradient": True}),
+        ("--cabits 3 --no-usegradient", {"bits": 3}),
+        ("--no-ca", {"enabled": False}),
+        ("--ca False", {"enabled": False}),
+        ("", {}),
+    ],
+)
+def test_original_flags(flags, expected):
+    assert config("-c", "quantize", *flags.split()) == ActivationConfig(**expected)
+
+
+def test_fanin_is_no_config():
+    assert config("-c", "fanin", "--cabits", "4") is None
+    assert config() is None
+
+
+def test_qlinear_names_convolutions_and_linear_layers():
+    chosen = config("-c", "qlinear", "--ibits", "2")
+    assert list(chosen)[0] == "*" and chosen.pop("*") is None
+    assert {"conv1", "layer3.2.conv2", "fc"} <= set(chosen) and len(chosen) == 20
+    assert set(chosen.values()) == {ActivationConfig(max_bits=2)}
+
+
+ORIGINAL = """--dataset cifar10 --arch preact_resnet56 --epochs 200 --num-classes 10 -j 0 --weight-decay 1e-4 --batch-size 128
+    --label-smoothing 0 -c quantize --ca=True --cabits=2 --ibits=8 --pergroup=True --perlayer=True --usegradient=False
+    --workspace results/tmp --gather-checkpoints data/cifar10"""
+
+
+def test_originals_command_line():
+    args = options.parse(ORIGINAL.split())
+    assert (str(args.data_path), str(args.workspace), args.arch) == ("data/cifar10", "results/tmp", "preact_resnet56")
+    assert args.gather_checkpoints and args.ca and not args.usegradient
+
+
+def test_workspace_tells_runs_apart():
+    flags = ["", "-c quantize", "-c qlinear", "-c quantize --ibits 2", "-c quantize --no-ca", "--seed 1", "--amp bf16", "--arch resnet56"]
+    assert len({options.parse(line.split()).workspace for line in flags}) == len(flags)
+    assert str(options.parse(["-c", "quantize"]).workspace) == "runs/mnist5k-resnet20-quantize-2-8-group-layer-seed0"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--arch resnet21", "--arch"),
+        ("--dataset svhn", "--dataset"),
+        ("--ca maybe", "argument --ca: expected True or False; got 'maybe'"),
+        ("--cabits 4 --ibits 2", r"--ibits must be at least --cabits \(4\); got 2"),
+        ("--batch-size 0", "--batch-size must be at least 1; got 0"),
+        ("--lr -1", "--lr must not be negative; got -1.0"),
+        ("--label-smoothing 1", r"--label-smoothing must be in \[0, 1\); got 1.0"),
+        ("--epochs 2 --lr-warmup-epochs 3", r"--lr-warmup-epochs must be at most --epochs \(2\); got 3.0"),
+        ("--evaluate", "--evaluate needs --resume"),
+        ("--resume a --resume2 b", "--resume2 belongs to --evaluate --training-only"),
+    ],
+)
+def test_bad_flags_are_named(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        options.parse(flags.split())
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_too_few_classes(tmp_path):
+    with pytest.raises(ValueError, match="--num-classes: expected at least the 10 of digits; got 4"):
+        train.main(["--dataset", "digits", "--num-classes", "4", "--workspace", str(tmp_path)])
+
+
+def test_schedules():
+    from schedule import learning_rate
+
+    cosine = [learning_rate("cosine", 1.0, epoch, 10, warmup=2) for epoch in (0, 1, 2, 6, 10)]
+    assert cosine == pytest.approx([0, 0.5, 1, 0.5, 0])
+    step = [learning_rate("step", 1.0, epoch, 10, milestones=(5, 8)) for epoch in (0, 4.9, 5, 8.5)]
+    assert step == pytest.approx([1, 1, 0.1, 0.01])

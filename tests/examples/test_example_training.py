@@ -1,0 +1,246 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import checkpoint
+import engine
+import pytest
+import torch
+from small_runs import EXAMPLES, SMALL
+
+TIMES = {"seconds", "step_ms", "peak_mib"}
+
+
+def numbers(log):
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in log]
+
+
+def assert_same(left, right, where="checkpoint"):
+    """Bitwise equality of two checkpoints, naming the first place that differs."""
+    assert type(left) is type(right), where
+    if isinstance(left, dict):
+        assert list(left) == list(right), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}[{key!r}]")
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right), where
+        for index, (a, b) in enumerate(zip(left, right, strict=True)):
+            assert_same(a, b, f"{where}[{index}]")
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), where
+    else:
+        assert left == right, where
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Function making Ctrl-C arrive during the nth step from now on."""
+
+    def during(step):
+        original, count = engine.train_step, [0]
+
+        def patched(*arguments):
+            count[0] += 1
+            if count[0] == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            original(*arguments)
+
+        monkeypatch.setattr(engine, "train_step", patched)
+
+    return during
+
+
+def test_log_and_checkpoints(train, tmp_path):
+    status, last, log = train("run", "--gather-checkpoints", "--label-smoothing", "0.1", "--lr-scheduler", "step")
+    assert status == 0 and last["epoch"] == 3 and last["step"] == 0
+    assert [entry["epoch"] for entry in log] == [0, 1, 2]
+    names = {"train_loss", "train_top1", "test_loss", "test_top1", "lr", "saved_mib_per_image", *TIMES}
+    assert all(names <= set(entry) for entry in log)
+    assert [entry["lr"] for entry in log] == pytest.approx([0.05 * 2.5 / 3, 0.005, 0.0005])
+    assert last["best"] == max(entry["test_top1"] for entry in log)
+    files = {file.name for file in (tmp_path / "run").glob("*.pt")}
+    assert files == {"last.pt", "best.pt", "epoch-0001.pt", "epoch-0002.pt", "epoch-0003.pt"}
+    assert not list((tmp_path / "run").glob(".*"))
+    assert_same(last, torch.load(tmp_path / "run" / "epoch-0003.pt", weights_only=True))
+
+
+def test_resume_after_an_epoch(train, tmp_path, compression):
+    _, whole, log = train("whole", "--gather-checkpoints", *compression)
+    _, resumed, rest = train("rest", "--resume", tmp_path / "whole" / "epoch-0001.pt", *compression)
+    assert_same(whole, resumed)
+    assert numbers(log)[1:] == numbers(rest)
+
+
+@pytest.mark.parametrize("step", [5, 6])  # inside the second epoch, and its last step
+def test_interrupt_inside_an_epoch(train, tmp_path, compression, interrupt, step):
+    _, whole, log = train("whole", *compression)
+    interrupt(step)
+    status, broken, begun = train("run", *compression)
+    assert status == 130
+    assert (broken["epoch"], broken["step"], len(begun)) == (1, step - 3, 1)
+    _, resumed, ended = train("run", "--resume", tmp_path / "run" / "last.pt", *compression)
+    assert_same(whole, resumed)
+    assert numbers(log) == numbers(ended)
+
+
+def test_interrupt_from_outside(tmp_path):
+    flags = [*SMALL, "--workspace", str(tmp_path), "--epochs", "2000"]
+    process = subprocess.Popen([sys.executable, EXAMPLES / "train.py", *flags], stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert f"continue with --resume {tmp_path / 'last.pt'}" in output
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] >= 1
+
+
+def test_second_interrupt_kills():
+    from interrupt import StopRequest
+
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # a launcher's copy of the first
+        assert stop.requested
+        time.sleep(0.6)
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_failed_write_leaves_the_old_checkpoint(tmp_path):
+    file = tmp_path / "last.pt"
+    checkpoint.write({"value": 1}, file)
+    with pytest.raises((AttributeError, TypeError, RuntimeError)):
+        checkpoint.write({"value": lambda: None}, file)
+    assert torch.load(file, weights_only=True) == {"value": 1}
+
+
+@pytest.mark.parametrize(
+    ("flags", "held"),
+    [("--arch resnet32", "arch resnet20"), ("--width 8", "width 4"), ("--num-classes 11", "num_classes 10")],
+)
+def test_checkpoint_of_another_model(train, tmp_path, flags, held):
+    train("run", "--epochs", "1")
+    asked = flags[2:].replace("-", "_")
+    with pytest.raises(ValueError, match=f"is of another model: expected .*{asked}.*; the file holds .*{held}"):
+        train("other", "--resume", tmp_path / "run" / "last.pt", *flags.split())
+
+
+def test_bad_checkpoints(train, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected a checkpoint file; there is none at .*nothing.pt"):
+        train("run", "--resume", tmp_path / "nothing.pt")
+    (tmp_path / "noise.pt").write_bytes(b"noise" * 100)
+    with pytest.raises(ValueError, match=r"noise.pt is damaged or no checkpoint"):
+        train("run", "--resume", tmp_path / "noise.pt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match=r"foreign.pt to be a checkpoint of this script .*got \['state_dict'\]"):
+        train("run", "--resume", tmp_path / "foreign.pt")
+
+
+def test_resume_with_other_options_says_so(train, tmp_path, interrupt):
+    interrupt(2)
+    train("run")
+    with pytest.warns(UserWarning, match=r"other options .*: lr 0.05 -> 0.01"):
+        train("other", "--resume", tmp_path / "run" / "last.pt", "--lr", "0.01")
+    with pytest.raises(
+        ValueError, match=r"inside an epoch, at step 2 of 1 processes with batches of 32; got 1 processes with batches of 16"
+    ):
+        train("other", "--resume", tmp_path / "run" / "last.pt", "--batch-size", "16")
+
+
+@pytest.mark.parametrize("flags", [[], ["-c", "quantize", "--ibits", "2"]], ids=["plain", "fixed"])
+def test_nonfinite_loss_names_the_layer(train, monkeypatch, tmp_path, flags):
+    original, count = engine.train_step, [0]
+
+    def poisoned(run, *batch):
+        count[0] += 1
+        if count[0] == 5:
+            run.model.layer2[1].conv1.weight.data[0, 0, 0, 0] = float("inf")
+        original(run, *batch)
+
+    monkeypatch.setattr(engine, "train_step", poisoned)
+    message = (
+        r"loss is nan at step 2 of epoch 2; the first layer to make it is layer2.1.conv1 \(\w*Conv2d\): its weight had become so before"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        train("run", *flags)
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] == 1
+
+
+def test_nonfinite_causes():
+    from nonfinite import first_nonfinite
+    from torch import nn
+
+    class Root(nn.Module):
+        def forward(self, x):
+            return x.sqrt()
+
+    images = torch.tensor([[-1.0]])
+    assert "loss itself overflowed" in first_nonfinite(nn.Sequential(nn.Identity()), images)
+    assert "is 1 (Root): its input and parameters are finite" in first_nonfinite(nn.Sequential(nn.Identity(), Root()), images)
+    assert "input batch itself" in first_nonfinite(nn.Sequential(nn.Identity()), images / 0)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--amp", "bf16"], ["--channels-last"], ["-j", "2"], ["--amp", "bf16", "--channels-last", "-c", "quantize"]]
+)
+def test_variants_train(train, flags):
+    _, _, log = train("run", "--epochs", "2", *flags)
+    assert log[-1]["train_loss"] < 3
+
+
+def test_saved_bytes_shrink(train):
+    """Fixed 2 bits with groups of 256 are an eighth of the plain model's bytes at least; batch norm and ReLU included."""
+    _, _, plain = train("plain", "--epochs", "1", "--width", "16")
+    _, _, packed = train("packed", "--epochs", "1", "--width", "16", "-c", "quantize", "--ibits", "2")
+    assert packed[0]["saved_mib_per_image"] < plain[0]["saved_mib_per_image"] / 8
+
+
+def test_training_only(train, tmp_path):
+    _, _, log = train("run", "--training-only", "--epochs", "1")
+    assert log[0]["test_top1"] is None
+    assert not (tmp_path / "run" / "best.pt").exists()
+
+
+def test_evaluate(train, tmp_path, capsys):
+    _, _, log = train("run")
+    train("again", "--evaluate", "--resume", tmp_path / "run" / "last.pt")
+    assert f"test loss {log[-1]['test_loss']:.4f}  top-1 {log[-1]['test_top1']:.2f} %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--ibits", "2"], ["--usegradient"]], ids=["fixed", "gradient"])
+def test_variances(train, tmp_path, capsys, flags):
+    train("run", "-c", "quantize", *flags)
+    last = tmp_path / "run" / "last.pt"
+    evaluate = ["--evaluate", "--training-only", "--resume", last, "--batches", "2", "--draws", "10"]
+    capsys.readouterr()
+    train("again", *evaluate, "-c", "quantize", *flags, "--resume2", last)
+    words = capsys.readouterr().out.split(": ")[1].split()
+    found = dict(zip(words[::2], map(float, words[1::2]), strict=True))
+    assert list(found) == ["Overall", "Quant", "Sample"]
+    assert found["Overall"] == pytest.approx(found["Quant"] + found["Sample"], rel=1e-4)
+    assert found["Quant"] > 0 and found["Sample"] > 0
+
+
+def torchrun(script, *flags):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+    path = os.pathsep.join([str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run([*launch, *SMALL, *flags], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("flags", [[], ["-c", "quantize"]], ids=["plain", "adaptive"])
+def test_two_processes(train, tmp_path, capsys, flags):
+    """Equal parameters at the end, and a test that counts each of the 37 images once: the same numbers as in one process."""
+    output = torchrun(EXAMPLES.parent / "tests" / "examples" / "two_processes.py", "--workspace", str(tmp_path / "two"), *flags)
+    assert "2 processes agree" in output
+    log = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    assert len(log) == 3
+    train("one", "--evaluate", "--resume", tmp_path / "two" / "last.pt", *flags)
+    words = capsys.readouterr().out.split()
+    assert float(words[-4]) == pytest.approx(log[-1]["test_loss"], abs=1e-3)
+    assert float(words[-2]) == pytest.approx(log[-1]["test_top1"], abs=0.01)

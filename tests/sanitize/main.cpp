@@ -1,0 +1,16 @@
+// Runs the torch-free kernels under the address and undefined-behaviour sanitizers, on every ISA of this machine: `make sanitize`.
+#include "harness.h"
+
+int main() {
+  using namespace sanitize;
+  int64_t total = check_host_arithmetic();
+  std::printf("%-10s %8lld comparisons\n", "any", static_cast<long long>(total));
+  for (quantize::Isa isa : quantize::supported_isas()) {
+    int64_t count = 0;
+    for (Fence fence : {Fence::heap, Fence::page})
+      count += check_group_quantize(isa, fence) + check_group_variance(isa, fence) + check_sign_mask(isa, fence);
+    std::printf("%-10s %8lld comparisons\n", quantize::isa_name(isa), static_cast<long long>(count));
+    total += count;
+  }
+  std::printf("sanitizers: clean, %lld comparisons\n", static_cast<long long>(total));
+}

@@ -37,7 +37,8 @@ if X86:
     # GCC before 13 warns of its own intrinsics (PR 105593).
     ISA_FLAGS["avx512"] += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 # --fmad=false: the CUDA kernels return the CPU's bits.
-NVCC_FLAGS = ["-O3", "-std=c++20", "--fmad=false", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden,-ffp-contract=off"]
+NVCC_FLAGS = ["-O3", "-std=c++20", "--fmad=false", "--expt-relaxed-constexpr", "-DQUANTIZE_WITH_CUDA"]
+NVCC_FLAGS += ["-Xcompiler=-fvisibility=hidden,-ffp-contract=off"]
 
 NEEDS_TORCH = """quantize is compiled against the PyTorch that is installed, {problem}. Type:
 
@@ -89,18 +90,19 @@ def build_class(module_flags, summary):
             super().run()
 
         def build_extension(self, ext):
-            kinds = {f"_{isa}.cpp": (flags, [CSRC]) for isa, flags in ISA_FLAGS.items()}
+            kinds = [(isa, f"_{isa}.cpp", CXX_FLAGS + flags, [CSRC]) for isa, flags in ISA_FLAGS.items()]
             # Only module.cpp knows versions and architectures, so that changing them does not recompile everything.
-            kinds["module.cpp"] = (module_flags, ext.include_dirs)
+            kinds.append(("module", "module.cpp", CXX_FLAGS + module_flags, ext.include_dirs))
+            # A .cu shares its stem with a .cpp, and would share its object.
+            kinds.append(("cuda", ".cu", NVCC_FLAGS, ext.include_dirs))
             sources, objects = ext.sources, ext.extra_objects
             try:
-                for suffix, (flags, include_dirs) in kinds.items():
+                for kind, suffix, flags, include_dirs in kinds:
                     own = [source for source in ext.sources if source.endswith(suffix)]
                     ext.sources = [source for source in ext.sources if source not in own]
                     if own:
-                        folder = str(Path(self.build_temp, Path(suffix).stem.strip("_")))
                         ext.extra_objects = ext.extra_objects + self.compiler.compile(
-                            own, output_dir=folder, include_dirs=include_dirs, extra_postargs=CXX_FLAGS + flags
+                            own, output_dir=str(Path(self.build_temp, kind)), include_dirs=include_dirs, extra_postargs=flags
                         )
                 super().build_extension(ext)
             finally:
@@ -145,8 +147,7 @@ def configure():
         "quantize._C",
         sources,
         include_dirs=[CSRC],
-        define_macros=[("QUANTIZE_WITH_CUDA", None)] if with_cuda else [],
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        extra_compile_args=CXX_FLAGS + ["-DQUANTIZE_WITH_CUDA"] if with_cuda else list(CXX_FLAGS),
         extra_link_args=["-Wl,-s"] if sys.platform == "linux" else [],
         depends=headers,
     )

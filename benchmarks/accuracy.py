@@ -23,7 +23,7 @@ import machine
 
 HERE = Path(__file__).parent
 BAR = -0.3  # points
-RECIPE = "--arch resnet20 --dataset mnist5k --epochs 8 --batch-size 64 --lr 0.1 --weight-decay 5e-4 --lr-warmup-epochs 2 --channels-last"
+RECIPE = "--arch resnet20 --dataset mnist5k --epochs 10 --batch-size 64 --lr 0.1 --weight-decay 5e-4 --channels-last"
 CONFIGURATIONS = {
     "fp32": "-c fanin",
     "4/4": "-c quantize --cabits 4 --ibits 4 --no-pergroup --no-perlayer",
@@ -130,7 +130,7 @@ def welch(left: list[float], right: list[float], level: float = 0.95) -> tuple[f
     if sum(parts) == 0:
         return difference, difference
     freedom = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (left, right), strict=True))
-    width = t.ppf((1 + level) / 2, freedom) * sum(parts) ** 0.5
+    width = float(t.ppf((1 + level) / 2, freedom)) * sum(parts) ** 0.5
     return difference - width, difference + width
 
 

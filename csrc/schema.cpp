@@ -8,8 +8,7 @@ TORCH_LIBRARY(quantize, m) {
   // seed: int64 CPU tensor (seed, offset). codes: uint8, 1-D. ranges: int16 [groups, 2].
   m.def("group_quantize(Tensor x, int bits, int group_size, Tensor seed) -> (Tensor codes, Tensor ranges)");
   // The same with bits of its own for each sample (uint8 [N], on x's device), which add up to at most bit_budget.
-  m.def(
-      "group_quantize_mixed(Tensor x, Tensor sample_bits, int bit_budget, int group_size, Tensor seed) -> (Tensor codes, Tensor ranges)");
+  m.def("group_quantize_mixed(Tensor x, Tensor sample_bits, int bit_budget, int group_size, Tensor seed) -> (Tensor codes, Tensor ranges)");
   // The inverse of both (sample_bits given: of the second).
   m.def(
       "group_dequantize(Tensor codes, Tensor ranges, Tensor? sample_bits, int bits, int group_size, SymInt[] size, SymInt[] stride, "
@@ -52,4 +51,20 @@ TORCH_LIBRARY(quantize, m) {
       "avg_pool(Tensor input, int[] kernel, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) "
       "-> Tensor");
   m.def("adaptive_avg_pool(Tensor input, SymInt[] output_size) -> Tensor");
+  m.def("pad(Tensor input, SymInt[] padding, str mode) -> Tensor");
+  // `codes, ranges, ...`: the input; kept for the gate's gradient.
+  m.def(
+      "mul(Tensor input, Tensor gate, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, Tensor? "
+      "energy) -> Tensor");
+  m.def(
+      "mul_(Tensor(a!) input, Tensor gate, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, "
+      "Tensor? energy) -> Tensor(a!)");
+  // `function`: silu, hardswish, mish, gelu, gelu_tanh. `codes, ranges, ...`: what smooth_derivative returns, packed.
+  m.def("smooth_derivative(Tensor input, str function) -> Tensor");
+  m.def(
+      "smooth(Tensor input, str function, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, "
+      "Tensor? energy) -> Tensor");
+  m.def(
+      "smooth_(Tensor(a!) input, str function, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, "
+      "Tensor? energy) -> Tensor(a!)");
 }

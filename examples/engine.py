@@ -83,7 +83,8 @@ def train_step(run: Run, images: Tensor, targets: Tensor, indices: Tensor) -> No
     with autocast(run):
         output = run.net(images)
         loss = F.cross_entropy(output, targets, label_smoothing=run.args.label_smoothing)
-    value = loss.item()
+    # Both before the backward pass is queued: a GPU then works on it while the next batch is prepared.
+    value, hits = loss.item(), (output.detach().argmax(1) == targets).sum().item()
     if value - value != 0:  # NaN or infinite
         with autocast(run):
             culprit = first_nonfinite(run.model, images)
@@ -92,7 +93,6 @@ def train_step(run: Run, images: Tensor, targets: Tensor, indices: Tensor) -> No
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.step += 1
-    hits = (output.detach().argmax(1) == targets).sum().item()
     run.totals += torch.tensor([value * len(targets), hits, len(targets)], dtype=torch.float64)
 
 

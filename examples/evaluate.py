@@ -1,5 +1,8 @@
 """What `train.py --evaluate` prints: a checkpoint's accuracy or, with `--training-only`, the variance of its gradient."""
 
+from functools import partial
+from itertools import islice
+
 from torch.nn import functional as F
 
 import checkpoint
@@ -29,25 +32,7 @@ def variances(run: Run, loader) -> dict:
     from quantize import variance_report
 
     run.model.train()
+    batches = [(show(run, images), targets.to(run.processes.device)) for images, targets, _ in islice(loader.epoch(0), run.args.batches)]
     with autocast(run):
-        report = variance_report(run.model, Batches(run, loader), lambda output, target: loss(run, output, target), draws=run.args.draws)
+        report = variance_report(run.model, batches, partial(F.cross_entropy, label_smoothing=run.args.label_smoothing), run.args.draws)
     return {"Overall": report.overall, "Quant": report.quantization, "Sample": report.sample}
-
-
-def loss(run, output, target):
-    """The loss that the run trains with."""
-    return F.cross_entropy(output, target, label_smoothing=run.args.label_smoothing)
-
-
-class Batches:
-    """(images, targets) of the first training batches. Handing one out tells the model whose samples come next."""
-
-    def __init__(self, run: Run, loader):
-        self.run, self.loader = run, loader
-
-    def __len__(self) -> int:
-        return min(self.run.args.batches, len(self.loader))
-
-    def __iter__(self):
-        for _, (images, targets, indices) in zip(range(len(self)), self.loader.epoch(0), strict=False):
-            yield show(self.run, images, indices), targets.to(self.run.processes.device)

@@ -49,11 +49,11 @@ class Processes:
         return bool(self.total(torch.tensor(float(flag)))) if self.world > 1 else flag
 
     def gather(self, value) -> list:
-        """`value` of every process, in the order of ranks, in every process."""
+        """`value` of every process, in the order of ranks, in the first one; nothing in the others."""
         if self.world == 1:
             return [value]
-        values = [None] * self.world
-        dist.all_gather_object(values, value, group=self.control)
+        values = [None] * self.world if self.first else []
+        dist.gather_object(value, values if self.first else None, dst=0, group=self.control)
         return values
 
     def share_buffers(self, model: nn.Module) -> None:

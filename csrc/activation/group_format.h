@@ -93,7 +93,7 @@ QUANTIZE_HOST_DEVICE StoredRange store_range<F32>(Extent extent, int bits) {
   const uint16_t first = detail::bf16_toward_minus_infinity(detail::positive_zero(extent.min));
   const float min = to_float(BF16{first});
   // Truncate, and step up only if the top level would miss the maximum: a scale that bf16 holds exactly is kept exactly.
-  uint16_t second = truncate_to_bf16(detail::spread(min, extent.max, levels)).bits;
+  uint16_t second = truncate_to_bf16(detail::spread(min, detail::positive_zero(extent.max), levels)).bits;
   if (!(min + levels * to_float(BF16{second}) >= extent.max) && second < 0x7f7fu) ++second;
   return {first, second};
 }

@@ -31,7 +31,8 @@ struct GroupLayout {
 
 template <typename T, typename Sizes>
 GroupLayout<T> group_layout(const char* op, const Sizes& sizes, int64_t group_size) {
-  TORCH_CHECK_VALUE(group_size >= group_is_tensor, op, ": group_size must be positive, 0 (one sample) or -1 (the tensor); got ", group_size);
+  TORCH_CHECK_VALUE(group_size >= group_is_tensor, op, ": group_size must be positive, 0 (one sample) or -1 (the tensor); got ",
+                    group_size);
   T numel = 1;
   for (const auto& size : sizes) numel = numel * size;
   const T samples = group_size == group_is_tensor || sizes.size() == 0 ? T(1) : T(sizes[0]);
@@ -47,7 +48,8 @@ inline at::Tensor packed_memory(const at::Tensor& x) {
 
 inline Seed read_seed(const char* op, const at::Tensor& seed) {
   TORCH_CHECK_VALUE(seed.device().is_cpu() && seed.scalar_type() == at::kLong && seed.numel() == 2 && seed.is_contiguous(), op,
-                    ": seed must be an int64 CPU tensor (seed, offset); got ", seed.scalar_type(), " ", seed.sizes(), " on ", seed.device());
+                    ": seed must be an int64 CPU tensor (seed, offset); got ", seed.scalar_type(), " ", seed.sizes(), " on ",
+                    seed.device());
   const int64_t* values = seed.const_data_ptr<int64_t>();
   return {static_cast<uint64_t>(values[0]), static_cast<uint64_t>(values[1])};
 }

@@ -97,9 +97,9 @@ void quantize_long_groups(const Packed& p, const uint8_t* x) {
       const uint8_t* source = x + (sample * l.elements + group * l.group_size) * item;
       Extent all{INFINITY, -INFINITY, true};
       extents.assign(extents.size(), all);
-      for_each_piece(p, sample, group, [&](int64_t i, GroupPiece piece) { extents[i] = k.extent(source + piece.begin * item, piece.elements); });
-      for (const Extent& e : extents)
-        all = {std::min(all.min, e.min), std::max(all.max, e.max), all.finite && e.finite};
+      for_each_piece(p, sample, group,
+                     [&](int64_t i, GroupPiece piece) { extents[i] = k.extent(source + piece.begin * item, piece.elements); });
+      for (const Extent& e : extents) all = {std::min(all.min, e.min), std::max(all.max, e.max), all.finite && e.finite};
       uint16_t* stored = p.ranges + 2 * (sample * l.groups + group);
       const auto store = [&]<typename T>(T) {
         const StoredRange range = store_range<T>(all, bits);

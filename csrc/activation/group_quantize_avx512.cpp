@@ -1,5 +1,6 @@
 // group_quantize for AVX-512 (F, BW, VL, DQ): two columns of eight lanes, a chunk of 128 elements and its successor.
 #include "group_quantize_avx2.h"
+#include "group_quantize_decode_avx2.h"
 #include "group_quantize_run.h"
 
 namespace quantize::activation {
@@ -63,27 +64,30 @@ struct Avx512 {
     *high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
     *low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
   }
-  static void philox(uint32_t counter, uint32_t group, Seed seed, I* draw) {
-    using P = PhiloxTraits;
-    I c0 = _mm512_add_epi32(_mm512_set1_epi32(int(counter)), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    I c1 = _mm512_set1_epi32(int(group)), c2 = _mm512_set1_epi32(int(uint32_t(seed.offset)));
-    I c3 = _mm512_set1_epi32(int(uint32_t(seed.offset >> 32)));
-    uint32_t k0 = uint32_t(seed.seed), k1 = uint32_t(seed.seed >> 32);
-#pragma GCC unroll 7
-    for (int round = 0; round < P::rounds; ++round, k0 += P::weyl0, k1 += P::weyl1) {
-      I high0, low0, high1, low1;
-      multiply(c0, _mm512_set1_epi64(P::multiplier0), &high0, &low0);
-      multiply(c2, _mm512_set1_epi64(P::multiplier1), &high1, &low1);
-      c0 = _mm512_ternarylogic_epi32(high1, c1, _mm512_set1_epi32(int(k0)), 0x96);  // 0x96: exclusive or of three
-      c2 = _mm512_ternarylogic_epi32(high0, c3, _mm512_set1_epi32(int(k1)), 0x96);
-      c1 = low1, c3 = low0;
+  static constexpr int ways = 4;
+  static void philox(const uint32_t* counter, const uint32_t* owner, uint32_t group, const RoundKeys& keys, I (*draw)[4]) {
+    const I m0 = _mm512_set1_epi64(PhiloxTraits::multiplier0), m1 = _mm512_set1_epi64(PhiloxTraits::multiplier1);
+    const I lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int w = 0; w < ways; ++w) {
+      draw[w][0] = _mm512_add_epi32(_mm512_set1_epi32(int(counter[w])), lane);
+      draw[w][1] = _mm512_set1_epi32(int(group + owner[w]));
+      draw[w][2] = _mm512_set1_epi32(int(keys.offset[0])), draw[w][3] = _mm512_set1_epi32(int(keys.offset[1]));
     }
-    draw[0] = c0, draw[1] = c1, draw[2] = c2, draw[3] = c3;
+#pragma GCC unroll 7
+    for (int round = 0; round < PhiloxTraits::rounds; ++round) {
+#pragma GCC unroll 4
+      for (I* c : {draw[0], draw[1], draw[2], draw[3]}) {
+        I high0, low0, high1, low1;
+        multiply(c[0], m0, &high0, &low0);
+        multiply(c[2], m1, &high1, &low1);
+        // 0x96: exclusive or of three
+        c[0] = _mm512_ternarylogic_epi32(high1, c[1], _mm512_set1_epi32(int(keys.first[round])), 0x96);
+        c[2] = _mm512_ternarylogic_epi32(high0, c[3], _mm512_set1_epi32(int(keys.second[round])), 0x96);
+        c[1] = low1, c[3] = low0;
+      }
+    }
   }
 
-  static I load_words(const uint8_t* codes, int stride) {
-    return _mm512_inserti32x8(_mm512_castsi256_si512(Avx2::load_words(codes, 0)), Avx2::load_words(codes + stride, 0), 1);
-  }
   static void store_columns(uint8_t* codes, int stride, I word) {
     Avx2::store_columns(codes, 0, _mm512_castsi512_si256(word));
     Avx2::store_columns(codes + stride, 0, _mm512_extracti32x8_epi32(word, 1));
@@ -93,45 +97,12 @@ struct Avx512 {
     const __m256i low = _mm256_srli_epi16(_mm512_castsi512_si256(word), 8);
     Avx2::store_columns(codes, 0, _mm256_or_si256(low, _mm512_extracti32x8_epi32(word, 1)));
   }
-  static I load_one_bit(const uint8_t* codes) {
-    const I word = _mm512_broadcast_i32x8(Avx2::load_words(codes, 0));
-    return _mm512_srlv_epi32(word, _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8));
-  }
-
-  template <int bits>
-  struct Levels {
-    F min, scale, table;
-    explicit Levels(Range range) : min(set(range.min)), scale(set(range.scale)) {
-      alignas(64) float level[16];
-      for (int i = 0; i < 16; ++i) level[i] = activation::decode(uint32_t(i) & ((1u << (bits < 4 ? bits : 4)) - 1), range);
-      table = _mm512_load_ps(level);
-    }
-    F operator()(I code) const {
-      if constexpr (bits <= 4) return _mm512_permutexvar_ps(code, table);  // reads four bits a lane
-      return add(mul(_mm512_cvtepi32_ps(and_(code, _mm512_set1_epi32((1 << bits) - 1))), scale), min);
-    }
-  };
-
-  // The elements of a column pair are 128 apart, so dither and stores work column by column.
-  struct Dither {
-    __m256i low, high;
-  };
-  static Dither dither(uint32_t, int64_t, const F32*) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-  template <typename T>
-  static Dither dither(uint32_t key, int64_t e, const T* y) {
-    return {Avx2::dither(key, e, y), Avx2::dither(key, e + GroupTraits::chunk, y)};
-  }
-  template <typename T>
-  static void store_columns(T* y, F value, Dither dither) {
-    Avx2::store_columns(y, _mm512_castps512_ps256(value), dither.low);
-    Avx2::store_columns(y + GroupTraits::chunk, _mm512_extractf32x8_ps(value, 1), dither.high);
-  }
 };
 
-using SimdAvx512 = Simd<Avx512, SimdAvx2>;
+struct Kernels : Simd<Avx512, EncodeAvx2>, DecodeAvx2 {};
 
 }  // namespace
 
-const GroupKernels group_kernels_avx512[3][4] = QUANTIZE_GROUP_KERNELS(SimdAvx512);
+const GroupKernels group_kernels_avx512[3][4] = QUANTIZE_GROUP_KERNELS(Kernels);
 
 }  // namespace quantize::activation

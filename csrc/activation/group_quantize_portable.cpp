@@ -14,6 +14,10 @@ struct Portable {
     scalar_encode<T, bits>(x, begin, end, n, group, range, seed, codes);
   }
   template <typename T, int bits>
+  static bool encode_groups(const T*, int, int64_t, uint32_t, const Range*, Seed, uint8_t*) {
+    return false;
+  }
+  template <typename T, int bits>
   static void decode(const uint8_t* codes, int64_t begin, int64_t end, int64_t n, uint32_t group, Range range, Seed seed, T* y) {
     scalar_decode<T, bits>(codes, begin, end, n, group, range, seed, y);
   }

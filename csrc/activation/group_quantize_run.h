@@ -1,6 +1,7 @@
 // From an ISA's primitives to its kernel table. `Isa` provides
 //   static Extent extent(const T* x, int64_t n);
 //   static void encode<T, bits>(const T* x, begin, end, n, group, range, seed, codes);   // a group's elements [begin, end)
+//   static bool encode_groups<T, bits>(const T* x, groups, group_size, group, ranges, seed, codes);   // false: does not apply
 //   static void decode<T, bits>(const uint8_t* codes, begin, end, n, group, range, seed, y);
 #pragma once
 
@@ -27,10 +28,14 @@ struct GroupRunner {
         range[i] = load_range<T>(stored, bits);
         ranges[2 * i] = stored.first, ranges[2 * i + 1] = stored.second;
       }
-      for (int i = 0; i < groups; ++i, codes += bytes, ++group) {
-        const int64_t begin = done + i * run.group_size, n = least(run.group_size, run.elements - begin);
-        encode(x + begin, 0, n, n, group, range[i], seed, codes);
-      }
+      bool ordinary = done + groups * run.group_size <= run.elements;
+      for (int i = 0; i < groups; ++i) ordinary = ordinary && !range[i].extreme && !is_poisoned(range[i]);
+      if (!ordinary || !Isa::template encode_groups<T, bits>(x + done, groups, run.group_size, group, range, seed, codes))
+        for (int i = 0; i < groups; ++i) {
+          const int64_t begin = done + i * run.group_size, n = least(run.group_size, run.elements - begin);
+          encode(x + begin, 0, n, n, group + i, range[i], seed, codes + i * bytes);
+        }
+      group += groups, codes += groups * bytes;
       ranges += 2 * groups;
       done += groups * run.group_size;
     }
@@ -69,7 +74,7 @@ struct GroupRunner {
 };
 
 #define QUANTIZE_GROUP_KERNELS_OF(ISA, T) \
-  {GroupRunner<ISA, T, 1>::table(), GroupRunner<ISA, T, 2>::table(), GroupRunner<ISA, T, 4>::table(), GroupRunner<ISA, T, 8>::table()}
+  { GroupRunner<ISA, T, 1>::table(), GroupRunner<ISA, T, 2>::table(), GroupRunner<ISA, T, 4>::table(), GroupRunner<ISA, T, 8>::table() }
 #define QUANTIZE_GROUP_KERNELS(ISA) \
   { QUANTIZE_GROUP_KERNELS_OF(ISA, F32), QUANTIZE_GROUP_KERNELS_OF(ISA, F16), QUANTIZE_GROUP_KERNELS_OF(ISA, BF16) }
 

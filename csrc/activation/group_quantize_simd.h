@@ -1,4 +1,4 @@
-// group_quantize for vector ISAs: one algorithm over a trait `V` of 8-lane columns. AVX2 has one column (a chunk of 128 elements at a
+// Packing for vector ISAs: one algorithm over a trait `V` of 8-lane columns. AVX2 has one column (a chunk of 128 elements at a
 // time), AVX-512 two (the chunk and its successor side by side), so both walk the same blocks and write the same bytes.
 //
 // A step loads the floats of two 8-lane vectors, turns them into fixed point by adding 2^23, joins them as the halves of 32-bit lanes
@@ -9,6 +9,16 @@
 
 namespace quantize::activation {
 namespace {
+
+struct RoundKeys {
+  uint32_t first[PhiloxTraits::rounds], second[PhiloxTraits::rounds], offset[2];
+  explicit RoundKeys(Seed seed) : offset{uint32_t(seed.offset), uint32_t(seed.offset >> 32)} {
+    for (int round = 0; round < PhiloxTraits::rounds; ++round) {
+      first[round] = uint32_t(seed.seed) + uint32_t(round) * PhiloxTraits::weyl0;
+      second[round] = uint32_t(seed.seed >> 32) + uint32_t(round) * PhiloxTraits::weyl1;
+    }
+  }
+};
 
 // Rest: the primitives for what is left after the last whole step.
 template <class V, class Rest>
@@ -37,41 +47,56 @@ struct Simd {
 
   template <typename T, int bits>
   static void encode(const T* x, int64_t begin, int64_t end, int64_t n, uint32_t group, Range range, Seed seed, uint8_t* codes) {
-    int64_t e = begin;
-    if (!range.extreme)
-      for (; e + step<bits> <= end; e += step<bits>) encode_step<T, bits>(x, e, group, range, seed, codes);
-    if (e == end) return;
-    if (range.extreme)
-      scalar_encode<T, bits>(x, e, end, n, group, range, seed, codes);
-    else
-      Rest::template encode<T, bits>(x, e, end, n, group, range, seed, codes);
+    if (range.extreme) return scalar_encode<T, bits>(x, begin, end, n, group, range, seed, codes);
+    const int64_t stop = begin + (end - begin) / step<bits> * step<bits>;
+    encode_steps<T, bits>(x, begin, stop - begin, stop - begin, group, &range, seed, codes);
+    if (stop < end) Rest::template encode<T, bits>(x, stop, end, n, group, range, seed, codes);
   }
 
+  // Several whole groups with ordinary ranges, where the group size is a multiple of the step. Returns whether it is.
   template <typename T, int bits>
-  static void decode(const uint8_t* codes, int64_t begin, int64_t end, int64_t n, uint32_t group, Range range, Seed seed, T* y) {
-    if (is_poisoned(range)) return scalar_decode<T, bits>(codes, begin, end, n, group, range, seed, y);
-    int64_t e = begin;
-    if (e + step<bits> <= end) {
-      const typename V::template Levels<bits> levels(range);
-      const uint32_t key = T::scalar == Scalar::f32 ? 0 : dither_key(group, seed);
-      for (; e + step<bits> <= end; e += step<bits>) decode_step<T, bits>(codes, e, levels, key, y);
-    }
-    if (e < end) Rest::template decode<T, bits>(codes, e, end, n, group, range, seed, y);
+  static bool encode_groups(const T* x, int groups, int64_t group_size, uint32_t group, const Range* range, Seed seed, uint8_t* codes) {
+    if (group_size % step<bits> != 0) return false;
+    encode_steps<T, bits>(x, 0, groups * group_size, group_size, group, range, seed, codes);
+    return true;
   }
 
  private:
   template <int bits>
-  static constexpr int step = bits == 1 ? 2 * chunk : columns * chunk;  // a block of 1-bit codes spans two chunks
+  static constexpr int step = bits == 1 ? 2 * chunk : columns* chunk;  // a block of 1-bit codes spans two chunks
 
+  // Elements [begin, begin + count) counted from x, of groups of `group_size` that start at begin. A unit is what one batch of Philox
+  // counters serves; several batches are drawn at once, since one alone is a single long chain of multiplications.
   template <typename T, int bits>
-  __attribute__((always_inline)) static void encode_step(const T* x, int64_t e, uint32_t group, Range range, Seed seed, uint8_t* codes) {
+  static void encode_steps(const T* x, int64_t begin, int64_t count, int64_t group_size, uint32_t group, const Range* range, Seed seed,
+                           uint8_t* codes) {
+    constexpr int unit = columns * chunk, units_a_step = step<bits> / unit;
+    const RoundKeys keys(seed);
+    I draw[V::ways][4];
+    int64_t place = 0;     // of the next unit in its group
+    uint32_t current = 0;  // its group
+    for (int64_t done = 0; done < count; done += V::ways * unit) {
+      uint32_t counter[V::ways], owner[V::ways];
+      for (int w = 0; w < V::ways; ++w) {  // counted on, since a 64-bit division takes as long as a group
+        owner[w] = current, counter[w] = noise_counter(begin + place);
+        place += unit;
+        if (place == group_size) place = 0, ++current;
+      }
+      V::philox(counter, owner, group, keys, draw);
+      for (int w = 0; w < V::ways && done + w * unit < count; w += units_a_step)
+        encode_step<T, bits>(x, begin + done + w * unit, range[owner[w]], draw[w], codes);
+    }
+  }
+
+  // draw: four vectors a unit.
+  template <typename T, int bits>
+  __attribute__((always_inline)) static void encode_step(const T* x, int64_t e, const Range& range, const I* draws, uint8_t* codes) {
     constexpr int positions = 16 / bits, stride = chunk * bits / 8;  // stride: bytes between the codes of neighbouring chunks
     const F min = V::set(range.min), scale = V::set(range.fixed_point);
     codes += e * bits / 8;
     I word = V::zero_int();
     for (int sub = 0; sub < step<bits> / (columns * chunk); ++sub) {
-      I draw[4];
-      V::philox(noise_counter(e + sub * chunk), group, seed, draw);
+      const I* draw = draws + 4 * sub;
       const T* source = x + e + sub * chunk;
 #pragma GCC unroll 8
       for (int j = 0; j < 8; ++j) {
@@ -90,25 +115,6 @@ struct Simd {
       }
     }
     if constexpr (bits == 1) V::store_one_bit(codes, word);
-  }
-
-  template <typename T, int bits>
-  __attribute__((always_inline)) static void decode_step(const uint8_t* codes, int64_t e, const typename V::template Levels<bits>& levels,
-                                                         uint32_t key, T* y) {
-    constexpr int stride = chunk * bits / 8, block = block_elements(bits);
-    constexpr int positions = bits == 1 ? 16 / columns : 16 / bits;
-    codes += e * bits / 8;
-    for (int base = 0; base < step<bits> / columns; base += bits == 1 ? step<bits> : block) {
-      const I word = bits == 1 ? V::load_one_bit(codes) : V::load_words(codes + base * bits / 8, stride);
-#pragma GCC unroll 16
-      for (int j = 0; j < positions; ++j) {
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-          const int64_t place = e + base + 16 * j + 8 * half;
-          V::store_columns(y + place, levels(V::shift_right32(word, 16 * half + bits * j)), V::dither(key, place, y));
-        }
-      }
-    }
   }
 };
 

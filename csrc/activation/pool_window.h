@@ -11,7 +11,11 @@ namespace quantize::activation {
 inline PoolWindow read_pool_window(const char* op, const at::Tensor& x, at::IntArrayRef input_size, at::IntArrayRef kernel,
                                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
   const int64_t n = static_cast<int64_t>(input_size.size());
-  TORCH_CHECK_VALUE(n >= 1 && n <= 3 && x.dim() >= n, op, ": input_size must give 1 to 3 spatial sizes of ", x.sizes(), "; got ", input_size);
+  TORCH_CHECK_VALUE(n >= 1 && n <= 3 && x.dim() >= n, op, ": input_size must give 1 to 3 spatial sizes of ", x.sizes(), "; got ",
+                    input_size);
+  for (const at::IntArrayRef window : {kernel, stride, padding, dilation})
+    TORCH_CHECK_VALUE(static_cast<int64_t>(window.size()) == n, op, ": kernel, stride, padding and dilation must each have ", n,
+                      " numbers, as input_size ", input_size, "; got ", kernel, ", ", stride, ", ", padding, ", ", dilation);
   PoolWindow window;
   int64_t positions = 1;
   for (int64_t d = 0; d < 3; ++d) {

@@ -28,8 +28,7 @@ constexpr int64_t grain = 32768;  // elements a task; a multiple of 8, so that t
 
 template <typename F>
 void for_each_span(int64_t n, const F& body) {  // body(first element, elements); the first is a multiple of 8
-  at::parallel_for(0, mask_bytes(n), grain / 8,
-                   [&](int64_t begin, int64_t end) { body(begin * 8, std::min(n, end * 8) - begin * 8); });
+  at::parallel_for(0, mask_bytes(n), grain / 8, [&](int64_t begin, int64_t end) { body(begin * 8, std::min(n, end * 8) - begin * 8); });
 }
 
 void relu_into(const Tensor& x, double negative_slope, double max_value, const Tensor& y, const Tensor& mask) {
@@ -55,7 +54,8 @@ std::tuple<Tensor, Tensor> relu_mask_cpu(const Tensor& input, double negative_sl
 
 Tensor relu_mask_inplace_cpu(Tensor& x, double negative_slope, double max_value) {
   TORCH_CHECK_VALUE(packed_strides(x.sizes(), x.strides()) == x.strides().vec(),
-                    "relu_mask_: x must be dense in memory with its first dimension outermost; got sizes ", x.sizes(), ", strides ", x.strides());
+                    "relu_mask_: x must be dense in memory with its first dimension outermost; got sizes ", x.sizes(), ", strides ",
+                    x.strides());
   Tensor mask = empty_mask(x);
   relu_into(x, negative_slope, max_value, x, mask);
   return mask;

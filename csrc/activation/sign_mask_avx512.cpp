@@ -38,7 +38,6 @@ void apply(const void* source, const uint8_t* mask, int64_t n, float on, float o
 
 }  // namespace
 
-const MaskKernels mask_kernels_avx512[3] = {
-    {relu, apply}, {scalar_relu<F16>, scalar_apply<F16>}, {scalar_relu<BF16>, scalar_apply<BF16>}};
+const MaskKernels mask_kernels_avx512[3] = {{relu, apply}, {scalar_relu<F16>, scalar_apply<F16>}, {scalar_relu<BF16>, scalar_apply<BF16>}};
 
 }  // namespace quantize::activation

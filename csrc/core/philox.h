@@ -30,12 +30,22 @@ struct Philox4 {
   uint32_t word[4];
 };
 
+QUANTIZE_HOST_DEVICE uint64_t wide_product(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  uint64_t product;  // nvcc takes the plain expression for a product of 64-bit numbers and adds up zeros
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
+#else
+  return uint64_t(a) * b;
+#endif
+}
+
 QUANTIZE_HOST_DEVICE Philox4 philox4x32(uint32_t counter0, uint32_t counter1, Seed seed) {
   using T = PhiloxTraits;
   uint32_t c0 = counter0, c1 = counter1, c2 = uint32_t(seed.offset), c3 = uint32_t(seed.offset >> 32);
   uint32_t k0 = uint32_t(seed.seed), k1 = uint32_t(seed.seed >> 32);
   for (int round = 0; round < T::rounds; ++round) {
-    const uint64_t p0 = uint64_t(T::multiplier0) * c0, p1 = uint64_t(T::multiplier1) * c2;
+    const uint64_t p0 = wide_product(T::multiplier0, c0), p1 = wide_product(T::multiplier1, c2);
     const uint32_t n0 = uint32_t(p1 >> 32) ^ c1 ^ k0, n2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
     c0 = n0, c1 = uint32_t(p1), c2 = n2, c3 = uint32_t(p0);
     k0 += T::weyl0, k1 += T::weyl1;

@@ -29,8 +29,8 @@ void report_energy(const Tensor& energy, const Tensor& x, const Tensor& grad, co
   const Tensor gain = (weight ? weight->to(at::kFloat) * inverse_std : inverse_std).square();
   const Tensor variance_scale = inverse_std.square();  // from x to the normalized input
   const double spread = 1. / (double(channels) * positions);
-  // Of the scale's gradient sum g * normalized.
-  energy.select(1, 0).copy_((g2 * variance_scale).sum(1) * spread);
+  // Of the scale's gradient sum g * normalized, and of the preceding convolution's along the normalized input.
+  energy.select(1, 0).copy_((g2 * variance_scale * (gain + 1.)).sum(1) * spread);
   // Of the input gradient gain * (g - mean g - normalized * correlation), in which the noise enters twice.
   const Tensor direct = (gain * variance_scale * correlation.square()).sum() / double(channels);
   const Tensor through_mean = (g2 * (gain * variance_scale)).sum(1) * (spread / count);
@@ -46,8 +46,7 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     const PackedArguments packed{codes, ranges, sample_bits, bits, group_size, seed, energy};
     save_packed(ctx, input, packed);
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [output, mean, inverse_std] =
-        at::native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps);
+    auto [output, mean, inverse_std] = at::native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps);
     variable_list saved = packed_tensors(packed);
     for (const OptionalTensor& t : {weight, training ? std::nullopt : running_mean, training ? std::nullopt : running_var})
       saved.push_back(t.value_or(Tensor()));
@@ -95,6 +94,12 @@ Tensor batch_norm(const Tensor& input, const OptionalTensor& weight, const Optio
                   const OptionalTensor& running_var, bool training, double momentum, double eps, const OptionalTensor& codes,
                   const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits, int64_t group_size,
                   const OptionalTensor& seed, const OptionalTensor& energy) {
+  TORCH_CHECK_VALUE(input.dim() >= 2, "batch_norm: input must be [N, C, ...]; got ", input.sym_sizes());
+  const std::pair<const char*, const OptionalTensor&> per_channel[] = {
+      {"weight", weight}, {"bias", bias}, {"running_mean", running_mean}, {"running_var", running_var}};
+  for (const auto& [name, t] : per_channel)
+    TORCH_CHECK_VALUE(!t || t->sym_numel() == input.sym_size(1), "batch_norm: ", name, " must have ", input.sym_size(1), " elements; got ",
+                      t->sym_sizes());
   return BatchNorm::apply(input, weight, bias, running_mean, running_var, training, momentum, eps, codes, ranges, sample_bits, bits,
                           group_size, seed, energy);
 }

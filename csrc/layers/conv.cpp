@@ -41,22 +41,23 @@ struct Conv : torch::autograd::Function<Conv> {
     const Tensor& weight = saved[4];
     const bool needs_weight = ctx->needs_input_grad(1);
     const Tensor input = needs_weight ? unpack_saved(ctx, saved.data()) : shape_of_saved(ctx, weight);
-    const std::array<bool, 3> mask{ctx->needs_input_grad(0), needs_weight, ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)};
+    const std::array<bool, 3> mask{ctx->needs_input_grad(0), needs_weight,
+                                   ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)};
     std::optional<c10::SymDimVector> bias_sizes;
     if (mask[2]) bias_sizes = c10::SymDimVector{grad.sym_size(grad.dim() - weight.dim() + 1)};
     const SymInt groups = ctx->saved_data["groups"].toSymInt();
-    auto [grad_input, grad_weight, grad_bias] = at::convolution_backward_symint(
-        grad, input, weight, bias_sizes ? at::OptionalSymIntArrayRef(*bias_sizes) : std::nullopt, saved_sizes(ctx, "stride_"),
-        saved_sizes(ctx, "padding"), saved_sizes(ctx, "dilation"), ctx->saved_data["transposed"].toBool(),
-        saved_sizes(ctx, "output_padding"), groups, mask);
+    auto [grad_input, grad_weight, grad_bias] =
+        at::convolution_backward_symint(grad, input, weight, bias_sizes ? at::OptionalSymIntArrayRef(*bias_sizes) : std::nullopt,
+                                        saved_sizes(ctx, "stride_"), saved_sizes(ctx, "padding"), saved_sizes(ctx, "dilation"),
+                                        ctx->saved_data["transposed"].toBool(), saved_sizes(ctx, "output_padding"), groups, mask);
     if (const OptionalTensor energy = saved_energy(ctx); energy && needs_weight) {
       const Tensor own = sample_energy(grad);
       // Each output position meets kernel * channels/groups inputs, out of channels * positions.
       const bool transposed = ctx->saved_data["transposed"].toBool();
       const double kernel = double(weight.numel()) / double(weight.size(0) * weight.size(1));
       const double positions = double(input.numel()) / double(input.size(0) * input.size(1));
-      const double share = kernel / (transposed ? double(grad.numel()) / double(grad.size(0) * grad.size(1)) : positions) /
-                           double(groups.expect_int());
+      const double share =
+          kernel / (transposed ? double(grad.numel()) / double(grad.size(0) * grad.size(1)) : positions) / double(groups.expect_int());
       energy->select(1, 0).copy_(own * share);
       energy->select(1, 1).copy_(sample_energy(input) * own * share);
     }

@@ -54,7 +54,8 @@ struct MaxPool : torch::autograd::Function<MaxPool> {
     static const auto unpack = c10::Dispatcher::singleton().findSchemaOrThrow("quantize::unpack_pool_indices", "").typed<PoolIndices>();
     variable_list result(6);
     if (!grads[0].defined()) return result;
-    const auto kernel = ints(ctx, "kernel"), stride = ints(ctx, "pool_stride"), padding = ints(ctx, "padding"), dilation = ints(ctx, "dilation");
+    const auto kernel = ints(ctx, "kernel"), stride = ints(ctx, "pool_stride"), padding = ints(ctx, "padding"),
+               dilation = ints(ctx, "dilation");
     const Tensor indices = unpack.call(ctx->get_saved_variables()[0], ints(ctx, "window"), kernel, stride, padding, dilation);
     const Tensor shape = shape_of_saved(ctx, grads[0]);
     const bool ceil_mode = ctx->saved_data["ceil_mode"].toBool();

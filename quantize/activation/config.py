@@ -58,6 +58,10 @@ class ActivationConfig:
             raise TypeError(f'ActivationConfig: group_size must be a positive integer, "sample" or "tensor"; got {group!r}')
         elif group < 1:
             raise ValueError(f'ActivationConfig: group_size must be a positive integer, "sample" or "tensor"; got {group!r}')
+        if not self.adaptive and self.bits not in BIT_WIDTHS:
+            raise ValueError(
+                f'ActivationConfig: bits must be 1, 2, 4 or 8 with group_size="tensor", which leaves nothing to adapt; got {self.bits!r}'
+            )
         for name in ("per_layer", "use_gradient", "enabled"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"ActivationConfig: {name} must be a bool; got {getattr(self, name)!r}")

@@ -17,13 +17,20 @@ from torch.overrides import TorchFunctionMode
 
 from ..layers import functional
 from .config import ActivationConfig
-from .state import LayerState, note_op
+from .state import LayerState, hold_op, under_checkpoint
 
-# Layers whose calls are attributed to them by name: those that the table below can compress.
-SUPPORTED = (
+# Layers whose calls are attributed to them by name: those that the table below can compress. LOSSY: those that pack values.
+LOSSY = (
     nn.modules.conv._ConvNd,
     nn.Linear,
     nn.modules.batchnorm._BatchNorm,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.Mish,
+    nn.GELU,
+)
+SUPPORTED = (
+    *LOSSY,
     nn.ReLU,
     nn.Hardtanh,
     nn.LeakyReLU,
@@ -31,6 +38,8 @@ SUPPORTED = (
     nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.padding._ReflectionPadNd,
+    nn.modules.padding._ReplicationPadNd,
 )
 
 
@@ -90,8 +99,11 @@ class Interceptor(TorchFunctionMode):
         handler = HANDLERS.get(func)
         if handler is None or not self.applies():
             return func(*args, **kwargs)
-        note_op(getattr(func, "__name__", ""))
-        return handler(self, *args, **kwargs)
+        hold_op(func.__name__)
+        try:
+            return handler(self, *args, **kwargs)
+        finally:
+            hold_op("")
 
     def applies(self) -> bool:
         """Not where the layer or the model's config says no, and not under activation checkpointing, whose second forward runs outside
@@ -101,10 +113,7 @@ class Interceptor(TorchFunctionMode):
                 return False
         elif self.default is None:
             return False
-        if not torch.is_grad_enabled():
-            return False
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        return hooks is None or "checkpoint" not in getattr(hooks[0], "__qualname__", "")
+        return torch.is_grad_enabled() and not under_checkpoint()
 
     def state(self, weight: Tensor | None, op: str) -> LayerState:
         """The state of the layer that a call belongs to: the one whose forward is running, else the weight's owner, else by order."""
@@ -136,9 +145,7 @@ def _linear(mode, input, weight, bias=None):
 
 def _batch_norm(mode, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
     owner = weight if weight is not None else running_mean
-    return functional.batch_norm(
-        mode.state(owner, "batch_norm"), input, running_mean, running_var, weight, bias, training, momentum, eps
-    )
+    return functional.batch_norm(mode.state(owner, "batch_norm"), input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def _torch_batch_norm(mode, input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True):
@@ -175,13 +182,15 @@ def _torch_dropout(mode, input, p, train):
     return functional.dropout(input, p, train)
 
 
-def _max_pool(
-    mode, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False, *, n, plain
-):
+def _max_pool(mode, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False, *, n, plain):
     def call_plain():
         return plain(input, kernel_size, stride if stride is not None else [], padding, dilation, ceil_mode)
 
     return functional.max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, n=n, plain=call_plain)
+
+
+def _max_pool_with_indices(mode, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=True, *, n, plain):
+    return _max_pool(mode, input, kernel_size, stride, padding, dilation, ceil_mode, True, n=n, plain=plain)
 
 
 def _avg_pool(
@@ -192,9 +201,31 @@ def _avg_pool(
     def call_plain():
         return plain(input, kernel_size, stride if stride is not None else [], padding, ceil_mode, count_include_pad, *more)
 
-    return functional.avg_pool(
-        input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, n=n, plain=call_plain
+    return functional.avg_pool(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, n=n, plain=call_plain)
+
+
+def _mul(mode, input, other, *, out=None, plain, inplace=False):
+    if out is not None:
+        return plain(input, other, out=out)
+    large, gate = input, other
+    if not inplace and isinstance(input, Tensor) and isinstance(other, Tensor) and other.numel() > input.numel():
+        large, gate = other, input
+    return functional.mul(lambda: mode.state(None, "mul"), large, gate, inplace, plain=lambda: plain(input, other))
+
+
+def _smooth(mode, input, inplace=False, *, function, plain):
+    return functional.smooth(
+        lambda: mode.state(None, function), input, function, inplace, plain=lambda: plain(input, inplace) if inplace else plain(input)
     )
+
+
+def _gelu(mode, input, *, approximate="none"):
+    function = "gelu_tanh" if approximate == "tanh" else "gelu"
+    return functional.smooth(lambda: mode.state(None, "gelu"), input, function, plain=lambda: F.gelu(input, approximate=approximate))
+
+
+def _pad(interceptor, input, pad, mode="constant", value=None):
+    return functional.pad(input, pad, mode, value)
 
 
 def _adaptive_avg_pool(mode, input, output_size, *, n, plain):
@@ -216,13 +247,23 @@ HANDLERS: dict[Callable, Callable] = {
     F.leaky_relu: _leaky_relu,
     F.dropout: _dropout,
     torch.dropout: _torch_dropout,
-    torch.max_pool1d: partial(_max_pool, n=1, plain=torch.max_pool1d),
-    torch.max_pool2d: partial(_max_pool, n=2, plain=torch.max_pool2d),
-    torch.max_pool3d: partial(_max_pool, n=3, plain=torch.max_pool3d),
+    **{f: partial(_max_pool, n=1, plain=f) for f in (torch.max_pool1d, F.max_pool1d)},
+    **{f: partial(_max_pool, n=2, plain=f) for f in (torch.max_pool2d, F.max_pool2d)},
+    **{f: partial(_max_pool, n=3, plain=f) for f in (torch.max_pool3d, F.max_pool3d)},
+    F.max_pool1d_with_indices: partial(_max_pool_with_indices, n=1, plain=F.max_pool1d_with_indices),
+    F.max_pool2d_with_indices: partial(_max_pool_with_indices, n=2, plain=F.max_pool2d_with_indices),
+    F.max_pool3d_with_indices: partial(_max_pool_with_indices, n=3, plain=F.max_pool3d_with_indices),
     torch.avg_pool1d: partial(_avg_pool, n=1, plain=torch.avg_pool1d),
     F.avg_pool2d: partial(_avg_pool, n=2, plain=F.avg_pool2d),
     F.avg_pool3d: partial(_avg_pool, n=3, plain=F.avg_pool3d),
     torch.adaptive_avg_pool1d: partial(_adaptive_avg_pool, n=1, plain=torch.adaptive_avg_pool1d),
     F.adaptive_avg_pool2d: partial(_adaptive_avg_pool, n=2, plain=F.adaptive_avg_pool2d),
     F.adaptive_avg_pool3d: partial(_adaptive_avg_pool, n=3, plain=F.adaptive_avg_pool3d),
+    F.pad: _pad,
+    **{f: partial(_mul, plain=f) for f in (torch.mul, Tensor.mul, torch.multiply, Tensor.multiply)},
+    **{f: partial(_mul, plain=f, inplace=True) for f in (Tensor.mul_, Tensor.multiply_)},
+    F.silu: partial(_smooth, function="silu", plain=F.silu),
+    F.hardswish: partial(_smooth, function="hardswish", plain=F.hardswish),
+    F.mish: partial(_smooth, function="mish", plain=F.mish),
+    F.gelu: _gelu,
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..layers.base import CompressedLayer
+from .config import resolve
 from .state import LayerState, note_op, noted_op, override
 
 SMALL = 4096  # bytes: what a channel-wise statistic or a loss takes, not worth a reason
@@ -98,7 +99,9 @@ def memory_report(model: nn.Module, *inputs) -> MemoryReport:
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Restores buffers, generators and adaptive states on leaving."""
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    states = [(s, dict(s.__dict__)) for s in _states(model)]
+    states = [(s, s.snapshot()) for s in _states(model)]
+    control = getattr(model, "_control", None)
+    held = (dict(control.functional), control.indices, control.arriving) if control is not None else None
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
         try:
@@ -108,8 +111,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 for buffer, value in buffers:
                     buffer.copy_(value)
             for state, values in states:
-                state.__dict__.clear()
-                state.__dict__.update(values)
+                state.restore(values)
+            if held is not None:
+                control.functional, control.indices, control.arriving = held
 
 
 def _states(model: nn.Module) -> list[LayerState]:
@@ -117,8 +121,6 @@ def _states(model: nn.Module) -> list[LayerState]:
     states = {id(m._state): m._state for m in model.modules() if isinstance(m, CompressedLayer)}
     if control is not None:
         states |= {id(s): s for s in control.states()}
-    for state in states.values():
-        state.records = list(state.records)
     return list(states.values())
 
 
@@ -178,11 +180,13 @@ def _rows(model: nn.Module, live: dict[int, tuple[int, list[_Saved]]]) -> list[L
         module, tensor = modules.get(first.name), first.tensor
         compressed = tensor.dtype in (torch.uint8, torch.int16)
         op = module.plain.__name__ if isinstance(module, CompressedLayer) else first.op
-        reason = "" if compressed or nbytes <= SMALL else _reason(module, tensor, op)
+        reason = "" if compressed else _reason(model, module, first.name, tensor, op)
         bits = tensor.element_size() * 8 if not compressed else _bits_of(model, module, first.name, op)
         entry = totals.setdefault((first.name, op, reason), [bits, 0])
-        entry[0] = min(entry[0], bits) if compressed else entry[0]
         entry[1] += nbytes
+    for name, op, reason in [key for key, (_, nbytes) in totals.items() if key[2] and nbytes <= SMALL]:
+        bits, nbytes = totals.pop((name, op, reason))
+        totals.setdefault((name, op, ""), [bits, 0])[1] += nbytes
     rows = [LayerMemory(name, op, bits, int(nbytes), reason) for (name, op, reason), (bits, nbytes) in totals.items()]
     return sorted(rows, key=lambda r: -r.bytes)
 
@@ -195,15 +199,21 @@ def _bits_of(model: nn.Module, module, name: str, op: str) -> float:
     if "relu" in op.lower() or "hardtanh" in op.lower() or "dropout" in op.lower():
         return 1
     control = getattr(model, "_control", None)
-    for state in control.states() if control is not None else []:
-        if state.name == name:
-            return state.used_bits()
-    return 8
+    states = control.states() if control is not None else []
+    used = [s.used_bits() for s in states if s.name == name]
+    used = used or [s.used_bits() for s in states if "#" in s.name and s.name.partition("#")[0] in op]  # calls outside any layer
+    return sum(used) / len(used) if used else 8
 
 
-def _reason(module, tensor: Tensor, op: str) -> str:
+def _reason(model: nn.Module, module, name: str, tensor: Tensor, op: str) -> str:
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"{str(tensor.dtype).removeprefix('torch.')} is kept as it is"
-    if isinstance(module, CompressedLayer) and not module.config.enabled:
-        return "disabled by its config"
+    control = getattr(model, "_control", None)
+    config = module.config if isinstance(module, CompressedLayer) else resolve(control.config, name) if control is not None else None
+    if config is None or not config.enabled:
+        return "disabled by its config" if control is not None or config is not None else "not converted by QModule"
+    if "norm" in op.lower() and tensor.dim() == 1:
+        return "statistics, a number a channel"
+    if op.startswith("conv") and not isinstance(module, CompressedLayer):
+        return "a computed weight, kept as it is"
     return f"no compressed version of {op or 'this op'}"

@@ -6,12 +6,14 @@ import contextlib
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .. import layers as q
 from ..layers.base import CompressedLayer
 from .allocation import learn, share_bits, update_curve
 from .config import ActivationConfig, check_config, resolve
-from .intercept import SUPPORTED, Interceptor, name_calls_of
+from .intercept import LOSSY, SUPPORTED, Interceptor, name_calls_of
 from .state import LayerState, Session, is_disabled, swap_session
 
 # Plain layer to compressed one, by exact type: a subclass may have a forward of its own, which it keeps.
@@ -41,6 +43,7 @@ class Control:
         values = self.config.values() if hasattr(self.config, "values") else [self.config]
         return any(c is not None and c.enabled and c.adaptive and c.per_layer for c in values)
 
+    @torch.no_grad()
     def begin_step(self) -> None:
         """Learns from the step that ended and sets the budgets of the one that begins. Never waits for the device."""
         self._receive()
@@ -80,11 +83,21 @@ class Control:
             share_bits(states)
 
 
+DEFAULT = ActivationConfig()
+
+
 class _Converting(type):
     """Makes ``QModule(model, config)`` convert instead of construct."""
 
-    def __call__(cls, model: nn.Module, config=ActivationConfig()):
+    def __call__(cls, model: nn.Module, config=DEFAULT):
         return _convert(model, config)
+
+
+class _Converted(_Converting):
+    """Of converted models' classes: calling one makes a plain model, as ``type(self)(...)`` in nn.Sequential's slices wants."""
+
+    def __call__(cls, *args, **kwargs):
+        return cls.__mro__[2](*args, **kwargs)
 
 
 class QModule(nn.Module, metaclass=_Converting):
@@ -158,7 +171,9 @@ class QModule(nn.Module, metaclass=_Converting):
             TypeError: not an integer tensor. ValueError: not one-dimensional, or a negative index.
         """
         if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"set_sample_indices: indices must be an integer Tensor; got {getattr(indices, 'dtype', type(indices).__name__)}")
+            raise TypeError(
+                f"set_sample_indices: indices must be an integer Tensor; got {getattr(indices, 'dtype', type(indices).__name__)}"
+            )
         if indices.dim() != 1 or (indices.numel() and int(indices.min()) < 0):
             raise ValueError(f"set_sample_indices: indices must be Tensor[N] of numbers from 0; got shape {list(indices.shape)}")
         self._control.indices = indices.detach().to("cpu", torch.int64)
@@ -166,7 +181,7 @@ class QModule(nn.Module, metaclass=_Converting):
     def layer_bits(self) -> dict[str, float]:
         """Average bits per element in each lossy layer's last packing (before the first: as configured), by module name."""
         names = {id(m._state): n for n, m in self.named_modules() if isinstance(m, CompressedLayer) and m.lossy and m.compresses}
-        found = {name: 0.0 for name in names.values()}
+        found = dict.fromkeys(names.values(), 0.0)
         for state in self._control.states():
             name = names.get(id(state), state.name)
             found[name] = state.used_bits()
@@ -226,13 +241,20 @@ def _convert_layer(module: nn.Module, name: str, config, control: Control) -> No
             module._state.name = name
     elif type(module) in COUNTERPARTS and own is not None:
         COUNTERPARTS[type(module)].convert(module, own, name)
+    elif type(module) is NonDynamicallyQuantizableLinear:
+        pass  # MultiheadAttention only reads its weight; a hook here would switch off PyTorch's fused evaluation
+    elif isinstance(module, ParametrizationList):
+        name_calls_of(module, None)  # what computes a weight has no samples, and its gradient no batch to average the noise
     elif isinstance(module, SUPPORTED):
         state = LayerState(name, own) if own is not None and own.enabled else None
         name_calls_of(module, state)
-        if state is not None and isinstance(module, SUPPORTED[:3]):
+        if state is not None and isinstance(module, LOSSY):
             control.layers.append(state)
-    if isinstance(module, CompressedLayer) and module.lossy and module.compresses:
-        control.layers.append(module._state)
+    if isinstance(module, CompressedLayer):
+        if not module.config.enabled:
+            name_calls_of(module, None)  # or the calls of its plain forward would go by the model's config
+        elif module.lossy:
+            control.layers.append(module._state)
 
 
 def _revert(model: nn.Module) -> None:
@@ -258,7 +280,8 @@ def _class_for(plain: type, owns_config: bool) -> type:
         body = {"__doc__": plain.__doc__, "__module__": plain.__module__, "_owns_config": owns_config}
         if owns_config:
             body["config"] = property(lambda self: self._control.config)
-        _classes[key] = _Converting(plain.__name__, (QModule, plain), body)
+        meta = _Converted if type(plain) is type else type("_Converted", (_Converted, type(plain)), {})  # ABCMeta, ...
+        _classes[key] = meta(plain.__name__, (QModule, plain), body)
     return _classes[key]
 
 

@@ -42,7 +42,9 @@ class PackedActivations:
         )
 
     def __repr__(self):
-        return f"PackedActivations({tuple(self.shape)}, {self.dtype}, bits={self.bits}, group_size={self.group_size!r}, nbytes={self.nbytes})"
+        return (
+            f"PackedActivations({tuple(self.shape)}, {self.dtype}, bits={self.bits}, group_size={self.group_size!r}, nbytes={self.nbytes})"
+        )
 
 
 def pack_activations(x: Tensor, bits: int, group_size: int | str = 256, seed: int = 0, offset: int = 0) -> PackedActivations:
@@ -58,7 +60,8 @@ def pack_activations(x: Tensor, bits: int, group_size: int | str = 256, seed: in
         PackedActivations: ``bits/8`` bytes an element and 4 a group. What would need more than the tensor itself is kept as it is.
 
     Raises:
-        TypeError: `x` is not a floating-point tensor of these types. ValueError: `bits` or `group_size` out of range.
+        TypeError: `x` is not a floating-point tensor of these types, or a number is of another type. ValueError: `bits` or `group_size`
+            out of range.
 
     Example:
         >>> x = torch.randn(4, 64, 8, 8)
@@ -79,6 +82,9 @@ def pack_activations(x: Tensor, bits: int, group_size: int | str = 256, seed: in
     if bits not in BIT_WIDTHS:
         raise ValueError(f"pack_activations: bits must be 1, 2, 4 or 8; got {bits!r}")
     ActivationConfig(bits=bits, max_bits=bits, group_size=group_size)  # checks group_size
+    for name, value in (("seed", seed), ("offset", offset)):
+        if not isinstance(value, Integral):
+            raise TypeError(f"pack_activations: {name} must be an integer; got {value!r}")
     x = x.detach()
     state = torch.tensor([_wrap(seed), _wrap(offset)], dtype=torch.int64)
     codes, ranges = torch.ops.quantize.group_quantize(x, bits, op_group_size(group_size), state)

@@ -65,19 +65,33 @@ class LayerState:
         """Persistent parts only: records belong to a step under way and hold its tensors."""
         return {**self.__dict__, "records": [], "pending_gradients": None, "used": self.used_bits()}
 
+    def snapshot(self) -> dict:
+        """What :meth:`restore` takes; later steps do not reach it."""
+        weight = self.sample_weight
+        return {**self.__dict__, "records": list(self.records), "sample_weight": None if weight is None else weight.clone()}
+
+    def restore(self, values: dict) -> None:
+        """Back to a :meth:`snapshot`."""
+        self.__dict__.clear()
+        self.__dict__.update(values)
+
     def used_bits(self) -> float:
         """Average bits per element in the last packing."""
         return float(self.used.float().mean()) if isinstance(self.used, Tensor) else self.used
+
+    def draw_seed(self) -> Tensor:
+        """Seed and offset of one packing's noise."""
+        return torch.randint(2**63 - 1, (2,), generator=_local.generator, device="cpu")
 
     def pack(self, x: Tensor, is_norm: bool = False) -> Packed:
         """`x`, sample axis first, packed as the config says; shared with another consumer of the same tensor in this forward."""
         config, session = self.config, current_session()
         group = op_group_size(config.group_size)
-        # Drawn even if unused: how many numbers are drawn must not depend on sharing.
-        seed = torch.empty(2, dtype=torch.int64).random_(generator=_local.generator)
+        seed = self.draw_seed()  # even if unused: how many numbers are drawn must not depend on sharing
         if session:
             self.order = session.count()
-        shared = session.lookup(x, config) if session else None
+        # Under checkpointing the second forward, which is in no session, must save tensors of the same sizes.
+        shared = session.lookup(x, config) if session and not under_checkpoint() else None
         if shared is not None:
             owner, packed, record = shared
             self.used, self.elements = owner.used, 0
@@ -93,7 +107,7 @@ class LayerState:
 
     def _pack_adaptive(self, x: Tensor, group: int, seed: Tensor, is_norm: bool, session) -> tuple[Packed, Record | None]:
         samples = x.shape[0]
-        variance = _ops.group_variance(x, group)
+        variance = _ops.group_variance(x.detach(), group)
         indices = session.indices if session and self.config.use_gradient else None
         if indices is not None and indices.numel() != samples:
             indices = None  # a layer that folds other axes into its batch: those are no samples of the data set
@@ -176,6 +190,7 @@ class _Local(threading.local):
     disabled = False
     generator: torch.Generator | None = None
     op = ""
+    held = False
 
 
 _local = _Local()
@@ -190,6 +205,13 @@ def swap_session(session: Session | None) -> Session | None:
     """Makes `session` the current one and returns the previous."""
     previous, _local.session = _local.session, session
     return previous
+
+
+def under_checkpoint() -> bool:
+    """Whether saved tensors go to torch.utils.checkpoint, in its first forward or in its second."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    name = getattr(hooks[0], "__qualname__", "") if hooks else ""
+    return "checkpoint" in name or "recomputation" in name
 
 
 def is_disabled() -> bool:
@@ -209,8 +231,14 @@ def override(disabled: bool = False, generator: torch.Generator | None = None):
 
 
 def note_op(name: str) -> None:
-    """Remembers which op is running, for reports."""
-    _local.op = name
+    """Remembers which op is running, for reports; not where :func:`hold_op` has."""
+    if not _local.held:
+        _local.op = name
+
+
+def hold_op(name: str) -> None:
+    """Makes `name` the op until :func:`hold_op` is called with an empty one: whatever it calls is part of it."""
+    _local.op, _local.held = name or _local.op, bool(name)
 
 
 def noted_op() -> str:

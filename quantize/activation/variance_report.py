@@ -40,7 +40,7 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
         loss_fn: ``loss_fn(output, target) -> scalar Tensor``. draws: of the noise, a batch; 10 or more for a usable figure.
 
     Raises:
-        ValueError: no batches, or draws < 1. TypeError: a batch is not a pair.
+        ValueError: no batches, or draws < 1. TypeError: a batch is not a pair, or an argument of another type.
 
     Example:
         >>> model = quantize.QModule(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2)))
@@ -51,11 +51,20 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
 
     Source: ActNN, arXiv 2104.14129, eq. 4 (law of total variance).
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"variance_report: model must be an nn.Module; got {type(model).__name__}")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"variance_report: batches must be an iterable of (input, target) pairs; got {type(batches).__name__}")
+    if not callable(loss_fn):
+        raise TypeError(f"variance_report: loss_fn must be callable; got {loss_fn!r}")
+    if isinstance(draws, bool) or not isinstance(draws, int):
+        raise TypeError(f"variance_report: draws must be an integer; got {draws!r}")
     batches = list(batches)
     if not batches:
         raise ValueError("variance_report: batches must hold at least one (input, target) pair; got none")
-    if not all(isinstance(b, (tuple, list)) and len(b) == 2 for b in batches):
-        raise TypeError(f"variance_report: batches must hold (input, target) pairs; got {type(batches[0]).__name__}")
+    wrong = [type(b).__name__ for b in batches if not isinstance(b, (tuple, list)) or len(b) != 2]
+    if wrong:
+        raise TypeError(f"variance_report: batches must hold (input, target) pairs; got {wrong[0]}")
     if draws < 1:
         raise ValueError(f"variance_report: draws must be at least 1; got {draws}")
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -21,6 +21,8 @@ class _QBatchNorm(CompressedLayer):
         momentum = self._count_batch()
         use_batch = self.training or self.running_mean is None
         keep_running = not self.training or self.track_running_stats
+        if self.training:
+            functional.draw_as_if_tracked(self._state, input, True)
         return functional.batch_norm(
             self._state, input, self.running_mean if keep_running else None, self.running_var if keep_running else None,
             self.weight, self.bias, use_batch, momentum, self.eps,

@@ -18,8 +18,10 @@ class _QConv(CompressedLayer):
             return super()._conv_forward(input, weight, bias)
         padding = self.padding
         if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            input = functional.pad(input, self._reversed_padding_repeated_twice, self.padding_mode)
             padding = 0
+        if self.training:
+            functional.draw_as_if_tracked(self._state, input, weight.requires_grad)
         return functional.conv(
             self._state, input, weight, bias, self.stride, padding, self.dilation, self.groups, plain=type(self).function
         )
@@ -34,9 +36,9 @@ class _QConvTranspose(CompressedLayer):
         """As the plain layer's."""
         if not self.compresses or self.padding_mode != "zeros":
             return super().forward(input, output_size)
-        output_padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, self.spatial, self.dilation
-        )
+        output_padding = self._output_padding(input, output_size, self.stride, self.padding, self.kernel_size, self.spatial, self.dilation)
+        if self.training:
+            functional.draw_as_if_tracked(self._state, input, self.weight.requires_grad)
         return functional.conv(
             self._state, input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
             plain=type(self).function, transposed=True, output_padding=output_padding,

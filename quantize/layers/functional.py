@@ -6,9 +6,12 @@ namesake does forward, and falls back to it where there is nothing to compress.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..activation.state import NOT_KEPT, LayerState, Packed
 
@@ -25,9 +28,11 @@ def compressible(x: Tensor) -> str | None:
         return "empty"
     if x.layout != torch.strided or x.is_nested:
         return f"{x.layout} tensors are kept as they are"
+    if isinstance(x, Parameter) or isinstance(x._base, Parameter):
+        return "a parameter, which is alive anyway"  # weight-standardised convolutions normalize it by F.batch_norm
     if x.device.type not in ("cpu", "cuda", "meta"):
         return f"no kernels for {x.device.type}"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
         return "inside a torch.func transform"
     return None
 
@@ -47,15 +52,28 @@ def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _pack(state: LayerState, x: Tensor, is_norm: bool = False) -> Packed | None:
-    """`x` packed, or None where a sample is so small (one or two elements) that ranges outweigh the saving."""
+    """`x` packed, or None where samples or groups are so small (one or two elements) that ranges outweigh the saving."""
+    return state.pack(x, is_norm) if _saves(state, x) else None
+
+
+def _saves(state: LayerState, x: Tensor) -> bool:
     per_sample = x.numel() // x.shape[0] if x.dim() else 1
-    if per_sample * x.element_size() * 8 <= 32 + state.config.max_bits * per_sample:
-        return None
-    return state.pack(x, is_norm)
+    group = state.config.group_size
+    group = per_sample if isinstance(group, str) else min(group, per_sample)
+    return per_sample * x.element_size() > -(-per_sample // group) * (4 + (group * state.config.max_bits + 7) // 8)
+
+
+def draw_as_if_tracked(state: LayerState, input: Tensor, needed: bool) -> None:
+    """For training layers under no_grad: that may be the first forward of reentrant checkpointing, and must leave the generator where the
+    second will, or dropout would differ between the two."""
+    untracked = needed and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    if untracked and compressible(input) is None and _saves(state, input):
+        state.draw_seed()
 
 
 def _tuple(value, n: int) -> list[int]:
-    return list(value) if isinstance(value, (tuple, list)) else [value] * n
+    value = list(value) if isinstance(value, (tuple, list)) else [value]
+    return value * n if len(value) == 1 else value
 
 
 def conv(
@@ -115,6 +133,7 @@ def linear(state, input, weight, bias=None) -> Tensor:
 def batch_norm(state, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> Tensor:
     """F.batch_norm. With fixed statistics and a frozen weight nothing is kept."""
     fits = compressible(input) is None and tracks(input, weight, bias) and input.dim() >= 2
+    fits = fits and all(t is None or t.shape == input.shape[1:2] for t in (running_mean, running_var, weight, bias))
     if fits and input.numel() > (input.shape[1] if training else 0):  # one value per channel: the namesake's error
         needed = training or (weight is not None and weight.requires_grad)
         packed = _pack(state, input, is_norm=True) if needed else NOT_KEPT
@@ -141,10 +160,11 @@ def _is_packed_order(x: Tensor) -> bool:
 
 
 def dropout(input, p=0.5, training=True, inplace=False) -> Tensor:
-    """F.dropout, whose mask is kept in one bit."""
-    if not training or p == 0.0 or inplace or not tracks(input) or compressible(input) is not None:
+    """F.dropout, whose mask is kept in one bit. Without randomness (p of 0 or 1) there is nothing to keep."""
+    if not training or not 0.0 < p < 1.0 or not tracks(input) or compressible(input) is not None:
         return F.dropout(input, p, training, inplace)
-    return _ops.dropout(input, p)
+    y = _ops.dropout(input, p)
+    return input.copy_(y) if inplace else y
 
 
 def max_pool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False, *, n, plain):
@@ -154,25 +174,28 @@ def max_pool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=F
     for k in kernel:
         positions *= k
     fits = tracks(input) and compressible(input) is None and positions <= MAX_POOL_POSITIONS and input.dim() in (n + 1, n + 2)
-    if not fits or return_indices:
-        return plain()
     stride = _tuple(stride, n) if stride not in (None, [], ()) else kernel
     padding, dilation = _tuple(padding, n), _tuple(dilation, n)
+    if not fits or any(len(v) != n for v in (kernel, stride, padding, dilation)):
+        return plain()
     if n == 1:
-        y, _ = _ops.max_pool(input.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding], [1, *dilation], ceil_mode)
-        return y.squeeze(-2)
-    return _ops.max_pool(input, kernel, stride, padding, dilation, ceil_mode)[0]
+        y, indices = _ops.max_pool(input.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding], [1, *dilation], ceil_mode)
+        y, indices = y.squeeze(-2), indices.squeeze(-2)
+    else:
+        y, indices = _ops.max_pool(input, kernel, stride, padding, dilation, ceil_mode)
+    return (y, indices) if return_indices else y
 
 
 def avg_pool(
     input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None, *, n, plain
 ) -> Tensor:
     """F.avg_pool1d/2d/3d, of which only the input's shape is kept."""
-    if not tracks(input) or compressible(input) is not None or input.dim() not in (n + 1, n + 2):
-        return plain()
     kernel = _tuple(kernel_size, n)
     stride = _tuple(stride, n) if stride not in (None, [], ()) else kernel
     padding = _tuple(padding, n)
+    fits = tracks(input) and compressible(input) is None and input.dim() in (n + 1, n + 2)
+    if not fits or any(len(v) != n for v in (kernel, stride, padding)):
+        return plain()
     if n == 1:
         y = _ops.avg_pool(input.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding], ceil_mode, count_include_pad, None)
         return y.squeeze(-2)
@@ -184,9 +207,54 @@ def adaptive_avg_pool(input, output_size, *, n, plain) -> Tensor:
     if not tracks(input) or compressible(input) is not None or input.dim() not in (n + 1, n + 2):
         return plain()
     size = _tuple(output_size, n)
+    if len(size) != n or any(s is not None and s < 0 for s in size):
+        return plain()  # the namesake's error
     size = [input.shape[d - n] if s is None else s for d, s in enumerate(size)]
     if n == 1:
         return _ops.adaptive_avg_pool(input.unsqueeze(-2), [1, *size]).squeeze(-2)
     if all(s == 1 for s in size):
         return plain()  # a mean: keeps nothing
     return _ops.adaptive_avg_pool(input, size)
+
+
+def pad(input, pad, mode="constant", value=None) -> Tensor:
+    """F.pad. Reflection and replication keep their input for the backward, which reads no more of it than its shape."""
+    spatial = len(pad) // 2
+    fits = mode in ("reflect", "replicate") and len(pad) in (2, 4, 6) and input.dim() in (spatial + 1, spatial + 2)
+    if not fits or not tracks(input) or compressible(input) is not None:
+        return F.pad(input, pad, mode, value)
+    return _ops.pad(input, pad, mode)
+
+
+def mul(state, input, gate, inplace=False, *, plain) -> Tensor:
+    """input * gate where the gate is broadcast over the input (squeeze-and-excitation, layer scales): the input, which the gate's
+    gradient needs, is packed. `state` is called where there is something to pack."""
+    if not isinstance(gate, Tensor) or not isinstance(input, Tensor) or not tracks(gate):
+        return plain()
+    dtype = torch.result_type(input, gate)
+    if input.device != gate.device or gate.is_nested or (input.dtype != gate.dtype and (inplace or gate.dim() == 0)):
+        return plain()
+    if compressible(input) is not None or dtype not in FLOATS or _stored(gate) >= input.numel():
+        return plain()
+    if gate.dim() > input.dim() or any(g not in (1, n) for g, n in zip(gate.shape[::-1], input.shape[::-1], strict=False)):
+        return plain()
+    input, gate = input.to(dtype), gate.to(dtype)
+    packed = _pack(state(), input, is_norm=True)
+    if packed is None:
+        return plain()
+    return _ops.mul_(input, gate, *packed) if inplace else _ops.mul(input, gate, *packed)
+
+
+def _stored(x: Tensor) -> int:
+    """Elements of `x` in memory: an expanded tensor repeats them."""
+    return math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride)
+
+
+def smooth(state, input, function, inplace=False, *, plain) -> Tensor:
+    """F.silu, F.hardswish, F.mish and F.gelu by their packed derivative; `function` as in csrc/schema.cpp."""
+    if not tracks(input) or compressible(input) is not None:
+        return plain()
+    packed = _pack(state(), _ops.smooth_derivative(input, function), is_norm=True)
+    if packed is None:
+        return plain()
+    return _ops.smooth_(input, function, *packed) if inplace else _ops.smooth(input, function, *packed)

@@ -27,4 +27,6 @@ class QLinear(CompressedLayer, nn.Linear):
         """As the plain layer's."""
         if not self.compresses:
             return super().forward(input)
+        if self.training:
+            functional.draw_as_if_tracked(self._state, input, self.weight.requires_grad)
         return functional.linear(self._state, input, self.weight, self.bias)

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..activation.state import NOT_KEPT, LayerState
-from .functional import _pack, compressible, tracks
+from .functional import _pack, compressible, draw_as_if_tracked, tracks
 
 _C = torch.ops.quantize
 
@@ -27,6 +27,8 @@ def sync_batch_norm(
     packed = None
     if state is not None and compressible(input) is None and tracks(input, weight, bias):
         packed = _pack(state, input)
+    elif state is not None:  # it synchronises in training alone
+        draw_as_if_tracked(state, input, True)
     return _SyncBatchNorm.apply(
         input, weight, bias, running_mean, running_var, momentum, eps, group, packed is not None, *(packed or NOT_KEPT)
     )
@@ -45,17 +47,17 @@ class _SyncBatchNorm(torch.autograd.Function):
         channels, axes = x.shape[1], [d for d in range(x.dim()) if d != 1]
         count = x.numel() // channels
         # Each process sends its count, mean and sum of squared deviations; merged as Chan et al. do, which no cancellation spoils.
-        local = torch.zeros(2 * channels + 1, device=x.device, dtype=torch.float32)
+        local = torch.zeros(2 * channels + 1, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         local[0] = count
         if count:
-            variance, mean = torch.var_mean(x.float(), axes, correction=0)
+            variance, mean = torch.var_mean(x.to(local.dtype), axes, correction=0)
             local[1 : channels + 1], local[channels + 1 :] = mean, variance * count
         everyone = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
         dist.all_gather(everyone, local, group=group)
         everyone = torch.stack(everyone)
         counts, means, squares = everyone[:, :1], everyone[:, 1 : channels + 1], everyone[:, channels + 1 :]
         total = counts.sum()
-        if int(total) <= 1:
+        if count <= 1 and int(total) <= 1:  # reads the device only where there can be too few
             raise ValueError(f"QSyncBatchNorm: input must have more than one value per channel over all processes; got {list(x.shape)}")
         mean = (counts * means).sum(0) / total
         squares = squares.sum(0) + (counts * (means - mean).square()).sum(0)
@@ -82,7 +84,7 @@ class _SyncBatchNorm(torch.autograd.Function):
             strides = extension.packed_strides(list(ctx.shape), list(ctx.strides))
             x = _C.group_dequantize(first, ranges, sample_bits, *ctx.packing, ctx.shape, strides, ctx.dtype, seed)
         axes = [d for d in range(x.dim()) if d != 1]
-        g, normalized = grad.float(), (x.float() - _per_channel(mean, x)) * _per_channel(inverse_std, x)
+        g, normalized = grad.to(mean.dtype), (x.to(mean.dtype) - _per_channel(mean, x)) * _per_channel(inverse_std, x)
         sums = torch.stack([g.sum(axes), (g * normalized).sum(axes)])
         grad_bias, grad_weight = sums[0].clone(), sums[1].clone()
         dist.all_reduce(sums, group=ctx.group)

@@ -1,15 +1,6 @@
 import pytest
 import torch
-from small_runs import COMPRESSIONS, SMALL
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Layers of a few channels: a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from small_runs import SMALL
 
 
 @pytest.fixture
@@ -25,8 +16,3 @@ def train(tmp_path):
         return status, torch.load(last, weights_only=True) if last.exists() else None, logs.read(log) if log.exists() else []
 
     return run
-
-
-@pytest.fixture(params=COMPRESSIONS)
-def compression(request):
-    return COMPRESSIONS[request.param]

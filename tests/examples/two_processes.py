@@ -1,4 +1,5 @@
-"""Run by torchrun, with the examples on PYTHONPATH: trains like train.py, then fails unless every process holds the same parameters and buffers."""
+"""Run by torchrun, with the examples on PYTHONPATH: trains like train.py, then fails unless every process holds the
+same parameters and buffers."""
 
 import options
 import torch

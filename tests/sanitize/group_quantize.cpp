@@ -76,7 +76,7 @@ int64_t check(Isa isa, Fence fence) {
           const Packed<T> got(k, x, run, bits, fence), want(portable, x, run, bits, fence);
           const std::string what = std::string(isa_name(isa)) + ", type " + std::to_string(int(T::scalar)) + ", " + std::to_string(bits) +
                                    " bits, n " + std::to_string(n) + ", group " + std::to_string(group_size) + ", pattern " +
-                                   std::to_string(int(pattern));
+                                   kPatternNames[int(pattern)];
           expect_same(got.ranges, want.ranges, "ranges: " + what);
           expect_same(got.codes, want.codes, "codes: " + what);
           expect_same(got.unpacked, want.unpacked, "unpacked: " + what);

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <type_traits>
 
 #include "activation/group_format.h"
 #include "core/cpu_isa.h"
@@ -64,12 +65,22 @@ class Buffer {
 }
 
 template <typename T>
+bool is_nan(T x) {
+  if constexpr (std::is_integral_v<T>)
+    return false;
+  else if constexpr (std::is_floating_point_v<T>)
+    return x != x;
+  else
+    return to_float(x) != to_float(x);
+}
+
+// Bit for bit, except that NaN has many patterns.
+template <typename T>
 void expect_same(const Buffer<T>& got, const Buffer<T>& want, const std::string& what) {
   if (got.bytes() != want.bytes()) fail(what + ": sizes differ");
-  const auto* a = reinterpret_cast<const unsigned char*>(got.data());
-  const auto* b = reinterpret_cast<const unsigned char*>(want.data());
-  for (size_t i = 0; i < got.bytes(); ++i)
-    if (a[i] != b[i]) fail(what + ": byte " + std::to_string(i) + " is " + std::to_string(a[i]) + ", portable has " + std::to_string(b[i]));
+  for (size_t i = 0; i < got.bytes() / sizeof(T); ++i)
+    if (std::memcmp(&got[i], &want[i], sizeof(T)) != 0 && !(is_nan(got[i]) && is_nan(want[i])))
+      fail(what + ": element " + std::to_string(i) + " is not the portable one");
 }
 
 using quantize::round_nearest;
@@ -77,6 +88,7 @@ inline float round_nearest(float x, float) { return x; }
 
 enum class Pattern { noise, constant, poisoned, tiny, huge, zeros };
 inline constexpr Pattern kPatterns[] = {Pattern::noise, Pattern::constant, Pattern::poisoned, Pattern::tiny, Pattern::huge, Pattern::zeros};
+inline constexpr const char* kPatternNames[] = {"noise", "constant", "poisoned", "tiny", "huge", "zeros"};
 
 template <typename T>
 void fill(const Buffer<T>& x, Pattern pattern) {

@@ -28,8 +28,7 @@ int64_t check(Isa isa, Fence fence) {
     Buffer<uint8_t> mask(mask_bytes(n), fence), want_mask(mask_bytes(n), fence);
     for (Pattern pattern : kPatterns) {
       for (const auto& [slope, cap] : {std::pair{0.f, kNoCap}, {0.f, 0.5f}, {0.01f, kNoCap}}) {
-        const std::string what =
-            "n " + std::to_string(n) + ", pattern " + std::to_string(int(pattern)) + ", slope " + std::to_string(slope);
+        const std::string what = "n " + std::to_string(n) + ", pattern " + kPatternNames[int(pattern)] + ", slope " + std::to_string(slope);
         fill(x, pattern);
         portable.relu(x.data(), n, slope, cap, want.data(), want_mask.data());
         k.relu(x.data(), n, slope, cap, y.data(), mask.data());

@@ -1,0 +1,136 @@
+"""Variance that compression adds to the gradient of preact ResNet-56, in the configurations of the original's CIFAR table.
+
+    python benchmarks/gradient_variance.py [--epochs 6] [--batches 4] [--draws 10]
+
+Trains on mnist5k in full precision first (the checkpoint stays in runs/), then measures at fixed weights, in train mode, batches of 128:
+Quant Var, and how each configuration compares with the one before it. "range bound" is the last configuration with ActNN's sensitivity
+(the squared range of each group over 6 (2^b - 1)^2 an element) in place of the exact variance.
+"""
+
+import argparse
+import contextlib
+import copy
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from results import write
+
+import quantize
+from quantize.activation import state as activation_state
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "examples"))
+from data import Loader, load  # noqa: E402
+from models import create_model  # noqa: E402
+
+C = quantize.ActivationConfig
+# Name in the original's table (bits / most bits, per group, per layer, gradient) to configuration.
+CONFIGURATIONS = {
+    "4/4": C(4, 4, group_size="sample"),
+    "2/2": C(2, 2, group_size="sample"),
+    "2/2 group": C(2, 2),
+    "2/8 group": C(2, 8, per_layer=False),
+    "2/8 group gradient": C(2, 8, per_layer=False, use_gradient=True),
+    "2/8 group layer": C(2, 8),
+    "2/8 group layer gradient": C(2, 8, use_gradient=True),
+}
+# CIFAR-10's figures there, for orientation: another data set and another training.
+ORIGINAL = {
+    "4/4": 0.01183,
+    "2/2": 0.2969,
+    "2/2 group": 0.03139,
+    "2/8 group": 0.03348,
+    "2/8 group gradient": 0.00614,
+    "2/8 group layer": 0.01981,
+    "2/8 group layer gradient": 0.00262,
+}
+
+
+def range_bound(x: torch.Tensor, group_size: int) -> torch.Tensor:
+    """ActNN's sensitivity: the variance of a group if p(1 - p) were 1/6 throughout, float32 [N, 4]."""
+    flat = x.reshape(x.shape[0], -1)
+    size = group_size or flat.shape[1]
+    flat = F.pad(flat, (0, -flat.shape[1] % size), mode="replicate") if flat.shape[1] % size else flat
+    groups = flat.view(x.shape[0], -1, size)
+    squares = (groups.amax(2) - groups.amin(2)).square().sum(1) * size / 6
+    return torch.stack([squares / (2**bits - 1) ** 2 for bits in (1, 2, 4, 8)], dim=1)
+
+
+@contextlib.contextmanager
+def bounded_sensitivity():
+    """Within it, bits are allocated by the range bound."""
+
+    class Ops:
+        group_variance = staticmethod(range_bound)
+
+        def __getattr__(self, name):
+            return getattr(torch.ops.quantize, name)
+
+    activation_state._ops = Ops()
+    try:
+        yield
+    finally:
+        activation_state._ops = torch.ops.quantize
+
+
+def trained(arch: str, epochs: int) -> torch.nn.Module:
+    """The model after `epochs` of mnist5k in full precision, from runs/ if it has been trained before."""
+    torch.manual_seed(0)
+    train, test = load("mnist5k")
+    model = create_model(arch, num_classes=train.classes, in_channels=train.channels).to(memory_format=torch.channels_last)
+    path = HERE.parent / "runs" / f"gradient_variance_{arch}_{epochs}.pt"
+    if path.exists():
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model
+    loader = Loader(train, 128, train=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, epochs * len(loader))
+    for epoch in range(epochs):
+        for images, target, _ in loader.epoch(epoch):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), target)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        print(f"epoch {epoch + 1} of {epochs}: loss {loss.item():.4f}", flush=True)
+    path.parent.mkdir(exist_ok=True)
+    torch.save(model.state_dict(), path)
+    return model
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="preact_resnet56")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=10)
+    args = parser.parse_args()
+    model = trained(args.arch, args.epochs).train()
+    train, _ = load("mnist5k")
+    batches = []
+    for images, target, _ in Loader(train, 128, train=True, seed=1).epoch(0):
+        batches.append((images.contiguous(memory_format=torch.channels_last), target))
+        if len(batches) == args.batches:
+            break
+    results = {}
+    print(f"{args.arch}, mnist5k, {args.batches} batches of 128, {args.draws} draws each")
+    print(f"{'':38} {'Quant Var':>10} {'Sample Var':>11} {'before/this':>12} {'original, CIFAR-10':>19}")
+    previous = None
+    for name in [*CONFIGURATIONS, "2/8 group layer, range bound", "2/8 group layer gradient, range bound"]:
+        config = CONFIGURATIONS[name.removesuffix(", range bound")]
+        with bounded_sensitivity() if name.endswith("bound") else contextlib.nullcontext():
+            converted = quantize.QModule(copy.deepcopy(model), config)
+            report = quantize.variance_report(converted, batches, F.cross_entropy, args.draws)
+        gain = previous / report.quantization if previous else float("nan")
+        previous = report.quantization
+        results[name] = {"quant_var": report.quantization, "sample_var": report.sample, "overall_var": report.overall}
+        reference = f"{ORIGINAL[name]:.5f}" if name in ORIGINAL else ""
+        print(f"{name:38} {report.quantization:10.5f} {report.sample:11.5f} {gain:12.2f} {reference:>19}", flush=True)
+    settings = {"arch": args.arch, "epochs": args.epochs, "batches": args.batches, "draws": args.draws}
+    write("gradient_variance", {**settings, "results": results, "original_cifar10": ORIGINAL})
+
+
+if __name__ == "__main__":
+    main()

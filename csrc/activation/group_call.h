@@ -1,0 +1,51 @@
+// From op arguments to what the CUDA kernels of group_quantize and group_dequantize take.
+#pragma once
+
+#include "../core/launch.h"
+#include "group_layout.h"
+#include "group_plan.cuh"
+
+namespace quantize::activation {
+
+// x: the unpacked tensor. sample_bits, if given: uint8 [samples], contiguous, on the device.
+inline GroupPlan plan_groups(const char* op, const GroupLayout<int64_t>& layout, Seed seed, int64_t bits,
+                             const std::optional<at::Tensor>& sample_bits, const at::Tensor& codes, const at::Tensor& x, Launcher& launch) {
+  TORCH_CHECK_VALUE(layout.total_groups() <= 0xffffffffll, op, ": x has ", layout.total_groups(), " groups; expected at most 2^32");
+  PackedGroups p{};
+  p.samples = layout.samples, p.elements = layout.elements, p.group_size = layout.group_size, p.groups = layout.groups;
+  p.capacity = codes.numel(), p.bits = int(bits), p.seed = seed;
+  if (sample_bits) {
+    p.sample_bits = sample_bits->const_data_ptr<uint8_t>();
+    auto* offsets = launch.scratch<int64_t>(layout.samples + 1);
+    launch(sample_offsets, dim3(1), PlaceTraits::threads, p, offsets);
+    p.offsets = offsets;
+  } else {
+    TORCH_CHECK_VALUE(layout.bytes(bits) <= codes.numel(), op, ": the samples' bits need ", layout.bytes(bits),
+                      " bytes of codes; there are ", codes.numel());
+  }
+  return GroupPlan(p, x.const_data_ptr(), x.element_size(), codes.const_data_ptr());
+}
+
+inline std::optional<at::Tensor> check_sample_bits(const char* op, const std::optional<at::Tensor>& sample_bits, int64_t samples,
+                                                   const at::Tensor& x) {
+  if (!sample_bits) return std::nullopt;
+  check_dtype(op, "sample_bits", *sample_bits, at::kByte);
+  check_numel(op, "sample_bits", *sample_bits, samples);
+  check_same_device(op, "sample_bits", *sample_bits, x);
+  return sample_bits->contiguous();
+}
+
+// body(F32{}), body(F16{}) or body(BF16{}).
+template <typename F>
+void with_type(Scalar scalar, const F& body) {
+  switch (scalar) {
+    case Scalar::f32:
+      return body(F32{});
+    case Scalar::f16:
+      return body(F16{});
+    case Scalar::bf16:
+      return body(BF16{});
+  }
+}
+
+}  // namespace quantize::activation

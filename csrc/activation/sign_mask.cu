@@ -1,0 +1,81 @@
+// relu_mask, relu_mask_, pack_mask and apply_mask on CUDA. Build: setup.py. Specification: sign_mask_kernels.h; arguments: sign_mask.cpp.
+#include "sign_mask.cuh"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <torch/library.h>
+
+#include "group_call.h"
+
+namespace quantize::activation {
+namespace {
+
+using at::Tensor;
+
+void relu_into(const Tensor& x, double negative_slope, double max_value, const Tensor& y, const Tensor& mask, Launcher& launch) {
+  const Scalar scalar = check_scalar("relu_mask", "x", x.scalar_type());
+  if (x.numel() == 0) return;
+  const float cap = std::isinf(max_value) ? NAN : float(max_value);
+  with_type(scalar, [&]<typename T>(T) {
+    launch_relu_mask(static_cast<const T*>(x.const_data_ptr()), x.numel(), float(negative_slope), cap,
+                     static_cast<T*>(y.mutable_data_ptr()), mask.mutable_data_ptr<uint8_t>(), launch);
+  });
+}
+
+Tensor empty_mask(const Tensor& x) { return at::empty({mask_bytes(x.numel())}, x.options().dtype(at::kByte)); }
+
+std::tuple<Tensor, Tensor> relu_mask_cuda(const Tensor& input, double negative_slope, double max_value) {
+  Launcher launch(input);
+  const Tensor x = packed_memory(input);
+  Tensor y = at::empty_strided(x.sizes(), x.strides(), x.options()), mask = empty_mask(x);
+  relu_into(x, negative_slope, max_value, y, mask, launch);
+  return {y, mask};
+}
+
+Tensor relu_mask_inplace_cuda(Tensor& x, double negative_slope, double max_value) {
+  TORCH_CHECK_VALUE(packed_strides(x.sizes(), x.strides()) == x.strides().vec(),
+                    "relu_mask_: x must be dense in memory with its first dimension outermost; got sizes ", x.sizes(), ", strides ",
+                    x.strides());
+  Launcher launch(x);
+  Tensor mask = empty_mask(x);
+  relu_into(x, negative_slope, max_value, x, mask, launch);
+  return mask;
+}
+
+Tensor pack_mask_cuda(const Tensor& input) {
+  check_dtype("pack_mask", "mask", input, at::kBool);
+  Launcher launch(input);
+  const Tensor mask = packed_memory(input);
+  Tensor packed = empty_mask(mask);
+  if (mask.numel() > 0)
+    launch_pack_mask(reinterpret_cast<const uint8_t*>(mask.const_data_ptr<bool>()), mask.numel(), packed.mutable_data_ptr<uint8_t>(),
+                     launch);
+  return packed;
+}
+
+Tensor apply_mask_cuda(const Tensor& input, const Tensor& mask, double on, double off) {
+  const Scalar scalar = check_scalar("apply_mask", "grad", input.scalar_type());
+  check_dtype("apply_mask", "mask", mask, at::kByte);
+  check_numel("apply_mask", "mask", mask, mask_bytes(input.numel()));
+  check_same_device("apply_mask", "mask", mask, input);
+  Launcher launch(input);
+  const Tensor grad = packed_memory(input), bits = mask.contiguous();
+  Tensor out = at::empty_strided(grad.sizes(), grad.strides(), grad.options());
+  if (grad.numel() == 0) return out;
+  with_type(scalar, [&]<typename T>(T) {
+    launch_apply_mask(static_cast<const T*>(grad.const_data_ptr()), bits.const_data_ptr<uint8_t>(), grad.numel(), float(on), float(off),
+                      static_cast<T*>(out.mutable_data_ptr()), launch);
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(quantize, CUDA, m) {
+  m.impl("relu_mask", relu_mask_cuda);
+  m.impl("relu_mask_", relu_mask_inplace_cuda);
+  m.impl("pack_mask", pack_mask_cuda);
+  m.impl("apply_mask", apply_mask_cuda);
+}
+
+}  // namespace quantize::activation

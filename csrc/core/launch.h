@@ -1,0 +1,47 @@
+// Launching CUDA kernels from ops.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/cuda/CUDAContext.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include <utility>
+
+namespace quantize {
+
+// Launches on the current stream of a tensor's device for as long as it lives. Kernels are chosen by code that sees no torch header and
+// takes any launcher: tests/cuda_on_host has one that runs them on the CPU.
+class Launcher {
+ public:
+  explicit Launcher(const at::Tensor& x)
+      : guard_(x.device()),
+        options_(x.options()),
+        stream_(at::cuda::getCurrentCUDAStream()),
+        processors_(at::cuda::getCurrentDeviceProperties()->multiProcessorCount) {}
+
+  int processors() const { return processors_; }
+
+  template <typename... Parameters, typename... Arguments>
+  void operator()(void (*kernel)(Parameters...), dim3 grid, int threads, Arguments&&... arguments) const {
+    kernel<<<grid, threads, 0, stream_>>>(std::forward<Arguments>(arguments)...);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  // Memory for kernels on this stream; the caching allocator keeps it until they are through.
+  template <typename T>
+  T* scratch(int64_t count) {
+    scratch_.push_back(at::empty({count * static_cast<int64_t>(sizeof(T))}, options_.dtype(at::kByte)));
+    return reinterpret_cast<T*>(scratch_.back().mutable_data_ptr<uint8_t>());
+  }
+
+ private:
+  c10::cuda::CUDAGuard guard_;
+  at::TensorOptions options_;
+  cudaStream_t stream_;
+  int processors_;
+  std::vector<at::Tensor> scratch_;
+};
+
+}  // namespace quantize

@@ -1,0 +1,107 @@
+// Warp-level primitives of the CUDA kernels.
+//
+// The kernels include no torch headers and name no hardware feature but through these functions and CUDA's own spelling, so that
+// tests/cuda_on_host can compile them for the CPU and run them lane by lane on machines without a GPU.
+#pragma once
+
+#include <cmath>
+#include <utility>
+
+#include "half.h"
+
+#define QUANTIZE_DEVICE __device__ __forceinline__
+
+namespace quantize {
+
+struct Warp {
+  static constexpr int lanes = 32;
+  static constexpr unsigned all = 0xffffffffu;  // every kernel here keeps its warps whole
+};
+
+// body.template operator()<i>() for i = 0 .. n - 1: register arrays are indexed by constants only.
+template <int n, typename F>
+QUANTIZE_DEVICE void static_for(const F& body) {
+  [&]<int... i>(std::integer_sequence<int, i...>) { (body.template operator()<i>(), ...); }
+  (std::make_integer_sequence<int, n>{});
+}
+
+template <typename T>
+struct VectorTraits {
+  static constexpr int elements = 16 / sizeof(T);  // of one 16-byte load
+};
+
+// NaN if either is: the poison test of a range costs nothing.
+QUANTIZE_DEVICE float min_or_nan(float a, float b) {
+#ifdef __CUDA_ARCH__
+  float c;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+  return c;
+#else
+  return a != a || b != b ? NAN : a < b ? a : b;
+#endif
+}
+
+QUANTIZE_DEVICE float to_float_device(F32 x) { return x.value; }
+QUANTIZE_DEVICE float to_float_device(BF16 x) { return to_float(x); }
+QUANTIZE_DEVICE float to_float_device(F16 x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+#else
+  return to_float(x);
+#endif
+}
+
+// The same of two 16-bit numbers in a word.
+template <typename T>
+QUANTIZE_DEVICE uint32_t packed_min_or_nan(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  uint32_t c;
+  if constexpr (T::scalar == Scalar::f16)
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+  else
+    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+  return c;
+#else
+  uint32_t c = 0;
+  for (int half = 0; half < 32; half += 16) {
+    const T x{uint16_t(a >> half)}, y{uint16_t(b >> half)};
+    const float least = min_or_nan(to_float(x), to_float(y));
+    c |= uint32_t(least != least ? 0x7fff : least == to_float(x) ? x.bits : y.bits) << half;
+  }
+  return c;
+#endif
+}
+
+template <typename T>
+QUANTIZE_DEVICE uint32_t packed_max_or_nan(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  uint32_t c;
+  if constexpr (T::scalar == Scalar::f16)
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+  else
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+  return c;
+#else
+  constexpr uint32_t signs = 0x80008000u;
+  return packed_min_or_nan<T>(a ^ signs, b ^ signs) ^ signs;
+#endif
+}
+
+// Element i of a 16-byte vector.
+QUANTIZE_DEVICE uint32_t vector_word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
+template <typename T>
+QUANTIZE_DEVICE float vector_element(const uint4& v, int i) {
+  if constexpr (T::scalar == Scalar::f32) {
+    return bits_float(vector_word(v, i));
+  } else if constexpr (T::scalar == Scalar::bf16) {
+    const uint32_t pair = vector_word(v, i / 2);
+    return bits_float(i % 2 ? pair & 0xffff0000u : pair << 16);
+  } else {
+    return to_float_device(F16{uint16_t(vector_word(v, i / 2) >> (16 * (i % 2)))});
+  }
+}
+
+}  // namespace quantize

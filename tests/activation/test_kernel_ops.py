@@ -1,0 +1,78 @@
+"""torch.library.opcheck on every kernel op: schema, Meta kernel, tracing with static and dynamic shapes."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from quantize.__main__ import kernel_ops
+
+ops = torch.ops.quantize
+SEED = torch.tensor([1, 2])
+BITS = torch.tensor([1, 8, 2, 4], dtype=torch.uint8)
+
+
+def packed(x, bits, group_size):
+    codes, ranges = ops.group_quantize(x, bits, group_size, SEED)
+    return codes, ranges, None, bits, group_size, x.shape, x.stride(), x.dtype, SEED
+
+
+def packed_mixed(x, group_size):
+    codes, ranges = ops.group_quantize_mixed(x, BITS, 15, group_size, SEED)
+    return codes, ranges, BITS, 0, group_size, x.shape, x.stride(), x.dtype, SEED
+
+
+def images(dtype=torch.float32):
+    return torch.randn(4, 3, 5, 7).to(dtype, memory_format=torch.channels_last)
+
+
+def pool(offsets):
+    _, indices = torch.nn.functional.max_pool2d(torch.randn(2, 3, 9, 9), 3, 2, 1, return_indices=True)
+    window = ([9, 9], [3, 3], [2, 2], [1, 1], [1, 1])
+    return (ops.pack_pool_indices(indices, *window) if offsets else indices, *window)
+
+
+SAMPLES = {
+    "group_quantize": [
+        lambda: (torch.randn(4, 100), 2, 64, SEED),
+        lambda: (images(torch.float16), 8, 0, SEED),
+        lambda: (torch.randn(300, dtype=torch.bfloat16), 1, -1, SEED),
+    ],
+    # Bits that use up the budget, in whole bytes: what is left of codes beyond them is not written.
+    "group_quantize_mixed": [
+        lambda: (torch.randn(4, 104), BITS, 15, 64, SEED),
+        lambda: (torch.randn(4, 6, 5, 4).half(), BITS, 15, 8, SEED),
+    ],
+    "group_dequantize": [
+        lambda: packed(torch.randn(4, 100), 4, 64),
+        lambda: packed(images(torch.bfloat16), 1, 0),
+        lambda: packed_mixed(torch.randn(4, 50), 16),
+    ],
+    "group_variance": [lambda: (torch.randn(4, 100), 64), lambda: (images(), -1)],
+    "allocate_bits": [lambda: (torch.rand(4, 4), 9, 8)],
+    "relu_mask": [lambda: (torch.randn(4, 9), 0.0, float("inf")), lambda: (images(), 0.1, 6.0)],
+    "relu_mask_": [lambda: (torch.randn(4, 9), 0.0, float("inf"))],
+    "pack_mask": [lambda: (torch.rand(4, 9) < 0.5,)],
+    "apply_mask": [lambda: (torch.randn(4, 9), torch.randint(256, (5,), dtype=torch.uint8), 1.0, 0.1)],
+    "pack_pool_indices": [lambda: pool(False)],
+    "unpack_pool_indices": [lambda: pool(True)],
+}
+
+
+def test_every_kernel_op_has_samples():
+    assert {name.split("::")[-1] for name in kernel_ops()} == set(SAMPLES)
+
+
+@pytest.mark.parametrize("op", SAMPLES)
+def test_opcheck(op):
+    for sample in SAMPLES[op]:
+        opcheck(getattr(ops, op).default, sample())
+
+
+@pytest.mark.parametrize("op", SAMPLES)
+def test_meta_kernel_gives_the_shapes(op):
+    for sample in SAMPLES[op]:
+        arguments = sample()
+        real = getattr(ops, op)(*arguments)
+        meta = getattr(ops, op)(*[a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments])
+        for r, m in zip(*[(t,) if isinstance(t, torch.Tensor) else t for t in (real, meta)], strict=True):
+            assert (r.shape, r.dtype, r.stride()) == (m.shape, m.dtype, m.stride())

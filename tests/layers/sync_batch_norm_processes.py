@@ -1,0 +1,83 @@
+"""One of two gloo processes: `python sync_batch_norm_processes.py RANK FILE OUTPUT`. Runs the cases and writes what came out."""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from exact_levels import EXACT, LOW, STEP
+
+import quantize
+
+WORLD = 2
+CASES = {  # name: (batch of each process, shape of a sample, layer's arguments)
+    "equal": ((4, 4), (3, 5, 6), {}),
+    "unequal": ((5, 2), (3, 5, 6), {}),
+    "one empty": ((4, 0), (3, 5, 6), {}),
+    "first empty": ((0, 4), (3, 5, 6), {}),
+    "one value each": ((1, 1), (3,), {}),
+    "two dimensions": ((6, 3), (20,), {}),
+    "no affine": ((3, 4), (3, 5), {"affine": False}),
+    "cumulative momentum": ((3, 4), (3, 5, 6), {"momentum": None}),
+    "no running statistics": ((3, 4), (3, 5, 6), {"track_running_stats": False}),
+    "frozen weight": ((3, 4), (3, 5, 6), {}),
+    "far from zero": ((3, 4), (3, 5, 6), {}),
+    "two bits": ((64, 32), (3, 8, 8), {"config": quantize.ActivationConfig(bits=2, max_bits=2)}),
+    "double": ((5, 2), (3, 5, 6), {}),
+    "disabled": ((5, 2), (3, 5, 6), {"config": quantize.ActivationConfig(enabled=False)}),
+}
+
+
+def joint(name):
+    """(x, gradient of the output) of all processes together: the same in each."""
+    batches, sample, _ = CASES[name]
+    generator = torch.Generator().manual_seed(len(name))
+    shape = (sum(batches), *sample)
+    x = torch.randint(256, shape, generator=generator).float()
+    rows, samples = x.view(shape[0], -1), torch.arange(shape[0])
+    rows[samples, samples % rows.shape[1]], rows[samples, (samples + 1) % rows.shape[1]] = 0.0, 255.0  # exact levels, a range a sample
+    x = LOW + STEP * x + (1024 if name == "far from zero" else 0)
+    dtype = torch.float64 if name == "double" else torch.float32
+    return x.to(dtype), torch.randn(shape, generator=generator).to(dtype)
+
+
+def layer(name, cls, **more):
+    batches, sample, kwargs = CASES[name]
+    module = cls(sample[0], **{k: v for k, v in kwargs.items() if k != "config"}, **more)
+    if module.affine:
+        with torch.no_grad():
+            module.weight.copy_(torch.linspace(0.5, 1.5, sample[0]))
+        module.weight.requires_grad_(name != "frozen weight")
+    return module.double() if name == "double" else module
+
+
+def main():
+    rank, file, output = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=WORLD)
+    results = {}
+    for name, (batches, _, kwargs) in CASES.items():
+        torch.manual_seed(7 + rank)
+        module = layer(name, quantize.QSyncBatchNorm, config=kwargs.get("config", EXACT))
+        first = sum(batches[:rank])
+        x, grad = (t[first : first + batches[rank]] for t in joint(name))
+        for _ in range(2):
+            x = x.detach().clone().requires_grad_()
+            module.zero_grad()
+            y = module(x)
+            y.backward(grad)
+        for p in module.parameters():
+            if p.requires_grad:
+                dist.all_reduce(p.grad)
+        gradients = {n: p.grad for n, p in module.named_parameters()}
+        module.eval()
+        results[name] = (y.detach(), x.grad, gradients, dict(module.named_buffers()), module(x).detach())
+    try:
+        quantize.QSyncBatchNorm(3)(torch.randn(1 if rank == 0 else 0, 3))
+    except ValueError as error:
+        results["too few"] = str(error)
+    torch.save(results, output)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

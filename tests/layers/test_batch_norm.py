@@ -1,0 +1,196 @@
+"""Batch norms: output and running statistics bit-equal to plain, gradients equal at exact levels, the noise's reach as reported."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exact_levels import EXACT, assert_same, keeps, levels, run, twins
+
+import quantize
+from quantize import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d, QSyncBatchNorm
+
+SHAPES = [
+    (QBatchNorm1d, (40, 5)),
+    (QBatchNorm1d, (6, 5, 20)),
+    (QBatchNorm2d, (4, 5, 6, 7)),
+    (QBatchNorm2d, (1, 5, 6, 7)),
+    (QBatchNorm3d, (3, 5, 2, 3, 4)),
+    (QSyncBatchNorm, (4, 5, 6, 7)),  # without a process group: over the local batch
+]
+OPTIONS = [
+    {},
+    {"affine": False},
+    {"track_running_stats": False},
+    {"momentum": None},
+    {"momentum": 0.3, "eps": 1e-3},
+    {"affine": False, "track_running_stats": False},
+]
+
+
+def shaken(cls, channels, kwargs):
+    """Both layers with weights and running statistics of their own; plain BatchNorm2d stands for SyncBatchNorm, which needs processes."""
+    plain, ours = twins(cls, channels, **kwargs)
+    if cls is QSyncBatchNorm:
+        plain = torch.nn.BatchNorm2d(channels, **kwargs)
+    for name, value in plain.state_dict().items():
+        if name != "num_batches_tracked":
+            value.copy_(torch.rand(channels) + 0.5)
+    ours.load_state_dict(plain.state_dict())
+    return plain, ours
+
+
+@pytest.mark.parametrize("kwargs", OPTIONS, ids=str)
+@pytest.mark.parametrize(("cls", "shape"), SHAPES)
+def test_same_as_plain_at_exact_levels(cls, shape, kwargs):
+    for mode in ("train", "eval"):
+        plain, ours = (getattr(layer, mode)() for layer in shaken(cls, shape[1], kwargs))
+        for _ in range(3):  # the running statistics move on
+            x = levels(*shape)
+            # Where nothing is kept, dx is one product instead of PyTorch's two.
+            close = {"rtol": 1e-6, "atol": 1e-6} if mode == "eval" and not ours.affine and ours.track_running_stats else {}
+            saved = assert_same(ours, plain, x, **close)
+        if ours.weight is not None or mode == "train" or not ours.track_running_stats:
+            assert keeps(saved, ours, x) >= {torch.uint8}
+        assert torch.float32 not in {t.dtype for t in saved if t.numel() > shape[1]}
+        with torch.no_grad():
+            assert torch.equal(ours(x), plain(x))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(("cls", "shape"), SHAPES)
+def test_frozen_weight(cls, shape, mode):
+    for frozen in (["weight"], ["weight", "bias"], ["bias"]):
+        plain, ours = (getattr(layer, mode)() for layer in shaken(cls, shape[1], {}))
+        for layer in (plain, ours):
+            for name in frozen:
+                getattr(layer, name).requires_grad_(False)
+        x = levels(*shape)
+        saved = assert_same(ours, plain, x, rtol=1e-5, atol=1e-5)
+        linear = mode == "eval" and "weight" in frozen  # fixed statistics and a fixed weight: nothing of x is needed
+        assert bool([t for t in saved if t.numel() > shape[1]]) == (not linear)
+
+
+def test_channels_last_and_strided():
+    for x in (
+        levels(4, 6, 5, 7).to(memory_format=torch.channels_last),
+        levels(4, 6, 5, 7)[:, ::2].repeat(1, 2, 1, 1)[:, :6],
+        levels(4, 5, 7, 6).permute(0, 3, 1, 2),
+    ):
+        x = x.clone(memory_format=torch.preserve_format)
+        x[:, 0, 0, 0], x[:, -1, -1, -1] = -4.0, 3.96875
+        plain, ours = shaken(QBatchNorm2d, 6, {})
+        assert_same(ours, plain, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_dtypes(dtype, mixed):
+    plain, ours = shaken(QBatchNorm2d, 5, {})
+    if not mixed or dtype == torch.float64:
+        plain, ours = plain.to(dtype), ours.to(dtype)
+    saved = assert_same(ours, plain, levels(4, 5, 6, 7, dtype=dtype))
+    assert (torch.uint8 in {t.dtype for t in saved}) == (dtype != torch.float64)
+
+
+def test_autocast_changes_nothing():
+    plain, ours = shaken(QBatchNorm2d, 5, {})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(ours, plain, levels(4, 5, 6, 7))
+        assert_same(ours, plain, levels(4, 5, 6, 7, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 6, 7), (1, 5, 1, 1), (4, 5, 6), (4, 6, 6, 7), (5,)])
+def test_what_pytorch_refuses_or_not(shape):
+    results = []
+    for layer in shaken(QBatchNorm2d, 5, {}):
+        try:
+            results.append(run(layer, torch.randn(shape))[:2])
+        except (RuntimeError, ValueError) as error:
+            results.append((type(error), str(error)))
+    (expected, exact), (y, grads) = results
+    if isinstance(expected, type):
+        assert (y, grads) == (expected, exact)
+    else:
+        for got, want in zip([y, *grads], [expected, *exact], strict=True):
+            torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_the_op_checks_its_arguments(name):
+    arguments = {n: torch.ones(5) for n in ("weight", "bias", "running_mean", "running_var")}
+    arguments[name] = torch.ones(4)
+    rest = (True, 0.1, 1e-5, None, None, None, 0, 0, None, None)
+    with pytest.raises(ValueError, match=f"batch_norm: {name} must have 5 elements; got .4."):
+        torch.ops.quantize.batch_norm(torch.randn(2, 5, 3), *arguments.values(), *rest)
+    with pytest.raises(ValueError, match=r"batch_norm: input must be \[N, C, ...\]; got \[5\]"):
+        torch.ops.quantize.batch_norm(torch.randn(5), *arguments.values(), *rest)
+
+
+def test_integer_input_gets_pytorchs_error():
+    plain, ours = shaken(QBatchNorm2d, 5, {})
+    x = torch.ones(4, 5, 6, 7, dtype=torch.int32)
+    with pytest.raises(RuntimeError) as expected:
+        plain(x)
+    with pytest.raises(RuntimeError) as got:
+        ours(x)
+    assert str(got.value) == str(expected.value)
+
+
+def test_nan_reaches_what_it_reaches_in_the_plain_layer():
+    plain, ours = shaken(QBatchNorm2d, 5, {})
+    x = levels(4, 5, 6, 7)
+    x[1, 2, 3, 4] = torch.nan
+    (y, (dx, dw, _), _), (expected, (exact_dx, exact_dw, _), _) = run(ours, x), run(plain, x)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert exact_dw.isnan()[2]
+    assert dw.isnan()[2]
+    assert (exact_dx.isnan() <= dx.isnan()).all()
+
+
+def test_double_backward_is_refused_by_name():
+    x = levels(4, 5, 6, 7).requires_grad_()
+    with pytest.raises(RuntimeError, match="batch_norm: the backward of a layer with compressed activations is not differentiable"):
+        torch.autograd.grad(QBatchNorm2d(5)(x).square().sum(), x, create_graph=True)
+
+
+def test_sync_batch_norm_takes_what_nn_does_not_need_a_gpu_for():
+    assert QSyncBatchNorm(5)(torch.randn(4, 5)).shape == (4, 5)
+    assert QSyncBatchNorm(5, config=quantize.ActivationConfig(enabled=False))(torch.randn(4, 5, 3)).shape == (4, 5, 3)
+    with pytest.raises(ValueError, match="at least 2D"):
+        QSyncBatchNorm(5)(torch.randn(5))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gradients_are_unbiased(bits):
+    # Null: each gradient's mean over 400 draws is the exact one, its deviation as measured. Elements: 5 + 5 + 840; z = 6: false alarms
+    # 2e-6. dx holds a product of two noisy factors, normalized x and its mean product with g, whose noise is shared: at these sizes the
+    # bias that leaves is below a twentieth of a deviation of one draw, and 400 draws divide the deviation by 20; hence 2 more.
+    layer = QBatchNorm2d(5, config=quantize.ActivationConfig(bits=bits, max_bits=bits))
+    x, draws = torch.randn(8, 5, 3, 7), 400
+    exact = run(torch.nn.BatchNorm2d(5), x)[1]
+    drawn = [run(layer, x)[1] for _ in range(draws)]
+    for number, want in enumerate(exact):
+        each = torch.stack([d[number] for d in drawn]).double()
+        deviation = each.std(0) / draws**0.5
+        assert ((each.mean(0) - want).abs() <= 8 * deviation + 1e-5).all(), number
+
+
+def test_energy_says_how_far_the_noise_reaches():
+    # csrc/layers/energy.h: sum_n V_n energy[n][1] is the relative variance of the input gradient. 300 draws, within 30 %.
+    x = torch.randn(8, 6, 5, 5, requires_grad=True)
+    weight, grad = torch.rand(6) + 0.5, torch.randn(8, 6, 5, 5) + 0.5 * x.detach()
+    weight.requires_grad_()
+    exact = torch.autograd.grad(F.batch_norm(x, None, None, weight, None, True), x, grad)[0]
+    variance = torch.ops.quantize.group_variance(x.detach(), 0)[:, 1]
+    squares, draws = 0.0, 300
+    for draw in range(draws):
+        seed, energy = torch.tensor([5, draw]), torch.full((8, 2), torch.nan)
+        codes, ranges = torch.ops.quantize.group_quantize(x.detach(), 2, 0, seed)
+        y = torch.ops.quantize.batch_norm(x, weight, None, None, None, True, 0.1, 1e-5, codes, ranges, None, 2, 0, seed, energy)
+        squares += float((torch.autograd.grad(y, x, grad)[0] - exact).square().sum()) / draws
+    assert float((variance * energy[:, 1]).sum()) == pytest.approx(squares / float(exact.square().sum()), rel=0.3)
+
+
+def test_config_must_be_one():
+    with pytest.raises(TypeError, match="QBatchNorm2d: config must be an ActivationConfig; got {}"):
+        QBatchNorm2d(4, config={})
+    assert QBatchNorm2d(4, config=EXACT).config is EXACT

@@ -1,0 +1,121 @@
+"""torch.library.opcheck on every layer op, with inputs that require gradients; torch.compile of a model made of them."""
+
+import pytest
+import torch
+from torch import nn
+from torch.library import opcheck
+
+import quantize
+from quantize.__main__ import kernel_ops
+
+ops = torch.ops.quantize
+
+
+def leaf(*shape, dtype=torch.float32):
+    return torch.randn(*shape).to(dtype).requires_grad_()
+
+
+def packed(x, bits=2, group_size=64):
+    """The arguments that ops with a packed input end with."""
+    seed = torch.tensor([3, 4])
+    codes, ranges = ops.group_quantize(x.detach(), bits, group_size, seed)
+    return codes, ranges, None, bits, group_size, seed, None
+
+
+def conv(x, w, bias=True, stride=1, transposed=False, groups=1):
+    n = x.dim() - 2
+    out = w.shape[1] * groups if transposed else w.shape[0]
+    bias = leaf(out) if bias else None
+    return x, w, bias, [stride] * n, [1] * n, [1] * n, transposed, [0] * n, groups, *packed(x)
+
+
+NOT_KEPT = (None, None, None, 0, 0, None, None)
+
+
+def norm(x, training=True):
+    c = x.shape[1]
+    return x, leaf(c), leaf(c), torch.zeros(c), torch.ones(c), training, 0.1, 1e-5, *packed(x)
+
+
+SAMPLES = {
+    "conv": [
+        lambda: conv(leaf(2, 3, 9), leaf(4, 3, 3)),
+        lambda: conv(leaf(2, 4, 6, 7), leaf(4, 2, 3, 3), stride=2, groups=2, bias=False),
+        lambda: conv(leaf(2, 4, 6, 7), leaf(4, 3, 3, 3), transposed=True),
+    ],
+    "linear": [
+        lambda: ((x := leaf(5, 40)), leaf(3, 40), leaf(3), *packed(x)),
+        lambda: ((x := leaf(2, 3, 20)), leaf(3, 20), None, *packed(x)),
+    ],
+    "batch_norm": [lambda: norm(leaf(4, 3, 5, 5)), lambda: norm(leaf(4, 3, 20), training=False)],
+    "relu": [lambda: (leaf(4, 9), 0.0, float("inf")), lambda: (leaf(2, 3, 4, 4), 0.1, 6.0)],
+    "relu_": [],  # writes into its input, which may then be no leaf: compiled below
+    "dropout": [],  # draws: what opcheck compares differs by right
+    "max_pool": [lambda: (leaf(2, 3, 9, 9), [3, 3], [2, 2], [1, 1], [1, 1], False)],
+    "avg_pool": [lambda: (leaf(2, 3, 9, 9), [3, 3], [2, 2], [1, 1], False, True, None)],
+    "adaptive_avg_pool": [lambda: (leaf(2, 3, 9, 9), [4, 2])],
+    "pad": [lambda: (leaf(2, 3, 9, 9), [1, 2, 3, 0], "reflect"), lambda: (leaf(2, 3, 9), [1, 2], "replicate")],
+    "mul": [lambda: ((x := leaf(2, 3, 9, 9)), leaf(2, 3, 1, 1), *packed(x)), lambda: ((x := leaf(2, 40)), leaf(40), *packed(x))],
+    "mul_": [],  # as relu_
+    "smooth_derivative": [lambda: (torch.randn(2, 3, 9), "gelu_tanh")],
+    "smooth": [lambda: ((x := leaf(2, 3, 9, 9)), "silu", *packed(ops.smooth_derivative(x, "silu")))],
+    "smooth_": [],
+}
+
+
+def test_every_layer_op_is_here():
+    registered = {name.removeprefix("quantize::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("quantize::")}
+    assert registered - {name.split("::")[-1] for name in kernel_ops()} == set(SAMPLES)
+
+
+@pytest.mark.parametrize("op", [op for op, samples in SAMPLES.items() if samples])
+def test_opcheck(op):
+    for sample in SAMPLES[op]:
+        opcheck(getattr(ops, op).default, sample())
+
+
+def network(**config):
+    c = {"config": quantize.ActivationConfig(**config)}
+    return nn.Sequential(
+        quantize.QConv2d(3, 8, 3, padding=1, **c), quantize.QBatchNorm2d(8, **c), quantize.QReLU(inplace=True), quantize.QMaxPool2d(2),
+        quantize.QConv2d(8, 8, 3, padding="same", **c), quantize.QLeakyReLU(), quantize.QAdaptiveAvgPool2d(2), nn.Flatten(),
+        quantize.QDropout(0.1), quantize.QLinear(32, 5, **c),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config", [{"bits": 2, "max_bits": 2}, {"bits": 2, "max_bits": 8}, {"bits": 4, "max_bits": 4, "group_size": "sample"}]
+)
+def test_compiles_in_one_graph_and_draws_the_same_noise(config):
+    model, x = network(**config), torch.randn(4, 3, 16, 16)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+
+    def gradients(forward, seed):
+        torch.manual_seed(seed)
+        return torch.autograd.grad(forward(x).square().sum(), list(model.parameters()))
+
+    for seed in (1, 2):
+        for a, b in zip(gradients(compiled, seed), gradients(model, seed), strict=True):
+            torch.testing.assert_close(a, b)
+    assert any(not torch.equal(a, b) for a, b in zip(gradients(compiled, 1), gradients(compiled, 2), strict=True))
+
+
+def test_a_compiled_model_trains():
+    model, x, target = network(bits=2, max_bits=2), torch.randn(16, 3, 8, 8), torch.arange(16) % 5
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(compiled(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_converted_model_compiles():
+    model = quantize.QModule(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled(torch.randn(4, 3, 8, 8)).sum().backward()
+    assert model[0].weight.grad.abs().sum() > 0

@@ -1,0 +1,113 @@
+"""SiLU, hardswish, Mish, GELU: outputs bit-equal, gradients unbiased and off by at most a step of the packed derivative."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exact_levels import keeps, run
+from torch import nn
+
+import quantize
+
+FUNCTIONS = {
+    "silu": nn.SiLU(), "silu, in place": nn.SiLU(inplace=True), "hardswish": nn.Hardswish(), "hardswish, in place": nn.Hardswish(True),
+    "mish": nn.Mish(), "mish, in place": nn.Mish(inplace=True), "gelu": nn.GELU(), "gelu_tanh": nn.GELU("tanh"),
+}  # fmt: skip
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(1, 2),
+    "samples inside": lambda x: x.transpose(0, 1),
+    "sliced": lambda x: x[:, :, ::2],
+}
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def fixed(bits):
+    return quantize.ActivationConfig(bits=bits, max_bits=bits, group_size=64)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_as_plain_within_a_step(name, layout):
+    x = LAYOUTS[layout](torch.randn(3, 4, 10, 12) * 3)
+    layer = FUNCTIONS[name]
+    plain, ours = nn.Sequential(nn.Identity(), layer), quantize.QModule(nn.Sequential(nn.Identity(), layer), fixed(8))
+    ours.inplace = plain.inplace = getattr(layer, "inplace", False)
+    y, (grad,), _ = run(plain, x)
+    got, (got_grad,), saved = run(ours, x)
+    assert torch.equal(got, y)
+    assert got.stride() == y.stride()
+    assert keeps(saved, ours, x) == {torch.uint8}
+    up = torch.randn(y.shape, generator=torch.Generator().manual_seed(9))
+    step = 1.02 * 2 / 255  # hardswish has the widest derivative, from -0.5 to 1.5
+    assert ((got_grad - grad).abs() <= step * up.abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize("function", [
+    F.silu, F.hardswish, F.mish, F.gelu, lambda x: F.gelu(x, approximate="tanh"), lambda x: F.silu(x + 0, inplace=True),
+    lambda x: F.hardswish(x + 0, True),
+])  # fmt: skip
+def test_functional_calls(function):
+    x = torch.randn(3, 4, 10, 12)
+    ours = quantize.QModule(Call(function), fixed(2))
+    y, (grad,), saved = run(ours, x)
+    assert torch.equal(y, function(x))
+    assert keeps(saved, ours, x) == {torch.uint8}
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["silu", "hardswish", "mish", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("bits", [1, 2])
+def test_gradients_are_unbiased(name, bits):
+    # Null: the sum over 400 draws of (draw - exact), weighted by 1, is normal with the variance that group_variance gives exactly.
+    # False alarm at five deviations: below 1e-6 a case.
+    x = torch.randn(4, 600) * 2
+    derivative = torch.ops.quantize.smooth_derivative(x, name)
+    variance = torch.ops.quantize.group_variance(derivative, 64)[:, {1: 0, 2: 1}[bits]].sum()
+    model = quantize.QModule(Call(FUNCTIONS[name]), fixed(bits))
+    leaf = x.clone().requires_grad_()
+    total = sum(float((torch.autograd.grad(model(leaf).sum(), leaf)[0] - derivative).double().sum()) for _ in range(400))
+    assert abs(total) < 5 * float(variance * 400) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtypes(dtype):
+    x = torch.randn(3, 400).to(dtype)
+    ours = quantize.QModule(Call(F.silu), fixed(8))
+    y, (grad,), _ = run(ours, x)
+    plain, (plain_grad,), _ = run(Call(F.silu), x)
+    assert torch.equal(y, plain)
+    torch.testing.assert_close(grad, plain_grad, atol=0 if dtype == torch.float64 else 0.05, rtol=0 if dtype == torch.float64 else 0.02)
+
+
+def test_layers_have_their_names_and_configs():
+    model = nn.Sequential(nn.Linear(40, 50), nn.SiLU(), nn.Linear(50, 60), nn.GELU())
+    model = quantize.QModule(model, {"*": fixed(2), "3": fixed(4), "1": None})
+    x = torch.randn(3, 40, requires_grad=True)
+    model(x).sum().backward()
+    assert model.layer_bits() == {"0": 2.0, "2": 2.0, "3": 4.0}
+    report = quantize.memory_report(model, x)
+    assert {(row.name, row.op, row.bits) for row in report.layers if row.name in "13"} == {("1", "silu", 32.0), ("3", "gelu", 4.0)}
+
+
+def test_adaptive_bits_are_used_and_learned():
+    model = quantize.QModule(nn.Sequential(nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU()))
+    for _ in range(3):
+        model(torch.randn(16, 64)).square().sum().backward()
+    model._control.begin_step()
+    state = {s.name: s for s in model._control.states()}["3"]
+    assert state.updates == 3
+    assert all(a >= b >= 0 for a, b in zip(state.curve, state.curve[1:], strict=False))
+
+
+def test_unknown_function():
+    with pytest.raises(ValueError, match="function must be silu"):
+        torch.ops.quantize.smooth_derivative(torch.randn(3), "relu")

@@ -1,0 +1,82 @@
+"""QSyncBatchNorm in two gloo processes against a plain batch norm on the joint batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sync_batch_norm_processes as processes
+import torch
+from torch import nn
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each process wrote."""
+    folder = tmp_path_factory.mktemp("gloo")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([p for p in sys.path if p] + [str(Path.cwd())])}
+    running = [
+        subprocess.Popen(
+            [sys.executable, processes.__file__, str(rank), str(folder / "rendezvous"), str(folder / f"{rank}.pt")],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(processes.WORLD)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert not any(process.returncode for process in running), "\n".join(outputs)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes.WORLD)]
+
+
+def expected(name):
+    """The same of nn.BatchNorm on the joint batch, in double: rounding errors are then ours alone."""
+    x, grad = (t.double() for t in processes.joint(name))
+    cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[x.dim()]
+    module = processes.layer(name, cls).double()
+    for _ in range(2):
+        x = x.detach().clone().requires_grad_()
+        module.zero_grad()
+        y = module(x)
+        y.backward(grad)
+    gradients = {n: p.grad for n, p in module.named_parameters()}
+    module.eval()
+    return y.detach(), x.grad, gradients, dict(module.named_buffers()), module(x).detach()
+
+
+def close(got, want, name):
+    tolerance = {"far from zero": 2e-3, "double": 1e-12}.get(name, 2e-5)  # fp32 holds 1024 + x to 6e-5
+    torch.testing.assert_close(got.double(), want.double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", [n for n in processes.CASES if n != "two bits"])
+def test_two_processes_are_one_batch(results, name):
+    y, dx, gradients, buffers, evaluated = expected(name)
+    close(torch.cat([r[name][0] for r in results]), y, name)
+    close(torch.cat([r[name][1] for r in results]), dx, name)
+    close(torch.cat([r[name][4] for r in results]), evaluated, name)
+    for result in results:
+        assert result[name][2].keys() == gradients.keys()
+        for key, want in gradients.items():
+            assert (result[name][2][key] is None) == (want is None)
+            if want is not None:
+                close(result[name][2][key], want, name)
+        for key, want in buffers.items():
+            close(result[name][3][key], want, name)
+
+
+def test_two_bits(results):
+    y, dx, gradients, *_ = expected("two bits")
+    close(torch.cat([r["two bits"][0] for r in results]), y, "two bits")
+    got = torch.cat([r["two bits"][1] for r in results]).double()
+    assert torch.nn.functional.cosine_similarity(got.flatten(), dx.flatten(), dim=0) > 0.99
+    close(results[0]["two bits"][2]["bias"], gradients["bias"], "two bits")
+    assert not torch.equal(results[0]["two bits"][2]["weight"].double(), gradients["weight"])
+
+
+def test_too_few_values_are_refused_by_all(results):
+    for result in results:
+        assert "input must have more than one value per channel" in result["too few"]

@@ -9,6 +9,7 @@ MAX_JOBS                  parallel compilations, default the number of processor
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -74,7 +75,15 @@ def cuda_obstacle(torch, home):
     return None
 
 
-def build_class(module_flags, summary):
+def openmp_flags(torch):
+    """at::parallel_for is a header that shares work out by OpenMP: compiled without it, kernels run on one thread. Nothing is linked: the
+    runtime is the one PyTorch has loaded, since a second one would bring threads of its own. Clang's code would need another runtime."""
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    says = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout if shutil.which(compiler[0]) else ""
+    return ["-fopenmp"] if "Free Software Foundation" in says and torch.backends.openmp.is_available() else []
+
+
+def build_class(cxx_flags, module_flags, summary):
     from torch.utils.cpp_extension import BuildExtension
 
     class Build(BuildExtension):
@@ -90,9 +99,9 @@ def build_class(module_flags, summary):
             super().run()
 
         def build_extension(self, ext):
-            kinds = [(isa, f"_{isa}.cpp", CXX_FLAGS + flags, [CSRC]) for isa, flags in ISA_FLAGS.items()]
+            kinds = [(isa, f"_{isa}.cpp", cxx_flags + flags, [CSRC]) for isa, flags in ISA_FLAGS.items()]
             # Only module.cpp knows versions and architectures, so that changing them does not recompile everything.
-            kinds.append(("module", "module.cpp", CXX_FLAGS + module_flags, ext.include_dirs))
+            kinds.append(("module", "module.cpp", cxx_flags + module_flags, ext.include_dirs))
             # A .cu shares its stem with a .cpp, and would share its object.
             kinds.append(("cuda", ".cu", NVCC_FLAGS, ext.include_dirs))
             sources, objects = ext.sources, ext.extra_objects
@@ -140,6 +149,8 @@ def configure():
     from torch.utils import cpp_extension
 
     archs = os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else ""
+    openmp = openmp_flags(torch)
+    cxx_flags = CXX_FLAGS + openmp
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     if with_cuda:
         sources += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cu"))
@@ -147,7 +158,7 @@ def configure():
         "quantize._C",
         sources,
         include_dirs=[CSRC],
-        extra_compile_args=CXX_FLAGS + ["-DQUANTIZE_WITH_CUDA"] if with_cuda else list(CXX_FLAGS),
+        extra_compile_args=cxx_flags + ["-DQUANTIZE_WITH_CUDA"] if with_cuda else list(cxx_flags),
         extra_link_args=["-Wl,-s"] if sys.platform == "linux" else [],
         depends=headers,
     )
@@ -171,11 +182,12 @@ def configure():
             f"quantize {VERSION}",
             f"  PyTorch  {torch.__version__}, C++11 ABI {'on' if torch.compiled_with_cxx11_abi() else 'off'}",
             f"  ISAs     {' '.join(ISA_FLAGS)}",
+            f"  threads  {'OpenMP, as PyTorch' if openmp else 'one: only GCC and an OpenMP build of PyTorch share one pool'}",
             f"  CUDA     {f'{torch.version.cuda} with {home}, architectures {archs}' if with_cuda else f'no: {obstacle}'}",
             f"  jobs     {os.environ['MAX_JOBS']}, {'ninja' if cpp_extension.is_ninja_available() else 'without ninja: slow'}",
         ]
     )
-    return extension, build_class(module_flags, summary)
+    return extension, build_class(cxx_flags, module_flags, summary)
 
 
 def refuse(problem):

@@ -27,6 +27,11 @@ py::dict build_info() {
   info["torch"] = QUANTIZE_TORCH_VERSION;
   info["compiler"] = QUANTIZE_COMPILER;
   info["isas"] = split(QUANTIZE_ISAS);
+#ifdef _OPENMP
+  info["threads"] = "OpenMP";
+#else
+  info["threads"] = "one";
+#endif
 #ifdef QUANTIZE_WITH_CUDA
   info["cuda"] = QUANTIZE_CUDA_VERSION;
   info["cuda_archs"] = QUANTIZE_CUDA_ARCHS;

@@ -27,6 +27,14 @@ TORCH_LIBRARY(quantize, m) {
   m.def("pack_pool_indices(Tensor indices, int[] input_size, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor");
   m.def("unpack_pool_indices(Tensor offsets, int[] input_size, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor");
 
+  // The batch norm's backward from its packed input; the other arguments are native_batch_norm_backward's. energy: float32 [N, 2], or
+  // [0, 2] unless wanted.
+  m.def(
+      "batch_norm_backward(Tensor grad, Tensor codes, Tensor ranges, Tensor? sample_bits, int bits, int group_size, SymInt[] size, "
+      "SymInt[] "
+      "stride, Tensor seed, Tensor? weight, Tensor? running_mean, Tensor? running_var, Tensor mean, Tensor inverse_std, bool training, "
+      "float eps, bool[3] mask, bool wants_energy) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor energy)");
+
   // ---- layers: autograd functions over the kernels above, for every backend. The forward is ATen's on the full-precision input.
   //
   // `codes, ranges, sample_bits, bits, group_size, seed`: the input as group_quantize packed it (codes None: not needed, the weight is

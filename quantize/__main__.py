@@ -64,6 +64,7 @@ def report():
         ("quantize", f"{info['version']}, {os.path.dirname(quantize.__file__)}"),
         ("PyTorch", f"{torch.__version__}, {'as built' if same else 'BUILT AGAINST ' + info['torch'] + ': rebuild with ' + BUILD}"),
         ("compiler", info["compiler"]),
+        ("threads", f"{torch.get_num_threads()}, PyTorch's" if info["threads"] == "OpenMP" else "one: built without OpenMP"),
         *_isa_rows(info),
         *_cuda_rows(info),
         *_op_rows(info),

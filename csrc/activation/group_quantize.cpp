@@ -4,8 +4,7 @@
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
-#include "group_layout.h"
-#include "group_quantize_kernels.h"
+#include "packed_groups.h"
 
 namespace quantize::activation {
 
@@ -24,44 +23,9 @@ using at::Tensor;
 using std::tuple;
 
 constexpr int64_t grain_elements = 16384;  // per task: about ten microseconds of work
-constexpr int64_t piece_elements = 65536;  // a longer group is shared between threads
-
-int64_t item_bytes(Scalar scalar) { return scalar == Scalar::f32 ? 4 : 2; }
-
-// What the kernels need to know of one call, whichever the direction.
-struct Packed {
-  GroupLayout<int64_t> layout;
-  Scalar scalar;
-  Seed seed;
-  uint8_t* codes;
-  uint16_t* ranges;
-  std::vector<int64_t> bits, offsets;  // of each sample
-
-  Packed(const char* op, GroupLayout<int64_t> layout, Scalar scalar, const Tensor& seed, const Tensor& codes, const Tensor& ranges,
-         int64_t fixed_bits, const std::optional<Tensor>& sample_bits)
-      : layout(layout),
-        scalar(scalar),
-        seed(read_seed(op, seed)),
-        codes(codes.data_ptr<uint8_t>()),
-        ranges(reinterpret_cast<uint16_t*>(ranges.data_ptr<int16_t>())),
-        bits(layout.samples, fixed_bits),
-        offsets(layout.samples + 1, 0) {
-    TORCH_CHECK_VALUE(layout.total_groups() <= 0xffffffffll, op, ": x has ", layout.total_groups(), " groups; expected at most 2^32");
-    if (sample_bits) {
-      const Tensor own = sample_bits->contiguous();
-      for (int64_t n = 0; n < layout.samples; ++n) check_bits(op, bits[n] = own.const_data_ptr<uint8_t>()[n]);
-    }
-    for (int64_t n = 0; n < layout.samples; ++n)
-      offsets[n + 1] = offsets[n] + sample_code_bytes(layout.elements, layout.group_size, int(bits[n]));
-    TORCH_CHECK_VALUE(offsets.back() <= codes.numel(), op, ": the samples' bits need ", offsets.back(), " bytes of codes; there are ",
-                      codes.numel());
-  }
-
-  const GroupKernels& kernels(int64_t sample) const { return group_kernels(cpu_isa(), scalar, int(bits[sample])); }
-};
 
 template <typename F>
-void for_each_run(const Packed& p, const F& body) {  // body(kernels, sample, first group in the sample, run)
+void for_each_run(const PackedGroups& p, const F& body) {  // body(kernels, sample, first group in the sample, run)
   const auto& l = p.layout;
   const int64_t grain = std::max<int64_t>(1, grain_elements / l.group_size);
   at::parallel_for(0, l.total_groups(), grain, [&](int64_t begin, int64_t end) {
@@ -75,7 +39,7 @@ void for_each_run(const Packed& p, const F& body) {  // body(kernels, sample, fi
 }
 
 template <typename F>
-void for_each_piece(const Packed& p, int64_t sample, int64_t group, const F& body) {  // body(piece)
+void for_each_piece(const PackedGroups& p, int64_t sample, int64_t group, const F& body) {  // body(piece)
   const int64_t n = std::min(p.layout.group_size, p.layout.elements - group * p.layout.group_size);
   at::parallel_for(0, (n + piece_elements - 1) / piece_elements, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -86,7 +50,7 @@ void for_each_piece(const Packed& p, int64_t sample, int64_t group, const F& bod
 }
 
 // Long groups: too few to share out whole, so each is worked on by all threads, its range first.
-void quantize_long_groups(const Packed& p, const uint8_t* x) {
+void quantize_long_groups(const PackedGroups& p, const uint8_t* x) {
   const auto& l = p.layout;
   const int64_t item = item_bytes(p.scalar);
   std::vector<Extent> extents((l.group_size + piece_elements - 1) / piece_elements);
@@ -113,7 +77,7 @@ void quantize_long_groups(const Packed& p, const uint8_t* x) {
   }
 }
 
-void dequantize_long_groups(const Packed& p, uint8_t* y) {
+void dequantize_long_groups(const PackedGroups& p, uint8_t* y) {
   const auto& l = p.layout;
   for (int64_t sample = 0; sample < l.samples; ++sample) {
     const int bits = int(p.bits[sample]);
@@ -131,7 +95,7 @@ void dequantize_long_groups(const Packed& p, uint8_t* y) {
   }
 }
 
-void quantize_into(const Packed& p, const Tensor& x) {
+void quantize_into(const PackedGroups& p, const Tensor& x) {
   const auto* source = static_cast<const uint8_t*>(x.const_data_ptr());
   const auto& l = p.layout;
   if (l.elements == 0) return;
@@ -150,7 +114,7 @@ tuple<Tensor, Tensor> group_quantize_cpu(const Tensor& x, int64_t bits, int64_t 
   const auto layout = group_layout<int64_t>("group_quantize", x.sizes(), group_size);
   Tensor codes = at::empty({layout.bytes(bits)}, x.options().dtype(at::kByte));
   Tensor ranges = at::empty({layout.total_groups(), 2}, x.options().dtype(at::kShort));
-  quantize_into(Packed("group_quantize", layout, scalar, seed, codes, ranges, bits, std::nullopt), packed_memory(x));
+  quantize_into(PackedGroups("group_quantize", layout, scalar, seed, codes, ranges, bits, std::nullopt), packed_memory(x));
   return {codes, ranges};
 }
 
@@ -163,7 +127,7 @@ tuple<Tensor, Tensor> group_quantize_mixed_cpu(const Tensor& x, const Tensor& sa
   check_numel(op, "sample_bits", sample_bits, layout.samples);
   Tensor codes = at::empty({layout.bytes_within(bit_budget)}, x.options().dtype(at::kByte));
   Tensor ranges = at::empty({layout.total_groups(), 2}, x.options().dtype(at::kShort));
-  quantize_into(Packed(op, layout, scalar, seed, codes, ranges, 0, sample_bits), packed_memory(x));
+  quantize_into(PackedGroups(op, layout, scalar, seed, codes, ranges, 0, sample_bits), packed_memory(x));
   return {codes, ranges};
 }
 
@@ -180,7 +144,7 @@ Tensor group_dequantize_cpu(const Tensor& codes, const Tensor& ranges, const std
   TORCH_CHECK_VALUE(packed_strides(y.sizes(), y.strides()) == y.strides().vec(), op, ": stride must be dense with samples outermost; got ",
                     stride);
   if (y.numel() == 0) return y;
-  const Packed p(op, layout, scalar, seed, codes.contiguous(), ranges.contiguous(), bits, sample_bits);
+  const PackedGroups p(op, layout, scalar, seed, codes.contiguous(), ranges.contiguous(), bits, sample_bits);
   auto* target = static_cast<uint8_t*>(y.data_ptr());
   if (layout.group_size > piece_elements) {
     dequantize_long_groups(p, target);

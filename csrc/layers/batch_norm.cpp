@@ -1,6 +1,5 @@
 // batch_norm: statistics and output from the full-precision input, which is kept packed for the backward.
 #include <ATen/ops/native_batch_norm.h>
-#include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/ones.h>
 #include <torch/library.h>
 
@@ -13,29 +12,6 @@ std::vector<int64_t> channel_shape(const Tensor& x) {
   std::vector<int64_t> shape(x.dim(), 1);
   shape[1] = -1;
   return shape;
-}
-
-// energy.h's figures from x (decoded), the output gradient and the input gradient; all means are over samples and positions.
-void report_energy(const Tensor& energy, const Tensor& x, const Tensor& grad, const Tensor& grad_input, const OptionalTensor& weight,
-                   const Tensor& mean, const Tensor& inverse_std) {
-  const auto shape = channel_shape(x);
-  const int64_t channels = x.size(1);
-  const double count = double(x.numel()) / double(channels), positions = count / double(x.size(0));
-  std::vector<int64_t> rest;
-  for (int64_t d = 2; d < x.dim(); ++d) rest.push_back(d);
-  const Tensor g = grad.to(at::kFloat), normalized = (x.to(at::kFloat) - mean.view(shape)) * inverse_std.view(shape);
-  const auto per_channel = [&](const Tensor& t) { return rest.empty() ? t : t.sum(rest); };  // [N, C]
-  const Tensor g2 = per_channel(g.square()), correlation = per_channel(g * normalized).sum(0) / count;
-  const Tensor gain = (weight ? weight->to(at::kFloat) * inverse_std : inverse_std).square();
-  const Tensor variance_scale = inverse_std.square();  // from x to the normalized input
-  const double spread = 1. / (double(channels) * positions);
-  // Of the scale's gradient sum g * normalized, and of the preceding convolution's along the normalized input.
-  energy.select(1, 0).copy_((g2 * variance_scale * (gain + 1.)).sum(1) * spread);
-  // Of the input gradient gain * (g - mean g - normalized * correlation), in which the noise enters twice.
-  const Tensor direct = (gain * variance_scale * correlation.square()).sum() / double(channels);
-  const Tensor through_mean = (g2 * (gain * variance_scale)).sum(1) * (spread / count);
-  const Tensor total = grad_input.to(at::kFloat).square().sum().clamp_min(1e-30);
-  energy.select(1, 1).copy_((direct + through_mean) / total);
 }
 
 struct BatchNorm : torch::autograd::Function<BatchNorm> {
@@ -81,11 +57,20 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
       }
       return result;
     }
-    const Tensor x = unpack_saved(ctx, saved.data());
-    std::tie(result[0], result[1], result[2]) =
-        at::native_batch_norm_backward(grad, x, weight, running_mean, running_var, saved[7], saved[8], training, eps, mask);
-    if (const OptionalTensor energy = saved_energy(ctx); energy && training && mask[0])
-      report_energy(*energy, x, grad, result[0], weight, saved[7], saved[8]);
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("quantize::batch_norm_backward", "")
+                               .typed<std::tuple<Tensor, Tensor, Tensor, Tensor>(
+                                   const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, int64_t, int64_t,
+                                   c10::SymIntArrayRef, c10::SymIntArrayRef, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                   const OptionalTensor&, const Tensor&, const Tensor&, bool, double, std::array<bool, 3>, bool)>();
+    const OptionalTensor energy = saved_energy(ctx);
+    const bool reports = energy && training && mask[0];
+    Tensor figures;
+    std::tie(result[0], result[1], result[2], figures) =
+        op.call(grad.to(saved_dtype(ctx)), saved[0], saved[1], optional(2), ctx->saved_data["bits"].toInt(),
+                ctx->saved_data["group_size"].toInt(), saved_sizes(ctx, "size"), saved_sizes(ctx, "stride"), saved[3], weight, running_mean,
+                running_var, saved[7], saved[8], training, eps, mask, reports);
+    if (reports) energy->copy_(figures);
     return result;
   }
 };

@@ -79,6 +79,8 @@ def name_calls_of(module: nn.Module, state: LayerState | None) -> None:
 class Interceptor(TorchFunctionMode):
     """Active during one forward of a QModule. `default` is the config of calls outside any named layer, None for none."""
 
+    intercepts = True  # what quantize/layers/base.py knows it by
+
     def __init__(self, default: ActivationConfig | None, states: dict[str, LayerState], owners: Callable[[], dict[int, str]]):
         super().__init__()
         self.default, self.states, self.owners = default, states, owners

@@ -250,11 +250,8 @@ def _convert_layer(module: nn.Module, name: str, config, control: Control) -> No
         name_calls_of(module, state)
         if state is not None and isinstance(module, LOSSY):
             control.layers.append(state)
-    if isinstance(module, CompressedLayer):
-        if not module.config.enabled:
-            name_calls_of(module, None)  # or the calls of its plain forward would go by the model's config
-        elif module.lossy:
-            control.layers.append(module._state)
+    if isinstance(module, CompressedLayer) and module.config.enabled and module.lossy:
+        control.layers.append(module._state)
 
 
 def _revert(model: nn.Module) -> None:

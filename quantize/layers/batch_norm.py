@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .base import CompressedLayer
+from .base import CompressedLayer, uninterrupted
 from .sync_batch_norm import sync_batch_norm
 
 
 class _QBatchNorm(CompressedLayer):
     lossy = True
 
+    @uninterrupted
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         if not self.compresses:
@@ -75,6 +76,7 @@ class QSyncBatchNorm(_QBatchNorm, nn.SyncBatchNorm):
 
     plain = nn.SyncBatchNorm
 
+    @uninterrupted
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         group = self._synchronizing_group()

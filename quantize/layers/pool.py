@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from . import functional
-from .base import CompressedLayer
+from .base import CompressedLayer, uninterrupted
 
 
 class _QMaxPool(CompressedLayer):
     spatial = 0
 
+    @uninterrupted
     def forward(self, input: Tensor):
         """As the plain layer's."""
         plain = super().forward
@@ -25,6 +26,7 @@ class _QMaxPool(CompressedLayer):
 class _QAvgPool(CompressedLayer):
     spatial = 0
 
+    @uninterrupted
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         plain = super().forward
@@ -39,6 +41,7 @@ class _QAvgPool(CompressedLayer):
 class _QAdaptiveAvgPool(CompressedLayer):
     spatial = 0
 
+    @uninterrupted
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         plain = super().forward

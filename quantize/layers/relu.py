@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from . import functional
-from .base import CompressedLayer
+from .base import CompressedLayer, uninterrupted
 
 
 class QReLU(CompressedLayer, nn.ReLU):
@@ -18,6 +18,7 @@ class QReLU(CompressedLayer, nn.ReLU):
 
     plain = nn.ReLU
 
+    @uninterrupted
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         if not self.compresses:
@@ -35,6 +36,7 @@ class QReLU6(CompressedLayer, nn.ReLU6):
 
     plain = nn.ReLU6
 
+    @uninterrupted
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         if not self.compresses:
@@ -52,6 +54,7 @@ class QLeakyReLU(CompressedLayer, nn.LeakyReLU):
 
     plain = nn.LeakyReLU
 
+    @uninterrupted
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         if not self.compresses:
@@ -70,6 +73,7 @@ class QDropout(CompressedLayer, nn.Dropout):
 
     plain = nn.Dropout
 
+    @uninterrupted
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         if not self.compresses:

@@ -26,6 +26,15 @@ def test_build_info_is_of_this_pytorch():
     assert (info["cuda"] is None) == (info["cuda_reason"] is not None)
 
 
+@pytest.mark.skipif(not _C.build_info()["compiler"].startswith("gcc"), reason="only GCC's OpenMP is PyTorch's")
+def test_kernels_share_pytorchs_threads():
+    # Two OpenMP runtimes in one process would each have threads of their own.
+    assert _C.build_info()["threads"] == "OpenMP"
+    script = "import torch, quantize; print(*{line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line.split()[-1]})"
+    loaded = python("-c", script, PYTHONPATH=os.pathsep.join(sys.path)).stdout.split()
+    assert len(loaded) == 1, loaded
+
+
 @in_checkout
 def test_version_is_pyprojects():
     assert f'version = "{_C.build_info()["version"]}"' in (ROOT / "pyproject.toml").read_text()

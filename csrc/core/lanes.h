@@ -1,0 +1,117 @@
+// Sixteen floats at a time in the compiler's vector extension: each ISA's object gets its own instructions for them, and sums over lanes
+// are added up in one order, so that every ISA returns the same bits. Torch-free; for kernels that add and multiply and shift no bits.
+#pragma once
+
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+#include "half.h"
+
+namespace quantize {
+namespace {  // every ISA's object has its own copy, compiled for its own instructions
+
+#define QUANTIZE_INLINE inline __attribute__((always_inline))
+
+constexpr int lanes = 16;
+
+struct Lanes {
+  // A register. One type of 64 bytes would do on AVX-512 alone: GCC breaks it up for others, comparisons lane by lane.
+#if defined(__AVX512F__)
+  static constexpr int width = 16;
+#elif defined(__AVX2__)
+  static constexpr int width = 8;
+#else
+  static constexpr int width = 4;
+#endif
+  static constexpr int parts = lanes / width;
+  using Part = float __attribute__((vector_size(4 * width)));
+  using Whole = int32_t __attribute__((vector_size(4 * width)));
+
+  Part part[parts];
+
+  Lanes() = default;
+  QUANTIZE_INLINE Lanes(float value) {
+    for (Part& p : part) p = value - Part{};
+  }
+};
+
+#define QUANTIZE_LANES_OPERATOR(name, expression)     \
+  QUANTIZE_INLINE Lanes name(Lanes a, Lanes b) {      \
+    Lanes result;                                     \
+    for (int i = 0; i < Lanes::parts; ++i) {          \
+      const Lanes::Part x = a.part[i], y = b.part[i]; \
+      result.part[i] = expression;                    \
+    }                                                 \
+    return result;                                    \
+  }
+QUANTIZE_LANES_OPERATOR(operator+, x + y)
+QUANTIZE_LANES_OPERATOR(operator-, x - y)
+QUANTIZE_LANES_OPERATOR(operator*, x* y)
+QUANTIZE_LANES_OPERATOR(lower, y < x ? y : x)
+QUANTIZE_LANES_OPERATOR(higher, y > x ? y : x)
+#undef QUANTIZE_LANES_OPERATOR
+
+QUANTIZE_INLINE Lanes& operator+=(Lanes& a, Lanes b) { return a = a + b; }
+
+// f - floor(f) for 0 <= f < 2^31; without the floor that baseline x86-64 lacks, and in one instruction where there is one.
+QUANTIZE_INLINE Lanes fraction(Lanes f) {
+#ifdef __AVX512DQ__
+  f.part[0] = _mm512_reduce_ps(f.part[0], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+  for (Lanes::Part& p : f.part) p -= __builtin_convertvector(__builtin_convertvector(p, Lanes::Whole), Lanes::Part);
+#endif
+  return f;
+}
+
+QUANTIZE_INLINE Lanes load_lanes(const float* p) {
+  Lanes v;  // register by register: a copy in other units stalls the load that follows it
+  for (int i = 0; i < Lanes::parts; ++i) std::memcpy(&v.part[i], p + i * Lanes::width, sizeof(Lanes::Part));
+  return v;
+}
+
+QUANTIZE_INLINE Lanes load_lanes(const F32* p) { return load_lanes(&p->value); }
+
+template <typename T>
+QUANTIZE_INLINE Lanes load_lanes(const T* p) {
+#ifdef __F16C__
+  if constexpr (T::scalar == Scalar::f16) {
+    Lanes v;
+    const __m256 halves[2] = {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+                              _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+    std::memcpy(&v, halves, sizeof v);
+    return v;
+  }
+#endif
+  float v[lanes];
+  for (int l = 0; l < lanes; ++l) v[l] = to_float(p[l]);
+  return load_lanes(v);
+}
+
+QUANTIZE_INLINE void store_lanes(Lanes v, float* p) {
+  for (int i = 0; i < Lanes::parts; ++i) std::memcpy(p + i * Lanes::width, &v.part[i], sizeof(Lanes::Part));
+}
+
+template <typename T>
+QUANTIZE_INLINE void store_lanes(Lanes v, T* p) {
+  if constexpr (T::scalar == Scalar::f32) return store_lanes(v, &p->value);
+  float values[lanes];
+  store_lanes(v, values);
+  for (int l = 0; l < lanes; ++l) p[l] = round_nearest(values[l], T{});
+}
+
+// The lanes joined four by four, then two by two: short chains, and one order for every width.
+template <typename Join>
+QUANTIZE_INLINE float reduce_lanes(Lanes v, Join join) {
+  float values[lanes];
+  store_lanes(v, values);
+  for (int l = 0; l < 4; ++l) values[l] = join(join(values[l], values[l + 8]), join(values[l + 4], values[l + 12]));
+  return join(join(values[0], values[2]), join(values[1], values[3]));
+}
+
+QUANTIZE_INLINE float sum_of(Lanes v) {
+  return reduce_lanes(v, [](float a, float b) { return a + b; });
+}
+
+}  // namespace
+}  // namespace quantize

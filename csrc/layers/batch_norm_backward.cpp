@@ -1,0 +1,324 @@
+// batch_norm_backward: from the packed input to the gradients. On the CPU in two passes that decode it piece by piece, so that the input
+// never exists in full precision again; elsewhere, and for layouts the kernels do not know, by way of the decoded tensor and ATen.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/native_batch_norm_backward.h>
+#include <torch/library.h>
+
+#include <memory>
+#include <vector>
+
+#include "../activation/packed_groups.h"
+#include "batch_norm_kernels.h"
+#include "energy.h"
+
+namespace quantize::layers {
+namespace {
+
+using activation::GroupRun;
+using activation::PackedGroups;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of input, weight, bias; energies
+
+struct Arguments {
+  const Tensor &grad, &codes, &ranges;
+  const OptionalTensor& sample_bits;
+  int64_t bits, group_size;
+  c10::SymIntArrayRef size, stride;
+  const Tensor& seed;
+  const OptionalTensor &weight, &running_mean, &running_var;
+  const Tensor &mean, &inverse_std;  // of the batch
+  bool training;
+  double eps;
+  std::array<bool, 3> mask;
+  bool wants_energy;
+};
+
+std::vector<int64_t> channel_shape(const Tensor& x) {
+  std::vector<int64_t> shape(x.dim(), 1);
+  shape[1] = -1;
+  return shape;
+}
+
+// energy.h's figures from x (decoded), the output gradient and the input gradient; all means are over samples and positions.
+Tensor generic_energy(const Tensor& x, const Arguments& a, const Tensor& grad_input) {
+  const auto shape = channel_shape(x);
+  const int64_t channels = x.size(1);
+  const double count = double(x.numel()) / double(channels), positions = count / double(x.size(0));
+  std::vector<int64_t> rest;
+  for (int64_t d = 2; d < x.dim(); ++d) rest.push_back(d);
+  const Tensor g = a.grad.to(at::kFloat), normalized = (x.to(at::kFloat) - a.mean.view(shape)) * a.inverse_std.view(shape);
+  const auto per_channel = [&](const Tensor& t) { return rest.empty() ? t : t.sum(rest); };  // [N, C]
+  const Tensor g2 = per_channel(g.square()), correlation = per_channel(g * normalized).sum(0) / count;
+  const Tensor gain = (a.weight ? a.weight->to(at::kFloat) * a.inverse_std : a.inverse_std).square();
+  const Tensor variance_scale = a.inverse_std.square();  // from x to the normalized input
+  const double spread = 1. / (double(channels) * positions);
+  Tensor energy = at::empty({x.size(0), 2}, x.options().dtype(at::kFloat));
+  // Of the scale's gradient sum g * normalized, and of the preceding convolution's along the normalized input.
+  energy.select(1, 0).copy_((g2 * variance_scale * (gain + 1.)).sum(1) * spread);
+  // Of the input gradient gain * (g - mean g - normalized * correlation), in which the noise enters twice.
+  const Tensor direct = (gain * variance_scale * correlation.square()).sum() / double(channels);
+  const Tensor through_mean = (g2 * (gain * variance_scale)).sum(1) * (spread / count);
+  energy.select(1, 1).copy_((direct + through_mean) / grad_input.to(at::kFloat).square().sum().clamp_min(1e-30));
+  return energy;
+}
+
+Gradients generic_backward(const Arguments& a) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("quantize::group_dequantize", "")
+                             .typed<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, int64_t, int64_t, c10::SymIntArrayRef,
+                                           c10::SymIntArrayRef, at::ScalarType, const Tensor&)>();
+  const Tensor x = op.call(a.codes, a.ranges, a.sample_bits, a.bits, a.group_size, a.size, a.stride, a.grad.scalar_type(), a.seed);
+  auto [input, weight, bias] =
+      at::native_batch_norm_backward(a.grad, x, a.weight, a.running_mean, a.running_var, a.mean, a.inverse_std, a.training, a.eps, a.mask);
+  if (input.defined() && input.strides() != x.strides()) input = at::empty_strided(x.sizes(), x.strides(), x.options()).copy_(input);
+  return {input, weight, bias, a.wants_energy ? generic_energy(x, a, input) : at::empty({0, 2}, a.mean.options().dtype(at::kFloat))};
+}
+
+// Consecutive elements of one channel in memory, 0 where channels alternate; nothing for other layouts.
+std::optional<int64_t> elements_together(at::IntArrayRef size, at::IntArrayRef stride) {
+  int64_t positions = 1;
+  for (size_t d = 2; d < size.size(); ++d) positions *= size[d];
+  if (positions == 1 || stride[1] == 1) {
+    int64_t least = size[1];  // channels innermost: every other stride is a multiple of their number
+    for (size_t d = 2; d < size.size(); ++d)
+      if (size[d] > 1) least = std::min(least, stride[d]);
+    return least >= size[1] ? std::optional<int64_t>(0) : std::nullopt;
+  }
+  int64_t widest = 0;
+  for (size_t d = 2; d < size.size(); ++d)
+    if (size[d] > 1) widest = std::max(widest, stride[d] * size[d]);
+  return stride[1] >= widest ? std::optional<int64_t>(positions) : std::nullopt;
+}
+
+// One value a channel, repeated as batch_norm_kernels.h has it, and a vector's worth of zeros after the last.
+std::vector<float> spread_channels(const std::vector<double>& values, int64_t width) {
+  std::vector<float> result(width + 16, 0.f);
+  for (int64_t i = 0; i < width; ++i) result[i] = float(values[i % values.size()]);
+  return result;
+}
+
+std::vector<double> channel_values(const OptionalTensor& t, int64_t channels, double otherwise) {
+  if (!t) return std::vector<double>(channels, otherwise);
+  const Tensor values = t->to(at::kDouble).contiguous();
+  return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + channels};
+}
+
+Tensor channel_tensor(const std::vector<double>& values, const Tensor& like) {
+  Tensor t = at::empty({int64_t(values.size())}, like.options().dtype(at::kDouble));
+  std::copy(values.begin(), values.end(), t.data_ptr<double>());
+  return t.to(like.scalar_type());
+}
+
+// The work is cut into units, several samples or some groups of one. Their number depends on the shape alone, so that the order of
+// additions does not depend on threads.
+class PackedBackward {
+ public:
+  PackedBackward(const Arguments& a, const PackedGroups& packed, at::IntArrayRef size, at::IntArrayRef stride, int64_t inner)
+      : a_(a), p_(packed), size_(size), stride_(stride), channels_(size[1]) {
+    const int64_t width = inner ? channels_ : (64 + channels_ - 1) / channels_ * channels_;
+    run_ = {0, 0, inner, width};
+    const auto& l = p_.layout;
+    constexpr int64_t unit_elements = 65536;
+    unit_samples_ = std::max<int64_t>(1, unit_elements / l.elements);
+    unit_groups_ = (std::max(unit_elements, 32 * width) + l.group_size - 1) / l.group_size;
+    sample_units_ = unit_samples_ > 1 ? 1 : (l.groups + unit_groups_ - 1) / unit_groups_;
+    units_ = unit_samples_ > 1 ? (l.samples + unit_samples_ - 1) / unit_samples_ : l.samples * sample_units_;
+    chunk_groups_ = (std::max<int64_t>(4096, inner ? 0 : 8 * width) + l.group_size - 1) / l.group_size;
+  }
+
+  Gradients run() {
+    const auto mean = channel_values(a_.training ? a_.mean : a_.running_mean, channels_, 0.);
+    auto inverse_std = channel_values(a_.training ? a_.inverse_std : a_.running_var, channels_, 1.);
+    if (!a_.training)
+      for (double& v : inverse_std) v = 1. / std::sqrt(v + a_.eps);
+    const auto weight = channel_values(a_.weight, channels_, 1.);
+    mean_ = spread_channels(mean, run_.width);
+    reduce();
+    const double m = double(p_.layout.elements / channels_ * size_[0]);
+    std::vector<double> offset(channels_, 0.), slope(channels_, 0.), gain(channels_), weight_gradient(channels_);
+    for (int64_t c = 0; c < channels_; ++c) {
+      weight_gradient[c] = product_[c] * inverse_std[c], gain[c] = inverse_std[c] * weight[c];
+      if (a_.training) offset[c] = grad_[c] / m, slope[c] = product_[c] * inverse_std[c] * inverse_std[c] / m;
+    }
+    Gradients result;
+    const Tensor& like = a_.weight ? *a_.weight : a_.mean;
+    if (a_.mask[0]) std::get<0>(result) = apply(offset, slope, gain);
+    if (a_.mask[1]) std::get<1>(result) = channel_tensor(weight_gradient, like);
+    if (a_.mask[2]) std::get<2>(result) = channel_tensor(grad_, like);
+    std::get<3>(result) = energy(inverse_std, gain, m);
+    return result;
+  }
+
+ private:
+  // body(sample, decoded elements, run) for the chunks of a unit.
+  template <typename F>
+  void for_each_chunk(int64_t unit, void* buffer, const F& body) const {
+    const auto& l = p_.layout;
+    const int64_t sample = unit / sample_units_ * unit_samples_, part = unit % sample_units_;
+    const int64_t last = std::min(l.samples, sample + unit_samples_);
+    const int64_t begin = part * unit_groups_, stop = sample_units_ == 1 ? l.groups : std::min(l.groups, begin + unit_groups_);
+    for (int64_t n = sample; n < last; ++n) {
+      for (int64_t group = begin; group < stop; group += chunk_groups_) {
+        const int64_t first = group * l.group_size, end = std::min(l.elements, std::min(stop, group + chunk_groups_) * l.group_size);
+        p_.kernels(n).dequantize(p_.codes + p_.offsets[n] + group * activation::code_bytes(l.group_size, int(p_.bits[n])),
+                                 p_.ranges + 2 * (n * l.groups + group),
+                                 GroupRun{end - first, l.group_size, uint32_t(n * l.groups + group)}, p_.seed, buffer);
+        body(n, static_cast<const void*>(buffer), ChannelRun{first, end - first, run_.inner, run_.width});
+      }
+    }
+  }
+
+  // body(unit, buffer for decoded elements), on all threads.
+  template <typename F>
+  void for_each_unit(const F& body) const {
+    at::parallel_for(0, units_, 1, [&](int64_t begin, int64_t end) {
+      // Not initialized, which would take as long as decoding.
+      const std::unique_ptr<uint8_t[]> buffer(new uint8_t[chunk_groups_ * p_.layout.group_size * activation::item_bytes(p_.scalar)]);
+      for (int64_t unit = begin; unit < end; ++unit) body(unit, buffer.get());
+    });
+  }
+
+  int64_t bytes_before(int64_t sample, ChannelRun run) const {
+    return (sample * p_.layout.elements + run.first) * activation::item_bytes(p_.scalar);
+  }
+
+  const BatchNormKernels& kernels() const { return batch_norm_kernels(cpu_isa(), p_.scalar); }
+
+  void fold(const float* slots, double* sums) const {
+    for (int64_t i = 0, n = run_.slots() - ChannelRun::slack, c = 0; i < n; ++i) {
+      sums[c] += double(slots[i]);
+      if (!run_.inner ? true : i % 16 == 15) c = c + 1 == channels_ ? 0 : c + 1;
+    }
+  }
+
+  // grad_, product_ [channel]; with energies squares_ [sample][channel].
+  void reduce() {
+    const auto* grad = static_cast<const uint8_t*>(a_.grad.const_data_ptr());
+    const int64_t slots = run_.slots(), channels = channels_;
+    std::vector<double> sums(units_ * 2 * channels, 0.);
+    const int64_t parts = a_.wants_energy ? sample_units_ : 0;
+    std::vector<double> squares(p_.layout.samples * parts * channels, 0.);
+    for_each_unit([&](int64_t unit, void* buffer) {
+      std::vector<float> own(3 * slots, 0.f);
+      float* square = a_.wants_energy ? own.data() + 2 * slots : nullptr;
+      int64_t current = -1;
+      const auto finish = [&] {  // a sample's squares
+        if (square && current >= 0) fold(square, squares.data() + (current * parts + unit % sample_units_) * channels);
+        if (square) std::fill_n(square, slots, 0.f);
+      };
+      for_each_chunk(unit, buffer, [&](int64_t sample, const void* x, ChannelRun run) {
+        if (sample != current) finish();
+        current = sample;
+        kernels().reduce(x, grad + bytes_before(sample, run), run, mean_.data(), {own.data(), own.data() + slots, square});
+      });
+      finish();
+      fold(own.data(), sums.data() + 2 * unit * channels), fold(own.data() + slots, sums.data() + (2 * unit + 1) * channels);
+    });
+    grad_.assign(channels, 0.), product_.assign(channels, 0.), squares_.assign(parts ? p_.layout.samples * channels : 0, 0.);
+    for (int64_t unit = 0; unit < units_; ++unit)
+      for (int64_t c = 0; c < channels; ++c) grad_[c] += sums[2 * unit * channels + c], product_[c] += sums[(2 * unit + 1) * channels + c];
+    for (int64_t i = 0; i < p_.layout.samples * parts; ++i)
+      for (int64_t c = 0; c < channels; ++c) squares_[i / parts * channels + c] += squares[i * channels + c];
+  }
+
+  Tensor apply(const std::vector<double>& offset, const std::vector<double>& slope, const std::vector<double>& gain) {
+    Tensor result = at::empty_strided(size_, stride_, a_.grad.options());
+    const auto* grad = static_cast<const uint8_t*>(a_.grad.const_data_ptr());
+    auto* target = static_cast<uint8_t*>(result.data_ptr());
+    const auto offsets = spread_channels(offset, run_.width), slopes = spread_channels(slope, run_.width);
+    const auto gains = spread_channels(gain, run_.width);
+    for_each_unit([&](int64_t unit, void* buffer) {
+      for_each_chunk(unit, buffer, [&](int64_t sample, const void* x, ChannelRun run) {
+        const int64_t at = bytes_before(sample, run);
+        kernels().apply(x, grad + at, run, {mean_.data(), offsets.data(), slopes.data(), gains.data()}, target + at);
+      });
+    });
+    return result;
+  }
+
+  // As generic_energy. The input gradient's sum of squares follows from the sums: it is gain times g less its projections on 1 and on x.
+  Tensor energy(const std::vector<double>& inverse_std, const std::vector<double>& gain, double m) const {
+    const int64_t samples = size_[0];
+    Tensor result = at::empty({a_.wants_energy ? samples : 0, 2}, a_.grad.options().dtype(at::kFloat));
+    if (!a_.wants_energy) return result;
+    const double spread = 1. / double(p_.layout.elements);
+    double direct = 0, total = 0;
+    std::vector<double> square(channels_, 0.);
+    for (int64_t i = 0; i < samples * channels_; ++i) square[i % channels_] += squares_[i];
+    for (int64_t c = 0; c < channels_; ++c) {
+      const double correlation = product_[c] * inverse_std[c] / m, scale = gain[c] * inverse_std[c] * correlation;
+      direct += scale * scale / double(channels_);
+      total += gain[c] * gain[c] * std::max(0., square[c] - grad_[c] * grad_[c] / m - correlation * correlation * m);
+    }
+    for (int64_t n = 0; n < samples; ++n) {
+      double own = 0, through_mean = 0;
+      for (int64_t c = 0; c < channels_; ++c) {
+        const double g2 = squares_[n * channels_ + c] * inverse_std[c] * inverse_std[c], factor = gain[c] * gain[c];
+        own += g2 * (factor + 1.), through_mean += g2 * factor;
+      }
+      float* row = result.data_ptr<float>() + 2 * n;
+      row[0] = float(own * spread);
+      row[1] = float((direct + through_mean * spread / m) / std::max(total, 1e-30));
+    }
+    return result;
+  }
+
+  const Arguments& a_;
+  const PackedGroups& p_;
+  at::IntArrayRef size_, stride_;
+  int64_t channels_, unit_samples_, unit_groups_, sample_units_, units_, chunk_groups_;
+  ChannelRun run_;
+  std::vector<float> mean_;
+  std::vector<double> grad_, product_, squares_;
+};
+
+Gradients packed_backward(const Arguments& a) {
+  const char* op = "batch_norm_backward";
+  const Scalar scalar = check_scalar(op, "grad", a.grad.scalar_type());
+  const auto size = C10_AS_INTARRAYREF_SLOW(a.size), stride = C10_AS_INTARRAYREF_SLOW(a.stride);
+  TORCH_CHECK_VALUE(a.grad.sizes() == size && size.size() >= 2, op, ": grad must have the shape ", size, "; got ", a.grad.sizes());
+  if (!a.sample_bits) check_bits(op, a.bits);
+  const auto layout = activation::group_layout<int64_t>(op, size, a.group_size);
+  check_dtype(op, "codes", a.codes, at::kByte);
+  check_dtype(op, "ranges", a.ranges, at::kShort);
+  check_numel(op, "ranges", a.ranges, 2 * layout.total_groups());
+  const auto inner = elements_together(size, stride);
+  if (!inner || layout.elements == 0 || layout.samples != size[0] || layout.group_size > activation::piece_elements)
+    return generic_backward(a);
+  Tensor grad = a.grad;
+  if (grad.strides() != stride) grad = at::empty_strided(size, stride, grad.options()).copy_(grad);
+  const Arguments own{grad,   a.codes,       a.ranges,   a.sample_bits, a.bits,         a.group_size,
+                      a.size, a.stride,      a.seed,     a.weight,      a.running_mean, a.running_var,
+                      a.mean, a.inverse_std, a.training, a.eps,         a.mask,         a.wants_energy};
+  const PackedGroups packed(op, layout, scalar, a.seed, a.codes.contiguous(), a.ranges.contiguous(), a.bits, a.sample_bits);
+  return PackedBackward(own, packed, size, stride, *inner).run();
+}
+
+Gradients meta_backward(const Arguments& a) {
+  Gradients result;
+  const auto like = (a.weight ? *a.weight : a.mean).options();
+  if (a.mask[0]) std::get<0>(result) = at::empty_strided_symint(a.size, a.stride, a.grad.options());
+  if (a.mask[1]) std::get<1>(result) = at::empty_symint({a.size[1]}, like);
+  if (a.mask[2]) std::get<2>(result) = at::empty_symint({a.size[1]}, like);
+  std::get<3>(result) = at::empty_symint({a.wants_energy ? a.size[0] : c10::SymInt(0), 2}, a.mean.options().dtype(at::kFloat));
+  return result;
+}
+
+template <Gradients (*backward)(const Arguments&)>
+Gradients batch_norm_backward(const Tensor& grad, const Tensor& codes, const Tensor& ranges, const OptionalTensor& sample_bits,
+                              int64_t bits, int64_t group_size, c10::SymIntArrayRef size, c10::SymIntArrayRef stride, const Tensor& seed,
+                              const OptionalTensor& weight, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                              const Tensor& mean, const Tensor& inverse_std, bool training, double eps, std::array<bool, 3> mask,
+                              bool wants_energy) {
+  return backward({grad, codes, ranges, sample_bits, bits, group_size, size, stride, seed, weight, running_mean, running_var, mean,
+                   inverse_std, training, eps, mask, wants_energy});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(quantize, CPU, m) { m.impl("batch_norm_backward", batch_norm_backward<packed_backward>); }
+TORCH_LIBRARY_IMPL(quantize, CUDA, m) { m.impl("batch_norm_backward", batch_norm_backward<generic_backward>); }
+TORCH_LIBRARY_IMPL(quantize, Meta, m) { m.impl("batch_norm_backward", batch_norm_backward<meta_backward>); }
+
+}  // namespace quantize::layers

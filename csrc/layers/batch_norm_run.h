@@ -1,0 +1,150 @@
+// The body of batch_norm_kernels.h, included by one file per ISA.
+#pragma once
+
+#include "../core/lanes.h"
+#include "batch_norm_kernels.h"
+
+namespace quantize::layers {
+namespace {
+
+static_assert(lanes == ChannelRun::slack);
+
+template <typename T>
+QUANTIZE_INLINE Lanes load_some(const T* p, int n) {  // zeros after the first n
+  if (n >= lanes) return load_lanes(p);
+  float values[lanes] = {};
+  for (int l = 0; l < n; ++l) values[l] = to_float(p[l]);
+  return load_lanes(values);
+}
+
+template <typename T>
+QUANTIZE_INLINE void store_some(Lanes v, T* p, int n) {
+  if (n >= lanes) return store_lanes(v, p);
+  float values[lanes];
+  store_lanes(v, values);
+  for (int l = 0; l < n; ++l) p[l] = round_nearest(values[l], T{});
+}
+
+// body(place in the run, channel or column, count): stretches of one channel, or of one row.
+template <typename Body>
+QUANTIZE_INLINE void for_each_stretch(ChannelRun run, Body body) {
+  const int64_t period = run.inner ? run.inner : run.width;
+  int64_t at = run.first / period, within = run.first % period;
+  for (int64_t done = 0; done < run.count; ++at, within = 0) {
+    const int64_t left = run.count - done, count = period - within < left ? period - within : left;
+    body(done, run.inner ? at : within, count);
+    done += count;
+  }
+}
+
+struct Sums {
+  Lanes grad, product, square;
+};
+
+template <bool squares>
+QUANTIZE_INLINE void add(Sums& sums, Lanes v, Lanes g, Lanes mean) {
+  sums.grad += g, sums.product += g * (v - mean);
+  if constexpr (squares) sums.square += g * g;
+}
+
+template <bool squares>
+QUANTIZE_INLINE Sums load_sums(ChannelSums sums, int64_t slot) {
+  return {load_lanes(sums.grad + slot), load_lanes(sums.product + slot), squares ? load_lanes(sums.square + slot) : Lanes(0.f)};
+}
+
+template <bool squares>
+QUANTIZE_INLINE void store_sums(const Sums& own, ChannelSums sums, int64_t slot) {
+  store_lanes(own.grad, sums.grad + slot), store_lanes(own.product, sums.product + slot);
+  if constexpr (squares) store_lanes(own.square, sums.square + slot);
+}
+
+template <typename T, bool squares>
+void reduce_planes(const T* x, const T* grad, ChannelRun run, const float* mean, ChannelSums sums) {
+  for_each_stretch(run, [&](int64_t begin, int64_t channel, int64_t count) {
+    Sums own[2] = {load_sums<squares>(sums, channel * lanes), {0.f, 0.f, 0.f}};
+    const Lanes m = mean[channel];
+    int64_t i = begin;
+    const int64_t end = begin + count;
+    for (; i + 2 * lanes <= end; i += 2 * lanes)
+      for (int k = 0; k < 2; ++k) add<squares>(own[k], load_lanes(x + i + k * lanes), load_lanes(grad + i + k * lanes), m);
+    for (; i < end; i += lanes) add<squares>(own[0], load_some(x + i, int(end - i)), load_some(grad + i, int(end - i)), m);
+    own[0].grad += own[1].grad, own[0].product += own[1].product, own[0].square += own[1].square;
+    store_sums<squares>(own[0], sums, channel * lanes);
+  });
+}
+
+template <typename T, bool squares>
+QUANTIZE_INLINE void reduce_part_of_row(const T* x, const T* grad, int64_t column, int64_t count, const float* mean, ChannelSums sums) {
+  for (int64_t i = 0; i < count; i += lanes) {
+    Sums own = load_sums<squares>(sums, column + i);
+    add<squares>(own, load_some(x + i, int(count - i)), load_some(grad + i, int(count - i)), load_lanes(mean + column + i));
+    store_sums<squares>(own, sums, column + i);
+  }
+}
+
+// Whole rows are added up column by column, a strip at a time, with the sums in registers.
+template <typename T, bool squares>
+void reduce_rows(const T* x, const T* grad, ChannelRun run, const float* mean, ChannelSums sums) {
+  constexpr int strip = 2;
+  const int64_t width = run.width, column = run.first % width;
+  int64_t done = column ? (width - column < run.count ? width - column : run.count) : 0;
+  if (done) reduce_part_of_row<T, squares>(x, grad, column, done, mean, sums);
+  const int64_t rows = (run.count - done) / width, end = done + rows * width;
+  int64_t c = 0;
+  for (; c + strip * lanes <= width; c += strip * lanes) {
+    Sums own[strip];
+    Lanes m[strip];
+    for (int k = 0; k < strip; ++k) own[k] = load_sums<squares>(sums, c + k * lanes), m[k] = load_lanes(mean + c + k * lanes);
+    for (int64_t i = done + c; i < end; i += width)
+      for (int k = 0; k < strip; ++k) add<squares>(own[k], load_lanes(x + i + k * lanes), load_lanes(grad + i + k * lanes), m[k]);
+    for (int k = 0; k < strip; ++k) store_sums<squares>(own[k], sums, c + k * lanes);
+  }
+  if (c < width)
+    for (int64_t i = done; i < end; i += width) reduce_part_of_row<T, squares>(x + i + c, grad + i + c, c, width - c, mean, sums);
+  if (end < run.count) reduce_part_of_row<T, squares>(x + end, grad + end, 0, run.count - end, mean, sums);
+}
+
+template <typename T>
+void reduce(const void* source, const void* gradient, ChannelRun run, const float* mean, ChannelSums sums) {
+  const T *x = static_cast<const T*>(source), *grad = static_cast<const T*>(gradient);
+  if (run.inner)
+    sums.square ? reduce_planes<T, true>(x, grad, run, mean, sums) : reduce_planes<T, false>(x, grad, run, mean, sums);
+  else
+    sums.square ? reduce_rows<T, true>(x, grad, run, mean, sums) : reduce_rows<T, false>(x, grad, run, mean, sums);
+}
+
+template <typename T>
+void apply(const void* source, const void* gradient, ChannelRun run, ChannelTerms terms, void* target) {
+  const T *x = static_cast<const T*>(source), *grad = static_cast<const T*>(gradient);
+  T* y = static_cast<T*>(target);
+  if (run.inner) {
+    for_each_stretch(run, [&](int64_t begin, int64_t channel, int64_t count) {
+      const Lanes mean = terms.mean[channel], offset = terms.offset[channel], slope = terms.slope[channel], gain = terms.gain[channel];
+      const auto value = [&](Lanes v, Lanes g) __attribute__((always_inline)) { return ((g - offset) - (v - mean) * slope) * gain; };
+      int64_t i = begin;
+      const int64_t end = begin + count;
+      for (; i + lanes <= end; i += lanes) store_lanes(value(load_lanes(x + i), load_lanes(grad + i)), y + i);
+      if (i < end) store_some(value(load_some(x + i, int(end - i)), load_some(grad + i, int(end - i))), y + i, int(end - i));
+    });
+    return;
+  }
+  for_each_stretch(run, [&](int64_t begin, int64_t column, int64_t count) {
+    const auto value = [&](Lanes v, Lanes g, int64_t at) __attribute__((always_inline)) {
+      return ((g - load_lanes(terms.offset + at)) - (v - load_lanes(terms.mean + at)) * load_lanes(terms.slope + at)) *
+             load_lanes(terms.gain + at);
+    };
+    const T *row = x + begin, *row_grad = grad + begin;
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) store_lanes(value(load_lanes(row + i), load_lanes(row_grad + i), column + i), y + begin + i);
+    const int n = int(count - i);
+    if (n) store_some(value(load_some(row + i, n), load_some(row_grad + i, n), column + i), y + begin + i, n);
+  });
+}
+
+#define QUANTIZE_BATCH_NORM_KERNELS                                                     \
+  {                                                                                     \
+    {reduce<F32>, apply<F32>}, {reduce<F16>, apply<F16>}, { reduce<BF16>, apply<BF16> } \
+  }
+
+}  // namespace
+}  // namespace quantize::layers

@@ -1,0 +1,129 @@
+"""README's table of results, made from results/*.json: rewrites what stands between its two markers.
+
+    python benchmarks/readme.py [--check]     # --check: exits 1 if README says something else
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- results: begin (benchmarks/readme.py) -->", "<!-- results: end -->"
+
+
+def read(name: str) -> dict:
+    """What a benchmark left, or nothing."""
+    path = HERE / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def memory(r: dict) -> list[str]:
+    """Of ResNet-50."""
+    plain, ours = r["results"]["plain"], r["results"]["2 bits"]
+    saved = "{saved_mib_per_image:.2f}".format
+    process = "{process_after_forward_mib_per_image:.1f}".format
+    return [
+        f"| Saved for backward, ResNet-50 at 224², MiB an image | {saved(**ours)} | {saved(**plain)} | {ours['ratio']:.1f} times less |",
+        f"| Process memory after that forward, MiB an image | {process(**ours)} | {process(**plain)} | at batch {r['batch']} |",
+    ]
+
+
+def step_time(r: dict) -> list[str]:
+    """Of preact ResNet-56, both formats."""
+    rows = []
+    for layout, result in r["results"].items():
+        sides = result["sides"]
+        ratio = {name: f"{t['ratio']:.2f}" for name, t in sides.items()}
+        note = f"adaptive {ratio['2 bits, adaptive']}, checkpointed blocks {ratio['checkpoint per block']}, "
+        note += f"eager hooks {ratio['eager hooks, 2 bits']}"
+        rows.append(
+            f"| Step, preact ResNet-56, batch {r['batch']}, {layout.replace('_', ' ')}, s | {sides['2 bits']['median_s']:.3f} | "
+            f"{sides['plain']['median_s']:.3f} | {ratio['2 bits']}; {note} |"
+        )
+    return rows
+
+
+def accuracy(r: dict) -> list[str]:
+    """Of ResNet-20 on mnist5k."""
+    by_name = {row["configuration"]: row for row in r["table"]}
+    plain, rows = by_name["fp32"], []
+    for name, words in (("2/2 group", "2 bits"), ("2/8 group layer", "2 bits, adaptive")):
+        row = by_name.get(name)
+        if row and row["interval"]:
+            low, high = row["interval"]
+            rows.append(
+                f"| Accuracy, ResNet-20, mnist5k, {row['seeds']} seeds, {words} | {row['mean']:.2f} ± {row['deviation']:.2f} % | "
+                f"{plain['mean']:.2f} ± {plain['deviation']:.2f} % | difference {row['difference']:+.2f}, 95 % in [{low:+.2f}, {high:+.2f}] |"
+            )
+    return rows
+
+
+def gradient_variance(r: dict) -> list[str]:
+    """Of preact ResNet-56."""
+    results = r["results"]
+    last, plain = results["2/8 group layer gradient"], results["2/2"]
+    gain = plain["quant_var"] / last["quant_var"]
+    return [
+        f"| Gradient variance that 2 bits add, preact ResNet-56 | {last['quant_var']:.3g} | {plain['quant_var']:.3g} | adaptive against a "
+        f"range a sample: {gain:.0f} times less; the batches' own is {last['sample_var']:.3g} |"
+    ]
+
+
+def kernels(r: dict) -> list[str]:
+    """The best ISA's, on one thread and on all."""
+    rows = []
+    isa = r["results"][-1]["isa"]
+    for threads in sorted({row["threads"] for row in r["results"]}):
+        own = {row["kernel"]: row["ns_per_element"] for row in r["results"] if (row["threads"], row["isa"]) == (threads, isa)}
+        rows.append(
+            f"| Quantize and pack 2 bits, {isa}, {threads} thread{'s' * (threads > 1)}, ns an element | {own['quantize 2 bit']:.2f} | "
+            f"{own['copy']:.2f} (copy) | unpack {own['unpack 2 bit']:.2f}; eager PyTorch {own['eager quantize 2 bit']:.1f} and "
+            f"{own['eager unpack 2 bit']:.1f} |"
+        )
+    return rows
+
+
+def other_models(r: dict) -> list[str]:
+    """torchvision's and timm's."""
+    ratios = {name: row["ratio"] for name, row in r["results"].items() if not row["below_ten_because"]}
+    lowest, highest = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
+    return [
+        f"| Saved for backward, {len(ratios)} CNNs of torchvision and timm, unchanged | {ratios[lowest]:.1f} to {ratios[highest]:.1f} times "
+        f"less | 1 | {lowest} to {highest} |"
+    ]
+
+
+ROWS = {f.__name__: f for f in (memory, step_time, accuracy, gradient_variance, kernels, other_models)}
+
+
+def table() -> str:
+    """The block between the markers."""
+    lines = ["| | compressed | plain | | command |", "|---|---|---|---|---|"]
+    machines = set()
+    for name, rows in ROWS.items():
+        result = read(name)
+        if not result:
+            continue
+        machine = result["machine"]
+        machines.add(f"{machine['cpu']}, {machine['cores']} cores, PyTorch {machine['torch']}, {machine['date']}")
+        lines += [f"{row} `python benchmarks/{name}.py` |" for row in rows(result)]
+    return "\n".join([BEGIN, *lines, "", f"Measured on {'; '.join(sorted(machines))}. On a GPU: not yet measured.", END])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    new = before + table() + after
+    if args.check:
+        sys.exit(0 if new == text else "README.md's results are not those of benchmarks/results: run python benchmarks/readme.py")
+    README.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,11 @@
-# make demo | test | lint | format | sanitize | gpu-check | gpu-sanitize | clean. The first two need nothing but Python, a C++20 compiler
+# make demo | test | lint | format | sanitize | cuda-on-host | gpu-check | gpu-sanitize | clean. The first two need nothing but Python, a C++20 compiler
 # and pip: they make .venv, install PyTorch and the extras, and build. PYTHON=... chooses the interpreter, VENV=... the folder.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 OUT ?= benchmarks/results
 BIN := $(VENV)/bin
-CPP := $(shell find csrc tests/sanitize -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP := $(shell find csrc tests/sanitize tests/cuda_on_host -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/demo.py
@@ -39,6 +39,10 @@ format: $(VENV)/.installed
 sanitize:
 	$(MAKE) -C tests/sanitize
 
+# The CUDA kernels compiled for the CPU, against the specification.
+cuda-on-host:
+	$(MAKE) -C tests/cuda_on_host
+
 # On a machine with a Hopper GPU: builds for it with the active Python's PyTorch, tests, measures. No network.
 gpu-build:
 	QUANTIZE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(PYTHON) setup.py -q build_ext --inplace
@@ -55,4 +59,4 @@ gpu-sanitize: gpu-build
 clean:
 	rm -rf build dist *.egg-info quantize/_C*.so $(VENV)/.built
 
-.PHONY: demo test lint format sanitize gpu-build gpu-check gpu-sanitize clean
+.PHONY: demo test lint format sanitize cuda-on-host gpu-build gpu-check gpu-sanitize clean

@@ -1,6 +1,6 @@
 """README's table of results, made from results/*.json: rewrites what stands between its two markers.
 
-    python benchmarks/readme.py [--check]     # --check: exits 1 if README says something else
+python benchmarks/readme.py [--check]     # --check: exits 1 if README says something else
 """
 
 import argparse
@@ -55,7 +55,7 @@ def accuracy(r: dict) -> list[str]:
             low, high = row["interval"]
             rows.append(
                 f"| Accuracy, ResNet-20, mnist5k, {row['seeds']} seeds, {words} | {row['mean']:.2f} ± {row['deviation']:.2f} % | "
-                f"{plain['mean']:.2f} ± {plain['deviation']:.2f} % | difference {row['difference']:+.2f}, 95 % in [{low:+.2f}, {high:+.2f}] |"
+                f"{plain['mean']:.2f} ± {plain['deviation']:.2f} % | {row['difference']:+.2f} points, 95 % in [{low:+.2f}, {high:+.2f}] |"
             )
     return rows
 
@@ -90,8 +90,8 @@ def other_models(r: dict) -> list[str]:
     ratios = {name: row["ratio"] for name, row in r["results"].items() if not row["below_ten_because"]}
     lowest, highest = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
     return [
-        f"| Saved for backward, {len(ratios)} CNNs of torchvision and timm, unchanged | {ratios[lowest]:.1f} to {ratios[highest]:.1f} times "
-        f"less | 1 | {lowest} to {highest} |"
+        f"| Saved for backward, {len(ratios)} CNNs of torchvision and timm, unchanged | {ratios[lowest]:.1f} to {ratios[highest]:.1f} "
+        f"times less | 1 | {lowest} to {highest} |"
     ]
 
 

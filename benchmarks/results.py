@@ -9,9 +9,9 @@ from machine import describe
 FOLDER = Path(__file__).parent / "results"
 
 
-def write(name: str, figures: dict) -> Path:
+def write(name: str, figures: dict, path: Path | None = None) -> Path:
     """Writes {"machine": ..., **figures} as JSON, whole or not at all."""
-    path = FOLDER / f"{name}.json"
+    path = path or FOLDER / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"machine": describe(), **figures}, indent=1) + "\n")

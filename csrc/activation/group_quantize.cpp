@@ -4,7 +4,7 @@
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
-#include "packed_groups.h"
+#include "packed_tensor.h"
 
 namespace quantize::activation {
 
@@ -25,7 +25,7 @@ using std::tuple;
 constexpr int64_t grain_elements = 16384;  // per task: about ten microseconds of work
 
 template <typename F>
-void for_each_run(const PackedGroups& p, const F& body) {  // body(kernels, sample, first group in the sample, run)
+void for_each_run(const PackedTensor& p, const F& body) {  // body(kernels, sample, first group in the sample, run)
   const auto& l = p.layout;
   const int64_t grain = std::max<int64_t>(1, grain_elements / l.group_size);
   at::parallel_for(0, l.total_groups(), grain, [&](int64_t begin, int64_t end) {
@@ -39,7 +39,7 @@ void for_each_run(const PackedGroups& p, const F& body) {  // body(kernels, samp
 }
 
 template <typename F>
-void for_each_piece(const PackedGroups& p, int64_t sample, int64_t group, const F& body) {  // body(piece)
+void for_each_piece(const PackedTensor& p, int64_t sample, int64_t group, const F& body) {  // body(piece)
   const int64_t n = std::min(p.layout.group_size, p.layout.elements - group * p.layout.group_size);
   at::parallel_for(0, (n + piece_elements - 1) / piece_elements, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -50,7 +50,7 @@ void for_each_piece(const PackedGroups& p, int64_t sample, int64_t group, const 
 }
 
 // Long groups: too few to share out whole, so each is worked on by all threads, its range first.
-void quantize_long_groups(const PackedGroups& p, const uint8_t* x) {
+void quantize_long_groups(const PackedTensor& p, const uint8_t* x) {
   const auto& l = p.layout;
   const int64_t item = item_bytes(p.scalar);
   std::vector<Extent> extents((l.group_size + piece_elements - 1) / piece_elements);
@@ -77,7 +77,7 @@ void quantize_long_groups(const PackedGroups& p, const uint8_t* x) {
   }
 }
 
-void dequantize_long_groups(const PackedGroups& p, uint8_t* y) {
+void dequantize_long_groups(const PackedTensor& p, uint8_t* y) {
   const auto& l = p.layout;
   for (int64_t sample = 0; sample < l.samples; ++sample) {
     const int bits = int(p.bits[sample]);
@@ -95,7 +95,7 @@ void dequantize_long_groups(const PackedGroups& p, uint8_t* y) {
   }
 }
 
-void quantize_into(const PackedGroups& p, const Tensor& x) {
+void quantize_into(const PackedTensor& p, const Tensor& x) {
   const auto* source = static_cast<const uint8_t*>(x.const_data_ptr());
   const auto& l = p.layout;
   if (l.elements == 0) return;
@@ -114,7 +114,7 @@ tuple<Tensor, Tensor> group_quantize_cpu(const Tensor& x, int64_t bits, int64_t 
   const auto layout = group_layout<int64_t>("group_quantize", x.sizes(), group_size);
   Tensor codes = at::empty({layout.bytes(bits)}, x.options().dtype(at::kByte));
   Tensor ranges = at::empty({layout.total_groups(), 2}, x.options().dtype(at::kShort));
-  quantize_into(PackedGroups("group_quantize", layout, scalar, seed, codes, ranges, bits, std::nullopt), packed_memory(x));
+  quantize_into(PackedTensor("group_quantize", layout, scalar, seed, codes, ranges, bits, std::nullopt), packed_memory(x));
   return {codes, ranges};
 }
 
@@ -123,11 +123,9 @@ tuple<Tensor, Tensor> group_quantize_mixed_cpu(const Tensor& x, const Tensor& sa
   const char* op = "group_quantize_mixed";
   const Scalar scalar = check_scalar(op, "x", x.scalar_type());
   const auto layout = group_layout<int64_t>(op, x.sizes(), group_size);
-  check_dtype(op, "sample_bits", sample_bits, at::kByte);
-  check_numel(op, "sample_bits", sample_bits, layout.samples);
   Tensor codes = at::empty({layout.bytes_within(bit_budget)}, x.options().dtype(at::kByte));
   Tensor ranges = at::empty({layout.total_groups(), 2}, x.options().dtype(at::kShort));
-  quantize_into(PackedGroups(op, layout, scalar, seed, codes, ranges, 0, sample_bits), packed_memory(x));
+  quantize_into(PackedTensor(op, layout, scalar, seed, codes, ranges, 0, sample_bits), packed_memory(x));
   return {codes, ranges};
 }
 
@@ -144,7 +142,7 @@ Tensor group_dequantize_cpu(const Tensor& codes, const Tensor& ranges, const std
   TORCH_CHECK_VALUE(packed_strides(y.sizes(), y.strides()) == y.strides().vec(), op, ": stride must be dense with samples outermost; got ",
                     stride);
   if (y.numel() == 0) return y;
-  const PackedGroups p(op, layout, scalar, seed, codes.contiguous(), ranges.contiguous(), bits, sample_bits);
+  const PackedTensor p(op, layout, scalar, seed, codes, ranges, bits, sample_bits);
   auto* target = static_cast<uint8_t*>(y.data_ptr());
   if (layout.group_size > piece_elements) {
     dequantize_long_groups(p, target);

@@ -9,7 +9,7 @@
 #include <memory>
 #include <vector>
 
-#include "../activation/packed_groups.h"
+#include "../activation/packed_tensor.h"
 #include "batch_norm_kernels.h"
 #include "energy.h"
 
@@ -17,7 +17,7 @@ namespace quantize::layers {
 namespace {
 
 using activation::GroupRun;
-using activation::PackedGroups;
+using activation::PackedTensor;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of input, weight, bias; energies
 
 struct Arguments {
@@ -114,7 +114,7 @@ Tensor channel_tensor(const std::vector<double>& values, const Tensor& like) {
 // additions does not depend on threads.
 class PackedBackward {
  public:
-  PackedBackward(const Arguments& a, const PackedGroups& packed, at::IntArrayRef size, at::IntArrayRef stride, int64_t inner)
+  PackedBackward(const Arguments& a, const PackedTensor& packed, at::IntArrayRef size, at::IntArrayRef stride, int64_t inner)
       : a_(a), p_(packed), size_(size), stride_(stride), channels_(size[1]) {
     const int64_t width = inner ? channels_ : (64 + channels_ - 1) / channels_ * channels_;
     run_ = {0, 0, inner, width};
@@ -265,7 +265,7 @@ class PackedBackward {
   }
 
   const Arguments& a_;
-  const PackedGroups& p_;
+  const PackedTensor& p_;
   at::IntArrayRef size_, stride_;
   int64_t channels_, unit_samples_, unit_groups_, sample_units_, units_, chunk_groups_;
   ChannelRun run_;
@@ -291,7 +291,7 @@ Gradients packed_backward(const Arguments& a) {
   const Arguments own{grad,   a.codes,       a.ranges,   a.sample_bits, a.bits,         a.group_size,
                       a.size, a.stride,      a.seed,     a.weight,      a.running_mean, a.running_var,
                       a.mean, a.inverse_std, a.training, a.eps,         a.mask,         a.wants_energy};
-  const PackedGroups packed(op, layout, scalar, a.seed, a.codes.contiguous(), a.ranges.contiguous(), a.bits, a.sample_bits);
+  const PackedTensor packed(op, layout, scalar, a.seed, a.codes, a.ranges, a.bits, a.sample_bits);
   return PackedBackward(own, packed, size, stride, *inner).run();
 }
 

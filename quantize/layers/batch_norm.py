@@ -39,7 +39,12 @@ class _QBatchNorm(CompressedLayer):
 
 
 class QBatchNorm1d(_QBatchNorm, nn.BatchNorm1d):
-    """nn.BatchNorm1d that keeps its input packed for the backward pass; the same arguments and ``config=``."""
+    """nn.BatchNorm1d that keeps its input packed for the backward pass; the same arguments and ``config=``.
+
+    Example:
+        >>> quantize.QBatchNorm1d(16)(torch.randn(4, 16)).shape
+        torch.Size([4, 16])
+    """
 
     plain = nn.BatchNorm1d
 
@@ -59,7 +64,12 @@ class QBatchNorm2d(_QBatchNorm, nn.BatchNorm2d):
 
 
 class QBatchNorm3d(_QBatchNorm, nn.BatchNorm3d):
-    """nn.BatchNorm3d that keeps its input packed for the backward pass; the same arguments and ``config=``."""
+    """nn.BatchNorm3d that keeps its input packed for the backward pass; the same arguments and ``config=``.
+
+    Example:
+        >>> quantize.QBatchNorm3d(16)(torch.randn(4, 16, 2, 3, 3)).shape
+        torch.Size([4, 16, 2, 3, 3])
+    """
 
     plain = nn.BatchNorm3d
 

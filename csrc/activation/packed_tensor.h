@@ -11,7 +11,8 @@ constexpr int64_t piece_elements = 65536;  // a longer group is shared between t
 inline int64_t item_bytes(Scalar scalar) { return scalar == Scalar::f32 ? 4 : 2; }
 
 // What the kernels need to know of one call, whichever the direction.
-struct PackedGroups {
+struct PackedTensor {
+  at::Tensor held_codes, held_ranges;
   GroupLayout<int64_t> layout;
   Scalar scalar;
   Seed seed;
@@ -19,17 +20,21 @@ struct PackedGroups {
   uint16_t* ranges;
   std::vector<int64_t> bits, offsets;  // of each sample
 
-  PackedGroups(const char* op, GroupLayout<int64_t> layout, Scalar scalar, const at::Tensor& seed, const at::Tensor& codes,
+  PackedTensor(const char* op, GroupLayout<int64_t> layout, Scalar scalar, const at::Tensor& seed, const at::Tensor& codes,
                const at::Tensor& ranges, int64_t fixed_bits, const std::optional<at::Tensor>& sample_bits)
-      : layout(layout),
+      : held_codes(codes.contiguous()),
+        held_ranges(ranges.contiguous()),
+        layout(layout),
         scalar(scalar),
         seed(read_seed(op, seed)),
-        codes(codes.data_ptr<uint8_t>()),
-        ranges(reinterpret_cast<uint16_t*>(ranges.data_ptr<int16_t>())),
+        codes(held_codes.data_ptr<uint8_t>()),
+        ranges(reinterpret_cast<uint16_t*>(held_ranges.data_ptr<int16_t>())),
         bits(layout.samples, fixed_bits),
         offsets(layout.samples + 1, 0) {
     TORCH_CHECK_VALUE(layout.total_groups() <= 0xffffffffll, op, ": x has ", layout.total_groups(), " groups; expected at most 2^32");
     if (sample_bits) {
+      check_dtype(op, "sample_bits", *sample_bits, at::kByte);
+      check_numel(op, "sample_bits", *sample_bits, layout.samples);
       const at::Tensor own = sample_bits->contiguous();
       for (int64_t n = 0; n < layout.samples; ++n) check_bits(op, bits[n] = own.const_data_ptr<uint8_t>()[n]);
     }

@@ -1,0 +1,161 @@
+"""The CUDA kernels return the CPU's bits, and a training step on a GPU is the CPU's up to rounding."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import quantize
+
+pytestmark = pytest.mark.gpu
+ops = torch.ops.quantize
+SHAPES = [(1, 1), (3, 7), (2, 127), (2, 129), (5, 257), (4, 1000), (2, 64, 32, 32), (1, 70000), (300, 3)]
+GROUPS = [256, 1, 100, 1000, 0, -1]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SEED = torch.tensor([11, 12])
+
+
+def inputs(shape, dtype):
+    """Noise, and the same with a constant sample, extremes and poison."""
+    x = torch.randn(shape).to(dtype)
+    yield x
+    y = x.clone()
+    y.view(-1)[:: max(1, y.numel() // 3)] = torch.finfo(dtype).max
+    yield y
+    z = x.clone()
+    z[0] = 0.25
+    z.view(-1)[-1] = torch.nan
+    yield z
+
+
+def same(a, b):
+    """Bit for bit, NaN like NaN."""
+    torch.testing.assert_close(a.cpu(), b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_group_quantize(shape, bits, dtype):
+    for x in inputs(shape, dtype):
+        for group in GROUPS:
+            ours, cpu = ops.group_quantize(x.cuda(), bits, group, SEED), ops.group_quantize(x, bits, group, SEED)
+            for a, b in zip(ours, cpu, strict=True):
+                same(a, b)
+            more = (None, bits, group, list(x.shape), list(x.stride()), dtype, SEED)
+            same(ops.group_dequantize(*ours, *more), ops.group_dequantize(*cpu, *more))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_of_each_sample(dtype):
+    x = torch.randn(7, 3, 40, 11).to(dtype)
+    bits = torch.tensor([1, 2, 4, 8, 8, 1, 2], dtype=torch.uint8)
+    for group in (256, 100, 0):
+        ours = ops.group_quantize_mixed(x.cuda(), bits.cuda(), 26, group, SEED)
+        cpu = ops.group_quantize_mixed(x, bits, 26, group, SEED)
+        for a, b in zip(ours, cpu, strict=True):
+            same(a, b)
+        more = (0, group, list(x.shape), list(x.stride()), dtype, SEED)
+        same(ops.group_dequantize(*ours, bits.cuda(), *more), ops.group_dequantize(*cpu, bits, *more))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_memory_formats(dtype):
+    for order in ((0, 2, 3, 1), (0, 3, 1, 2), (0, 1, 3, 2)):
+        x = torch.randn(3, 8, 9, 10).to(dtype).permute(order)
+        for a, b in zip(ops.group_quantize(x.cuda(), 2, 256, SEED), ops.group_quantize(x, 2, 256, SEED), strict=True):
+            same(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_group_variance(shape, dtype):
+    x = torch.randn(shape).to(dtype)
+    for group in (256, 100, 0):
+        torch.testing.assert_close(ops.group_variance(x.cuda(), group).cpu(), ops.group_variance(x, group), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("samples", [1, 7, 128, 5000])
+def test_allocate_bits(samples):
+    variance = torch.rand(samples, 1) * torch.tensor([1.0, 0.1, 0.005, 1e-5])
+    for average, most in ((1, 8), (2, 8), (3, 4), (8, 8)):
+        budget = min(average, most) * samples
+        same(ops.allocate_bits(variance.cuda(), budget, most), ops.allocate_bits(variance, budget, most))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 7, 8, 129, 1000, 70001])
+def test_masks(n, dtype):
+    x = torch.randn(n).to(dtype)
+    for slope, most in ((0.0, float("inf")), (0.1, float("inf")), (0.0, 0.5)):
+        (y, mask), (y_cpu, mask_cpu) = ops.relu_mask(x.cuda(), slope, most), ops.relu_mask(x, slope, most)
+        same(y, y_cpu)
+        same(mask, mask_cpu)
+        same(ops.apply_mask(x.cuda(), mask, 1.0, slope), ops.apply_mask(x, mask_cpu, 1.0, slope))
+    same(ops.pack_mask((x > 0).cuda()), ops.pack_mask(x > 0))
+
+
+def test_pool_indices():
+    x = torch.randn(2, 3, 17, 19)
+    window = ([17, 19], [3, 3], [2, 2], [1, 1], [1, 1])
+    indices = F.max_pool2d(x, 3, 2, 1, return_indices=True)[1]
+    offsets = ops.pack_pool_indices(indices.cuda(), *window)
+    same(offsets, ops.pack_pool_indices(indices, *window))
+    same(ops.unpack_pool_indices(offsets, *window), indices)
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [quantize.ActivationConfig(bits=2, max_bits=2), quantize.ActivationConfig()], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_training_step(config, layout):
+    torch.manual_seed(0)
+    plain = network().to(memory_format=layout)
+    x, y = torch.randn(16, 3, 32, 32).contiguous(memory_format=layout), torch.randint(10, (16,))
+    models = {device: quantize.QModule(copy.deepcopy(plain).to(device), config) for device in ("cpu", "cuda")}
+    for _ in range(4):
+        for device, model in models.items():
+            torch.manual_seed(1)
+            model.zero_grad()
+            F.cross_entropy(model(x.to(device)), y.to(device)).backward()
+    # The same noise, but activations that differ in their last bits may round to another code here and there.
+    for a, b in zip(models["cuda"].parameters(), models["cpu"].parameters(), strict=True):
+        assert F.cosine_similarity(a.grad.cpu().flatten(), b.grad.flatten(), dim=0) > 0.95
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    model = quantize.QModule(network().cuda(), quantize.ActivationConfig(bits=8, max_bits=8))
+    x, y = torch.randn(16, 3, 32, 32, device="cuda"), torch.randint(10, (16,), device="cuda")
+    with torch.autocast("cuda", dtype=dtype):
+        loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_nothing_waits_for_the_device():
+    model = quantize.QModule(network().cuda())
+    x, y = torch.randn(16, 3, 32, 32, device="cuda"), torch.randint(10, (16,), device="cuda")
+    for step in range(6):
+        torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")
+        try:
+            F.cross_entropy(model(x), y).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_memory():
+    model = quantize.QModule(network().cuda(), quantize.ActivationConfig(bits=2, max_bits=2))
+    x = torch.randn(64, 3, 64, 64, device="cuda")
+    report = quantize.memory_report(model, x)
+    before = torch.cuda.memory_allocated()
+    output = model(x)
+    grown = torch.cuda.memory_allocated() - before - output.nbytes
+    assert grown == pytest.approx(report.saved_bytes, rel=0.1)

@@ -19,8 +19,8 @@ Extent lane_extent(const T* x, int64_t n) {
   int64_t i = lanes;
   for (; i + lanes <= n; i += lanes) join(x + i);
   if (i < n) join(x + n - lanes);  // overlaps what was seen: a minimum does not mind
-  return {reduce_lanes(low, [](float a, float b) { return b < a ? b : a; }),
-          reduce_lanes(high, [](float a, float b) { return b > a ? b : a; }), sum_of(poison) == 0.f};
+  return {reduce_lanes(low, [](auto a, auto b) { return b < a ? b : a; }), reduce_lanes(high, [](auto a, auto b) { return b > a ? b : a; }),
+          sum_of(poison) == 0.f};
 }
 
 template <typename T>

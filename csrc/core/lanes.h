@@ -100,17 +100,20 @@ QUANTIZE_INLINE void store_lanes(Lanes v, T* p) {
   for (int l = 0; l < lanes; ++l) p[l] = round_nearest(values[l], T{});
 }
 
-// The lanes joined four by four, then two by two: short chains, and one order for every width.
+// The lanes joined eight by eight, four by four and so on: short chains, and one order for every width.
 template <typename Join>
 QUANTIZE_INLINE float reduce_lanes(Lanes v, Join join) {
+  using Quarter = float __attribute__((vector_size(16)));
+  Quarter q[4];
   float values[lanes];
   store_lanes(v, values);
-  for (int l = 0; l < 4; ++l) values[l] = join(join(values[l], values[l + 8]), join(values[l + 4], values[l + 12]));
-  return join(join(values[0], values[2]), join(values[1], values[3]));
+  std::memcpy(q, values, sizeof q);
+  const Quarter all = join(join(q[0], q[2]), join(q[1], q[3]));
+  return join(join(all[0], all[2]), join(all[1], all[3]));
 }
 
 QUANTIZE_INLINE float sum_of(Lanes v) {
-  return reduce_lanes(v, [](float a, float b) { return a + b; });
+  return reduce_lanes(v, [](auto a, auto b) { return a + b; });
 }
 
 }  // namespace

@@ -147,7 +147,7 @@ def _forward(model: nn.Module, inputs: tuple) -> dict[int, tuple[int, list[_Save
         handles.append(module.register_forward_hook(lambda m, a, o: _leave(stack), always_call=True))
 
     def pack(tensor: Tensor) -> _Saved:
-        holder = _Saved(tensor, stack[-1], noted_op())
+        holder = _Saved(tensor.detach(), stack[-1], noted_op())  # detached: a node that held its own output would never die
         saved.append(weakref.ref(holder))
         return holder
 

@@ -194,3 +194,16 @@ def test_after_an_exception_nothing_is_left():
 def test_only_modules(bad):
     with pytest.raises(TypeError, match="memory_report: model must be an nn.Module"):
         quantize.memory_report(bad, torch.randn(3))
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_nothing_stays_alive(compress):
+    # Sigmoid saves its output: a report that kept it would keep the graph, and the graph itself.
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Sigmoid(), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    if compress:
+        model = quantize.QModule(model)
+    alive = weakref.ref(model[0].weight)
+    quantize.memory_report(model, torch.randn(2, 3, 16, 16))
+    del model
+    gc.collect()
+    assert alive() is None

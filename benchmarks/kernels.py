@@ -7,7 +7,7 @@ import argparse
 
 import torch
 from results import write
-from timing import interleave, summarise
+from timing import interleave, keep_pages, summarise
 
 import quantize
 
@@ -83,4 +83,5 @@ def main():
 
 
 if __name__ == "__main__":
+    keep_pages()
     main()

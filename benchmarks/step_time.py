@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from kernels import eager_dequantize, eager_quantize
 from results import write
-from timing import interleave, summarise
+from timing import interleave, keep_pages, summarise
 from torch.utils.checkpoint import checkpoint
 
 import quantize
@@ -99,4 +99,5 @@ def main():
 
 
 if __name__ == "__main__":
+    keep_pages()
     main()

@@ -59,7 +59,8 @@ SAMPLES = {
 
 
 def test_every_kernel_op_has_samples():
-    assert {name.split("::")[-1] for name in kernel_ops()} == set(SAMPLES)
+    elsewhere = {"batch_norm_backward"}  # tests/layers/test_batch_norm_backward.py
+    assert {name.split("::")[-1] for name in kernel_ops()} == set(SAMPLES) | elsewhere
 
 
 @pytest.mark.parametrize("op", SAMPLES)

@@ -1,6 +1,6 @@
 """Variance that compression adds to the gradient of preact ResNet-56, in the configurations of the original's CIFAR table.
 
-    python benchmarks/gradient_variance.py [--epochs 6] [--batches 4] [--draws 10]
+    python benchmarks/gradient_variance.py [--epochs 6] [--batches 3] [--draws 10]
 
 Trains on mnist5k in full precision first (the checkpoint stays in runs/), then measures at fixed weights, in train mode, batches of 128:
 Quant Var, and how each configuration compares with the one before it. "range bound" is the last configuration with ActNN's sensitivity
@@ -104,7 +104,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="preact_resnet56")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--batches", type=int, default=3)
     parser.add_argument("--draws", type=int, default=10)
     args = parser.parse_args()
     model = trained(args.arch, args.epochs).train()

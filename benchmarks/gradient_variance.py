@@ -1,6 +1,6 @@
 """Variance that compression adds to the gradient of preact ResNet-56, in the configurations of the original's CIFAR table.
 
-    python benchmarks/gradient_variance.py [--epochs 6] [--batches 3] [--draws 10]
+    python benchmarks/gradient_variance.py [--epochs 6] [--batches 3] [--draws 10] [--only "2/2 group" ...]
 
 Trains on mnist5k in full precision first (the checkpoint stays in runs/), then measures at fixed weights, in train mode, batches of 128:
 Quant Var, and how each configuration compares with the one before it. "range bound" is the last configuration with ActNN's sensitivity
@@ -10,6 +10,7 @@ Quant Var, and how each configuration compares with the one before it. "range bo
 import argparse
 import contextlib
 import copy
+import json
 import sys
 from pathlib import Path
 
@@ -106,6 +107,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batches", type=int, default=3)
     parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--only", nargs="+", help="measure these configurations again and keep the other figures")
     args = parser.parse_args()
     model = trained(args.arch, args.epochs).train()
     train, _ = load("mnist5k")
@@ -114,11 +116,14 @@ def main():
         batches.append((images.contiguous(memory_format=torch.channels_last), target))
         if len(batches) == args.batches:
             break
-    results = {}
+    path = HERE / "results" / "gradient_variance.json"
+    results = json.loads(path.read_text())["results"] if args.only else {}
     print(f"{args.arch}, mnist5k, {args.batches} batches of 128, {args.draws} draws each")
     print(f"{'':38} {'Quant Var':>10} {'Sample Var':>11} {'before/this':>12} {'original, CIFAR-10':>19}")
     previous = None
     for name in [*CONFIGURATIONS, "2/8 group layer, range bound", "2/8 group layer gradient, range bound"]:
+        if args.only and name not in args.only:
+            continue
         config = CONFIGURATIONS[name.removesuffix(", range bound")]
         with bounded_sensitivity() if name.endswith("bound") else contextlib.nullcontext():
             converted = quantize.QModule(copy.deepcopy(model), config)

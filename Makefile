@@ -1,5 +1,5 @@
-# make demo | test | lint | format | sanitize | cuda-on-host | gpu-check | gpu-sanitize | clean. The first two need nothing but Python, a C++20 compiler
-# and pip: they make .venv, install PyTorch and the extras, and build. PYTHON=... chooses the interpreter, VENV=... the folder.
+# make demo | test | lint | format | sanitize | cuda-on-host | gpu-check | gpu-sanitize | clean. The first two need nothing but Python, a
+# C++20 compiler and pip: they make .venv, install PyTorch and the extras, and build. PYTHON=... chooses the interpreter, VENV=... the folder.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0

@@ -35,7 +35,8 @@ void group_variance(const void* source, int64_t n, int64_t group_size, double ou
       const Range range = load_range<T>(store_range<T>(extent, 1 << b), 1 << b);
       if (is_poisoned(range)) out[b] += range.min;
       const bool skipped = range.extreme || range.fixed_point == 0.f;  // below 1e-29 or a single value: nothing that could be shared out
-      min = range.min, inverse[b] = skipped ? 0.f : range.fixed_point / float(1 << fraction_bits(1 << b)),
+      min = range.min;
+      inverse[b] = skipped ? 0.f : range.fixed_point / float(1 << fraction_bits(1 << b));
       square[b] = skipped ? 0. : double(range.scale) * double(range.scale);
     }
     if (!extent.finite) continue;
@@ -54,7 +55,8 @@ void group_variance(const void* source, int64_t n, int64_t group_size, double ou
       for (int l = 0; l < lanes; ++l) rest[l] = i + l < count ? to_float(x[i + l]) : min;  // whose fraction is 0
       add(load_lanes(rest));
     }
-    for (int b = 0; b < 4; ++b) out[b] += double(sum_of(sum[b])) * square[b];
+    for (int b = 0; b < 4; ++b)
+      if (square[b] != 0.) out[b] += double(sum_of(sum[b])) * square[b];  // the sum of a width that was skipped may be NaN
   }
 }
 

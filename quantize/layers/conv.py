@@ -47,42 +47,71 @@ class _QConvTranspose(CompressedLayer):
         )  # fmt: skip
 
 
-def _document(cls, plain, extra):
-    cls.plain = plain
-    cls.__doc__ = f"""nn.{plain.__name__} that keeps its input packed for the backward pass; the same arguments and ``config=``.
-
-    {extra}
+class QConv1d(_QConv, nn.Conv1d):
+    """nn.Conv1d that keeps its input packed for the backward pass; the same arguments and ``config=``.
 
     Example:
-        >>> layer = quantize.{cls.__name__}(8, 16, 3, config=quantize.ActivationConfig(bits=2, max_bits=2))
+        >>> quantize.QConv1d(8, 16, 3)(torch.randn(4, 8, 9)).shape
+        torch.Size([4, 16, 7])
     """
-    return cls
 
-
-class QConv1d(_QConv, nn.Conv1d):
-    function = staticmethod(F.conv1d)
+    plain, function = nn.Conv1d, staticmethod(F.conv1d)
 
 
 class QConv2d(_QConv, nn.Conv2d):
-    function = staticmethod(F.conv2d)
+    """nn.Conv2d that keeps its input packed for the backward pass; the same arguments and ``config=``.
+
+    Forward is the plain layer's on the full-precision input; the weight's gradient is unbiased, the input's exact.
+
+    Example:
+        >>> quantize.QConv2d(8, 16, 3)(torch.randn(4, 8, 9, 9)).shape
+        torch.Size([4, 16, 7, 7])
+    """
+
+    plain, function = nn.Conv2d, staticmethod(F.conv2d)
 
 
 class QConv3d(_QConv, nn.Conv3d):
-    function = staticmethod(F.conv3d)
+    """nn.Conv3d that keeps its input packed for the backward pass; the same arguments and ``config=``.
+
+    Example:
+        >>> quantize.QConv3d(8, 16, 3)(torch.randn(4, 8, 9, 9, 9)).shape
+        torch.Size([4, 16, 7, 7, 7])
+    """
+
+    plain, function = nn.Conv3d, staticmethod(F.conv3d)
 
 
 class QConvTranspose1d(_QConvTranspose, nn.ConvTranspose1d):
-    function, spatial = staticmethod(F.conv_transpose1d), 1
+    """nn.ConvTranspose1d that keeps its input packed for the backward pass; the same arguments and ``config=``.
+
+    Example:
+        >>> quantize.QConvTranspose1d(8, 16, 3)(torch.randn(4, 8, 9)).shape
+        torch.Size([4, 16, 11])
+    """
+
+    plain, function, spatial = nn.ConvTranspose1d, staticmethod(F.conv_transpose1d), 1
 
 
 class QConvTranspose2d(_QConvTranspose, nn.ConvTranspose2d):
-    function, spatial = staticmethod(F.conv_transpose2d), 2
+    """nn.ConvTranspose2d that keeps its input packed for the backward pass; the same arguments and ``config=``.
+
+    Forward is the plain layer's on the full-precision input; the weight's gradient is unbiased, the input's exact.
+
+    Example:
+        >>> quantize.QConvTranspose2d(8, 16, 3)(torch.randn(4, 8, 9, 9)).shape
+        torch.Size([4, 16, 11, 11])
+    """
+
+    plain, function, spatial = nn.ConvTranspose2d, staticmethod(F.conv_transpose2d), 2
 
 
 class QConvTranspose3d(_QConvTranspose, nn.ConvTranspose3d):
-    function, spatial = staticmethod(F.conv_transpose3d), 3
+    """nn.ConvTranspose3d that keeps its input packed for the backward pass; the same arguments and ``config=``.
 
+    Example:
+        >>> quantize.QConvTranspose3d(8, 16, 3)(torch.randn(4, 8, 9, 9, 9)).shape
+        torch.Size([4, 16, 11, 11, 11])
+    """
 
-_FORWARD = "Forward is the plain layer's on the full-precision input; the weight's gradient is unbiased, the input's exact."
-for _cls in (QConv1d, QConv2d, QConv3d, QConvTranspose1d, QConvTranspose2d, QConvTranspose3d):
-    _document(_cls, _cls.__mro__[3] if _cls.__mro__[2] is CompressedLayer else _cls.__mro__[2], _FORWARD)
+    plain, function, spatial = nn.ConvTranspose3d, staticmethod(F.conv_transpose3d), 3

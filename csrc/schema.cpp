@@ -35,6 +35,24 @@ TORCH_LIBRARY(quantize, m) {
       "stride, Tensor seed, Tensor? weight, Tensor? running_mean, Tensor? running_var, Tensor mean, Tensor inverse_std, bool training, "
       "float eps, bool[3] mask, bool wants_energy) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor energy)");
 
+  // ---- weight: kernels.
+  //
+  // sign(x) 2^k, k the exponent that log2 |x| rounds to (plus: the nearest power of two), for any floating-point tensor.
+  m.def("round_power_of_two(Tensor x, bool plus) -> Tensor");
+  // Fake quantization with a scale for each entry of dimension 0. codebook: uniform, po2, po2plus (csrc/weight/codebook.h). y = scale *
+  // level; scale, limit: float32 [channels]; weights beyond the limit get no gradient.
+  m.def("channel_quantize(Tensor w, str codebook, int bits, bool least_squares) -> (Tensor y, Tensor scale, Tensor limit)");
+  m.def("clip_gradient(Tensor grad, Tensor w, Tensor limit) -> Tensor");
+  // y = step * (clamp(round(x / step) + zero_point, 0, 2^bits - 1) - zero_point); step, zero_point: float32 scalars on x's device.
+  m.def("lsq_quantize(Tensor x, Tensor step, Tensor zero_point, int bits) -> Tensor");
+  m.def("lsq_backward(Tensor grad, Tensor x, Tensor step, Tensor zero_point, int bits, float scale) -> (Tensor grad_x, Tensor grad_step)");
+
+  // ---- weight: differentiable ops over them, straight through.
+  m.def("power_of_two(Tensor x, bool plus) -> Tensor");
+  m.def("fake_quantize(Tensor w, str codebook, int bits, bool least_squares) -> Tensor");
+  // grad_scale: of the step's gradient.
+  m.def("lsq(Tensor x, Tensor step, Tensor zero_point, int bits, float grad_scale) -> Tensor");
+
   // ---- layers: autograd functions over the kernels above, for every backend. The forward is ATen's on the full-precision input.
   //
   // `codes, ranges, sample_bits, bits, group_size, seed`: the input as group_quantize packed it (codes None: not needed, the weight is

@@ -38,6 +38,9 @@ from .layers import (
     QSyncBatchNorm,
     QUpsample,
 )
+from .weight.config import PowerOfTwo, Uniform
+from .weight.power_of_two import power_of_two
+from .weight.prepare import calibrate, prepare, weight_bits
 
 __version__ = _C.build_info()["version"]
 
@@ -45,6 +48,7 @@ __all__ = [
     "ActivationConfig",
     "MemoryReport",
     "PackedActivations",
+    "PowerOfTwo",
     "QAdaptiveAvgPool1d",
     "QAdaptiveAvgPool2d",
     "QAdaptiveAvgPool3d",
@@ -71,8 +75,13 @@ __all__ = [
     "QReLU6",
     "QSyncBatchNorm",
     "QUpsample",
+    "Uniform",
     "VarianceReport",
+    "calibrate",
     "memory_report",
     "pack_activations",
+    "power_of_two",
+    "prepare",
     "variance_report",
+    "weight_bits",
 ]

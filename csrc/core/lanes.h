@@ -1,5 +1,5 @@
 // Sixteen floats at a time in the compiler's vector extension: each ISA's object gets its own instructions for them, and sums over lanes
-// are added up in one order, so that every ISA returns the same bits. Torch-free; for kernels that add and multiply and shift no bits.
+// are added up in one order, so that every ISA returns the same bits. Torch-free.
 #pragma once
 
 #ifdef __F16C__
@@ -54,6 +54,17 @@ QUANTIZE_LANES_OPERATOR(higher, y > x ? y : x)
 
 QUANTIZE_INLINE Lanes& operator+=(Lanes& a, Lanes b) { return a = a + b; }
 
+QUANTIZE_INLINE Lanes magnitude(Lanes a) {
+  for (Lanes::Part& p : a.part) p = (Lanes::Part)((Lanes::Whole)p & 0x7fffffff);
+  return a;
+}
+
+// -a where b is negative. Zero stays +0.
+QUANTIZE_INLINE Lanes with_sign(Lanes a, Lanes b) {
+  for (int i = 0; i < Lanes::parts; ++i) a.part[i] = b.part[i] < 0.f ? 0.f - a.part[i] : a.part[i];
+  return a;
+}
+
 // f - floor(f) for 0 <= f < 2^31; without the floor that baseline x86-64 lacks, and in one instruction where there is one.
 QUANTIZE_INLINE Lanes fraction(Lanes f) {
 #ifdef __AVX512DQ__
@@ -98,6 +109,23 @@ QUANTIZE_INLINE void store_lanes(Lanes v, T* p) {
   float values[lanes];
   store_lanes(v, values);
   for (int l = 0; l < lanes; ++l) p[l] = round_nearest(values[l], T{});
+}
+
+// The first `count` lanes at most, zeros behind them.
+template <typename T>
+QUANTIZE_INLINE Lanes load_part(const T* p, int64_t count) {
+  if (count >= lanes) return load_lanes(p);
+  float rest[lanes];
+  for (int l = 0; l < lanes; ++l) rest[l] = l < count ? to_float(p[l]) : 0.f;
+  return load_lanes(rest);
+}
+
+template <typename T>
+QUANTIZE_INLINE void store_part(Lanes v, T* p, int64_t count) {
+  if (count >= lanes) return store_lanes(v, p);
+  float rest[lanes];
+  store_lanes(v, rest);
+  for (int l = 0; l < count; ++l) p[l] = round_nearest(rest[l], T{});
 }
 
 // The lanes joined eight by eight, four by four and so on: short chains, and one order for every width.

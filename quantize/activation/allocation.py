@@ -8,14 +8,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .config import BIT_WIDTHS
 from .state import LayerState
 
+# Averages of bits at which a layer's variance is followed. Where a few samples carry the gradient, most is won just above one bit.
+AVERAGES = (1, 1.125, 1.25, 1.5, 2, 3, 4, 6, 8)
 MEMORY = 0.9  # of the running mean of sensitivities; exact mean until that many steps have been seen
 
 
 def learn(states: Iterable[LayerState]) -> list[tuple[LayerState, Tensor]]:
-    """The records of the step that ended, in order of the forward, as (layer, its gradient variance at 1, 2, 4, 8 bits).
+    """The records of the step that ended, in order of the forward, as (layer, its gradient variance at AVERAGES).
 
     A layer's noise counts for its own parameters; a batch norm's also for those of all layers before it, through the input gradient
     (csrc/layers/energy.h). Records whose backward has not run are dropped. Tensors stay on their device: nothing is synchronised.
@@ -45,15 +46,16 @@ def learn(states: Iterable[LayerState]) -> list[tuple[LayerState, Tensor]]:
 
 
 def _curve(variance: Tensor, weight: Tensor, use_gradient: bool, max_bits: int) -> Tensor:
-    """The layer's gradient variance at 1, 2, 4, 8 bits on average, each shared out between the samples as packing will do it."""
+    """The layer's gradient variance at AVERAGES, each shared out between the samples as packing will do it; 0 beyond `max_bits`."""
     cost = variance * weight[:, None]
     guide = cost.nan_to_num() if use_gradient else variance
+    samples = len(weight)
     points = []
-    for column, average in enumerate(BIT_WIDTHS):
-        if average in (1, max_bits) or average > max_bits:
-            points.append(cost[:, column].sum())
+    for average in AVERAGES:
+        if average > max_bits:
+            points.append(torch.zeros_like(weight[0]))
             continue
-        bits = torch.ops.quantize.allocate_bits(guide, average * len(weight), max_bits)
+        bits = torch.ops.quantize.allocate_bits(guide, round(average * samples), max_bits)
         points.append(cost.gather(1, bits.long().log2().long()[:, None]).sum())
     return torch.stack(points)
 
@@ -64,7 +66,7 @@ def update_curve(state: LayerState, curve: list[float]) -> None:
         return
     state.updates += 1
     keep = min(MEMORY, 1 - 1 / state.updates)
-    old = state.curve or [0.0] * 4
+    old = state.curve or [0.0] * len(curve)
     state.curve = [keep * o + (1 - keep) * c for o, c in zip(old, curve, strict=True)]
 
 
@@ -96,10 +98,10 @@ def share_bits(states: list[LayerState]) -> None:
         state.budget = budget
 
 
-def _hull(curve: list[float], max_bits: int) -> list[tuple[float, int, int]]:
+def _hull(curve: list[float], max_bits: int) -> list[tuple[float, float, float]]:
     """The lower convex hull of variance over bits: (variance removed per bit, from, to), steepest first."""
-    points = [(b, v) for b, v in zip(BIT_WIDTHS, curve, strict=True) if b <= max_bits]
-    hull: list[tuple[float, int, int]] = []
+    points = [(b, v) for b, v in zip(AVERAGES, curve, strict=True) if b <= max_bits]
+    hull: list[tuple[float, float, float]] = []
     for (start, before), (stop, after) in zip(points, points[1:], strict=False):
         gain = max(before - after, 0.0)
         while hull and hull[-1][0] * (stop - start) < gain:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
+
+from ..patterns import check
 
 BIT_WIDTHS = (1, 2, 4, 8)
 
@@ -77,24 +77,6 @@ def op_group_size(group_size: int | str) -> int:
     return {"sample": 0, "tensor": -1}.get(group_size, group_size)
 
 
-def resolve(config, name: str):
-    """The config in force for the module `name`: of a mapping from glob patterns the last match wins."""
-    if not isinstance(config, Mapping):
-        return config
-    found = None
-    for pattern, value in config.items():
-        if fnmatch.fnmatchcase(name, pattern):
-            found = value
-    return found
-
-
 def check_config(config, who: str):
     """`config` itself if it is an ActivationConfig, None, or a mapping from patterns to these."""
-    values = config.items() if isinstance(config, Mapping) else [(None, config)]
-    for pattern, value in values:
-        if pattern is not None and not isinstance(pattern, str):
-            raise TypeError(f"{who}: config's keys must be glob patterns over module names; got {pattern!r}")
-        if not isinstance(value, ActivationConfig) and not (value is None and pattern is not None):
-            at = f" for {pattern!r}" if pattern is not None else " or a mapping from glob patterns to it"
-            raise TypeError(f"{who}: config must be an ActivationConfig{at}; got {value!r}")
-    return config
+    return check(config, (ActivationConfig,), who)

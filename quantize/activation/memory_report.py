@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..layers.base import CompressedLayer
-from .config import resolve
+from ..patterns import resolve
 from .state import LayerState, note_op, noted_op, override
 
 SMALL = 4096  # bytes: what a channel-wise statistic or a loss takes, not worth a reason

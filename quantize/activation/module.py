@@ -12,7 +12,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from .. import layers as q
 from ..layers.base import CompressedLayer
 from .allocation import learn, share_bits, update_curve
-from .config import ActivationConfig, check_config, resolve
+from ..patterns import resolve
+from .config import ActivationConfig, check_config
 from .intercept import LOSSY, SUPPORTED, Interceptor, name_calls_of
 from .state import LayerState, Session, is_disabled, swap_session
 
@@ -144,9 +145,13 @@ class QModule(nn.Module, metaclass=_Converting):
         default = resolve(control.config, "")
         if default is not None and not default.enabled:
             default = None
+        interceptor = Interceptor(default, control.functional, self._parameter_owners)
+        # Not around DDP's own collectives: their thread would keep the mode, and let go of it under the GIL, for which DDP's destructor
+        # does not wait without holding it.
+        inner = _around(self.module, interceptor) if isinstance(self, nn.parallel.DistributedDataParallel) else interceptor
         previous = swap_session(session)
         try:
-            with Interceptor(default, control.functional, self._parameter_owners):
+            with inner:
                 yield
         finally:
             swap_session(previous)
@@ -212,6 +217,20 @@ class QModule(nn.Module, metaclass=_Converting):
     def __reduce_ex__(self, protocol):
         # The class was made at run time; pickle gets the original one and the fact that it was converted.
         return _restore, (type(self).__mro__[2], self.__class__._owns_config), self.__dict__.copy()
+
+
+@contextlib.contextmanager
+def _around(module: nn.Module, context):
+    """Within it, `context` is entered for each call of `module`."""
+    hooks = [
+        module.register_forward_pre_hook(lambda *_: context.__enter__() and None, prepend=True),
+        module.register_forward_hook(lambda *_: context.__exit__(None, None, None), always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _convert(model: nn.Module, config) -> nn.Module:

@@ -46,7 +46,7 @@ class LayerState:
     """Per layer: its config, the bits it may spend, and the sensitivities that decide about them.
 
     ``budget`` is the average bits per element that the layer may use now. ``curve`` is the running mean of its weight gradient's
-    variance at 1, 2, 4, 8 bits.
+    variance at the averages that allocation.py follows.
     """
 
     def __init__(self, name: str, config: ActivationConfig):

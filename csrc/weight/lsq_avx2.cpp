@@ -1,0 +1,8 @@
+// lsq, compiled for avx2.
+#include "lsq_run.h"
+
+namespace quantize::weight {
+
+const LsqKernels lsq_avx2[3] = {lsq_of<F32>, lsq_of<F16>, lsq_of<BF16>};
+
+}  // namespace quantize::weight

@@ -1,0 +1,31 @@
+// CPU kernels of lsq: one body, compiled once per ISA, the same bits from each.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/cpu_isa.h"
+#include "lsq.h"
+
+namespace quantize::weight {
+
+struct LsqKernels {
+  void (*quantize)(const void* x, int64_t n, LsqRange range, void* y);
+  // grad_x = grad where round(x / step) is in range, else 0. Returns the sum of grad * dy/dstep: round(x / step) - x / step in range, its
+  // bound outside.
+  float (*backward)(const void* grad, const void* x, int64_t n, LsqRange range, void* grad_x);
+};
+
+// Indexed by Scalar.
+extern const LsqKernels lsq_portable[3];
+extern const LsqKernels lsq_avx2[3];
+extern const LsqKernels lsq_avx512[3];
+
+inline const LsqKernels& lsq_kernels(Isa isa, Scalar scalar) {
+#ifdef QUANTIZE_X86
+  if (isa == Isa::avx512) return lsq_avx512[int(scalar)];
+  if (isa == Isa::avx2) return lsq_avx2[int(scalar)];
+#endif
+  return lsq_portable[int(scalar)];
+}
+
+}  // namespace quantize::weight

@@ -1,0 +1,35 @@
+"""Configurations by module name: a mapping from glob patterns is taken wherever a configuration is."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+
+
+def resolve(config, name: str):
+    """The config in force for the module `name`: of a mapping from glob patterns the last match wins."""
+    if not isinstance(config, Mapping):
+        return config
+    found = None
+    for pattern, value in config.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            found = value
+    return found
+
+
+def check(config, kinds: tuple[type, ...], who: str):
+    """`config` itself if it is of one of `kinds`, or a mapping from patterns to these or None; TypeError otherwise."""
+    names = " or ".join(f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}" for kind in kinds)
+    values = config.items() if isinstance(config, Mapping) else [(None, config)]
+    for pattern, value in values:
+        if pattern is not None and not isinstance(pattern, str):
+            raise TypeError(f"{who}: config's keys must be glob patterns over module names; got {pattern!r}")
+        if not isinstance(value, kinds) and not (value is None and pattern is not None):
+            at = f" for {pattern!r}" if pattern is not None else " or a mapping from glob patterns to it"
+            raise TypeError(f"{who}: config must be {names}{at}; got {value!r}")
+    return config
+
+
+def unmatched(config, names: list[str]) -> list[str]:
+    """The patterns of `config` that fit none of `names`."""
+    return [p for p in config if not any(fnmatch.fnmatchcase(n, p) for n in names)] if isinstance(config, Mapping) else []

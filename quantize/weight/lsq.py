@@ -1,0 +1,135 @@
+"""Activations on a learned grid, and where that grid starts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+BINS = 2048  # of the histograms from which ranges are chosen
+METHODS = ("mse", "minmax", "percentile")
+PERCENTILE = 0.9999
+
+
+class ActivationQuantizer(nn.Module):
+    """``x`` on the grid ``step * (0 .. 2^bits - 1 - zero_point)`` with a learned step (LSQ, arXiv 1902.08153).
+
+    The first tensor decides where the step starts (the smallest squared error, as LSQ+, arXiv 2004.09576) and where zero lies, which is
+    on the grid, so that padding is exact; :func:`quantize.calibrate` does it from several batches. The step's gradient is scaled by
+    1/sqrt(features of a sample * (2^bits - 1)).
+    """
+
+    def __init__(self, bits: int, device=None):
+        super().__init__()
+        self.bits = bits
+        self.step = nn.Parameter(torch.ones((), device=device))
+        self.register_buffer("zero_point", torch.zeros((), device=device))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.bool, device=device))
+        self.initialized = False  # what `seen` holds, known without waiting for the device
+        self.observer: Observer | None = None
+
+    @property
+    def levels(self) -> int:
+        """Steps from the grid's lower end to its upper."""
+        return 2**self.bits - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` on the grid; shape and dtype as given."""
+        if self.observer is not None:
+            self.observer.observe(x)
+            return x
+        if not self.initialized and x.numel():
+            observer = Observer()
+            for _ in range(2):
+                observer.observe(x)
+                observer.advance()
+            self.start(observer, "mse")
+        features = x[0].numel() if x.dim() > 1 else x.numel()
+        scale = 1 / math.sqrt(max(features, 1) * self.levels)
+        return torch.ops.quantize.lsq(x, self.step, self.zero_point, self.bits, scale)
+
+    @torch.no_grad()
+    def start(self, observer: Observer, method: str) -> None:
+        """Sets step and zero point from what `observer` has seen."""
+        step, zero_point = observer.grid(self.levels, method)
+        self.step.fill_(step)
+        self.zero_point.fill_(zero_point)
+        self.seen.fill_(True)
+        self.initialized = True
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.initialized = bool(self.seen)
+
+    def extra_repr(self) -> str:
+        """Bits, and whether data have been seen."""
+        return f"bits={self.bits}, initialized={self.initialized}"
+
+
+class Observer:
+    """Range and then histogram of the tensors seen, over all processes: two rounds over the same data."""
+
+    def __init__(self):
+        self.round = 0
+        self.low, self.high = 0.0, 0.0  # zero is always on the grid
+        self.counts: Tensor | None = None
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Takes note of a tensor. ValueError if it is not finite."""
+        if not x.numel():
+            return
+        x = x.detach().float()
+        if self.round == 0:
+            low, high = (float(v) for v in x.aminmax())
+            if not math.isfinite(low + high):
+                raise ValueError(f"ActivationQuantizer: input must be finite; got values from {low} to {high}")
+            self.low, self.high = min(self.low, low), max(self.high, high)
+        elif self.high > self.low:
+            counts = torch.histc(x, BINS, self.low, self.high).double().cpu()
+            self.counts = counts if self.counts is None else self.counts + counts
+
+    def advance(self) -> None:
+        """Ends a round: what the processes saw is put together."""
+        self.round += 1
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        if self.round == 1:
+            ends = torch.tensor([-self.low, self.high], device=device, dtype=torch.float64)
+            dist.all_reduce(ends, dist.ReduceOp.MAX)
+            self.low, self.high = -float(ends[0]), float(ends[1])
+        elif self.high > self.low:
+            counts = torch.zeros(BINS, dtype=torch.float64) if self.counts is None else self.counts
+            counts = counts.to(device)
+            dist.all_reduce(counts)
+            self.counts = counts.cpu()
+
+    def grid(self, levels: int, method: str) -> tuple[float, int]:
+        """(step, zero point) for a grid of `levels` steps."""
+        if self.high <= self.low or self.counts is None:  # nothing but zeros
+            return 1.0, 0
+        low, high = self.low, self.high
+        if method == "minmax":
+            return _grid(low, high, levels)
+        centers = torch.linspace(low, high, 2 * BINS + 1, dtype=torch.float64)[1::2]
+        if method == "percentile":
+            order = centers.abs().argsort()
+            inside = self.counts[order].cumsum(0) <= PERCENTILE * self.counts.sum()
+            bound = float(centers[order][inside].abs().max()) if inside.any() else max(-low, high)
+            return _grid(max(low, -bound), min(high, bound), levels)
+        best = None
+        for part in range(100, 4, -2):
+            step, zero_point = _grid(low * part / 100, high * part / 100, levels)
+            rounded = ((centers / step).round() + zero_point).clamp(0, levels) - zero_point
+            error = float((self.counts * (centers - step * rounded).square()).sum())
+            if best is None or error < best[0]:
+                best = error, step, zero_point
+        return best[1:]
+
+
+def _grid(low: float, high: float, levels: int) -> tuple[float, int]:
+    step = (high - low) / levels
+    return step, min(max(round(-low / step), 0), levels)

@@ -1,0 +1,222 @@
+"""prepare(): low-bit weights in any model, by parametrization."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils import parametrize
+
+from ..patterns import check, resolve, unmatched
+from .config import PowerOfTwo, Uniform, WeightConfig
+from .lsq import METHODS, ActivationQuantizer, Observer
+from .quantizer import WeightQuantizer
+
+CONFIGS = (Uniform, PowerOfTwo)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
+
+
+class PreparedWeight(NamedTuple):
+    """A weight that a quantizer stands before."""
+
+    layer: str  # the module's name
+    module: nn.Module
+    tensor: str  # "weight"; "in_proj_weight" of nn.MultiheadAttention
+    quantizer: WeightQuantizer
+
+    @property
+    def name(self) -> str:
+        """As the plain model's parameter."""
+        return f"{self.layer}.{self.tensor}" if self.layer else self.tensor
+
+    @property
+    def latent(self) -> Tensor:
+        """The full-precision weight that the quantizer is given."""
+        return parametrized_without(self.module, self.tensor, self.quantizer)
+
+
+def parametrized_without(module: nn.Module, tensor: str, quantizer: WeightQuantizer) -> Tensor:
+    """What `quantizer` is given: the parameter, or what other parametrizations before it make of it."""
+    chain = module.parametrizations[tensor]
+    value = chain.original
+    for other in chain:
+        if other is quantizer:
+            return value
+        value = other(value)
+    raise ValueError(f"{tensor} has no such quantizer")
+
+
+def prepared_weights(model: nn.Module) -> Iterator[PreparedWeight]:
+    """Every prepared weight of `model`, in module order; shared ones at each place."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not parametrize.is_parametrized(module):
+            continue
+        for tensor, chain in module.parametrizations.items():
+            for quantizer in chain:
+                if isinstance(quantizer, WeightQuantizer):
+                    yield PreparedWeight(name, module, tensor, quantizer)
+
+
+def prepare(model: nn.Module, config) -> nn.Module:
+    """Quantizes the weights of convolutions, linear layers and attention projections while the model trains. In place.
+
+    ``module.weight`` is then the quantized weight, computed from the full-precision parameter at each use; its gradient goes straight
+    through (STE). The parameter objects stay what they are, so an optimizer made before goes on working; `state_dict` keeps them under
+    torch.nn.utils.parametrize's names. With activation bits the layer's input is quantized as well, by a learned step: a new parameter
+    (``module.activation_quantizer.step``) that an optimizer made afterwards will train. Goes together with :class:`quantize.QModule`
+    (before or after it), DistributedDataParallel (prepare first), autocast, deepcopy and torch.compile.
+
+    Args:
+        model: any nn.Module, or a single layer.
+        config: :class:`quantize.Uniform` or :class:`quantize.PowerOfTwo`, or a mapping from glob patterns over module names to one of these
+            or to None, which leaves the layer alone; the last match wins.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: `model` is no nn.Module, `config` of another type, or a weight is not floating-point.
+        ValueError: nothing to prepare; a layer prepared before; a weight that is empty, not finite, or not yet there (lazy layers).
+            The layer is named, and the model is as it was.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+        >>> model = quantize.prepare(model, {"*": quantize.PowerOfTwo(bits=4), "0": None})
+        >>> model(torch.randn(2, 3, 8, 8)).sum().backward()
+        >>> quantize.weight_bits(model)
+        {'3.weight': tensor(4.)}
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"prepare: model must be an nn.Module; got {type(model).__name__}")
+    check(config, CONFIGS, "prepare")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError("prepare: model must be prepared before it is wrapped in DistributedDataParallel; got the wrapped one")
+    found = list(_candidates(model))
+    for pattern in unmatched(config, [name for name, _ in model.named_modules()]):
+        warnings.warn(f"prepare: config's pattern {pattern!r} matches no module of the model", stacklevel=2)
+    chosen = [(name, module, own) for name, module in found if (own := resolve(config, name)) is not None]
+    if not chosen:
+        layers = ", ".join(repr(name) for name, _ in found[:5]) or "none"
+        raise ValueError(f"prepare: model must have a layer that config chooses; its convolution and linear layers are {layers}")
+    for name, module, _ in chosen:
+        _check_weight(name, module)
+    for _, module, own in chosen:
+        _prepare_layer(module, own)
+    return model
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LAYERS) or (isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None):
+            yield name, module
+
+
+def _tensor_name(module: nn.Module) -> str:
+    return "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+
+
+def _check_weight(name: str, module: nn.Module) -> None:
+    tensor = _tensor_name(module)
+    at = f"prepare: {tensor} of layer {name!r}"
+    if parametrize.is_parametrized(module, tensor) and any(isinstance(q, WeightQuantizer) for q in module.parametrizations[tensor]):
+        raise ValueError(f"{at} must not be prepared already; make a new model for another configuration")
+    weight = getattr(module, tensor)
+    if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+        raise ValueError(f"{at} must be initialized; run a batch through the lazy layer first")
+    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"{at} must be float32, float16 or bfloat16; got {weight.dtype}")
+    if not weight.numel():
+        raise ValueError(f"{at} must not be empty; got shape {list(weight.shape)}")
+    if weight.device.type != "meta" and not bool(weight.isfinite().all()):
+        raise ValueError(f"{at} must be finite; got {int((~weight.isfinite()).sum())} values that are NaN or infinite")
+
+
+def _prepare_layer(module: nn.Module, config: WeightConfig) -> None:
+    tensor = _tensor_name(module)
+    quantizer = WeightQuantizer(config, axis=1 if isinstance(module, TRANSPOSED) else 0)
+    parametrize.register_parametrization(module, tensor, quantizer)
+    quantizer.train(module.training)
+    # nn.MultiheadAttention reads its layers' weights and does not call them: no input of theirs could be quantized.
+    if config.activation_bits is not None and not isinstance(module, (nn.MultiheadAttention, NonDynamicallyQuantizableLinear)):
+        module.activation_quantizer = ActivationQuantizer(config.activation_bits, device=module.parametrizations[tensor].original.device)
+        module.register_forward_pre_hook(_quantize_input, with_kwargs=True)
+
+
+def _quantize_input(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The forward pre-hook of layers with activation bits."""
+    if args:
+        return (module.activation_quantizer(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "input": module.activation_quantizer(kwargs["input"])}
+
+
+def weight_bits(model: nn.Module) -> dict[str, Tensor]:
+    """The bits now in force, by the plain model's parameter names: a scalar, or a number for each group where they are learned.
+
+    Example:
+        >>> quantize.weight_bits(quantize.prepare(nn.Linear(8, 4), quantize.Uniform(weight_bits=4)))
+        {'weight': tensor(4.)}
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"weight_bits: model must be an nn.Module; got {type(model).__name__}")
+    return {weight.name: torch.tensor(float(weight.quantizer.config.weight_bits)) for weight in prepared_weights(model)}
+
+
+def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Module:
+    """Sets the activation quantizers of a prepared model from data, for post-training quantization. In place.
+
+    The model runs over `batches` twice in evaluation mode with inputs unquantized: once for their ranges, once for their histograms. All
+    processes of a distributed run end with the same grids.
+
+    Args:
+        model: a prepared model with activation bits.
+        batches: inputs (Tensor[N, ...], or a tuple whose first item is one), in something that can be walked through twice: a list, a
+            DataLoader.
+        method: ``"mse"`` (the smallest squared error), ``"minmax"``, or ``"percentile"`` (99.99 % of the values inside).
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: `model` is no nn.Module. ValueError: `method` unknown, no activation quantizers, no batches, or an input not finite.
+
+    Example:
+        >>> model = quantize.prepare(nn.Sequential(nn.Linear(8, 4)), quantize.Uniform(8, activation_bits=8))
+        >>> _ = quantize.calibrate(model, [torch.randn(16, 8) for _ in range(4)])
+        >>> model[0].activation_quantizer.initialized
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"calibrate: model must be an nn.Module; got {type(model).__name__}")
+    if method not in METHODS:
+        raise ValueError(f"calibrate: method must be one of {', '.join(map(repr, METHODS))}; got {method!r}")
+    quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
+    if not quantizers:
+        raise ValueError("calibrate: model must be prepared with activation_bits; it has no activation quantizers")
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        for quantizer in quantizers:
+            quantizer.observer = Observer()
+        model.eval()
+        for walk in range(2):
+            count = 0
+            with torch.no_grad():
+                for batch in batches:
+                    model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                    count += 1
+            if not count:
+                raise ValueError(f"calibrate: batches must hold something each time they are walked through; walk {walk + 1} got nothing")
+            for quantizer in quantizers:
+                quantizer.observer.advance()
+        for quantizer in quantizers:
+            quantizer.start(quantizer.observer, method)
+    finally:
+        for quantizer in quantizers:
+            quantizer.observer = None
+        for module, training in modes:
+            module.training = training
+    return model

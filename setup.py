@@ -37,6 +37,8 @@ if X86:
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *ISA_FLAGS["avx2"]]
     # GCC before 13 warns of its own intrinsics (PR 105593).
     ISA_FLAGS["avx512"] += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+# Parts of an ISA that not all its machines have: files of their own, which ask cpu_isa.h before they run.
+PART_FLAGS = {"avx512vnni": ["-mavx512vnni", *ISA_FLAGS["avx512"]]} if X86 else {}
 # --fmad=false: the CUDA kernels return the CPU's bits.
 NVCC_FLAGS = ["-O3", "-std=c++20", "--fmad=false", "--expt-relaxed-constexpr", "-DQUANTIZE_WITH_CUDA"]
 NVCC_FLAGS += ["-Xcompiler=-fvisibility=hidden,-ffp-contract=off"]
@@ -99,7 +101,7 @@ def build_class(cxx_flags, module_flags, summary):
             super().run()
 
         def build_extension(self, ext):
-            kinds = [(isa, f"_{isa}.cpp", cxx_flags + flags, [CSRC]) for isa, flags in ISA_FLAGS.items()]
+            kinds = [(isa, f"_{isa}.cpp", cxx_flags + flags, [CSRC]) for isa, flags in {**ISA_FLAGS, **PART_FLAGS}.items()]
             # Only module.cpp knows versions and architectures, so that changing them does not recompile everything.
             kinds.append(("module", "module.cpp", cxx_flags + module_flags, ext.include_dirs))
             # A .cu shares its stem with a .cpp, and would share its object.
@@ -123,7 +125,7 @@ def build_class(cxx_flags, module_flags, summary):
 def configure():
     """The extension and the command that builds it."""
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
-    sources = [s for s in sources if X86 or not s.endswith(("_avx2.cpp", "_avx512.cpp"))]
+    sources = [s for s in sources if X86 or not s.endswith(("_avx2.cpp", "_avx512.cpp", "_avx512vnni.cpp"))]
     headers = sorted(str(path.relative_to(ROOT)) for pattern in ("*.h", "*.cuh") for path in (ROOT / "csrc").rglob(pattern))
     try:
         import torch

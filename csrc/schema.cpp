@@ -53,6 +53,24 @@ TORCH_LIBRARY(quantize, m) {
   // grad_scale: of the step's gradient.
   m.def("lsq(Tensor x, Tensor step, Tensor zero_point, int bits, float grad_scale) -> Tensor");
 
+  // ---- packed: inference from codes.
+  //
+  // codes: uint8 [N, bytes], a row an output channel, K codes of storage_bits (2, 4, 8), the first in the low bits. levels: float32
+  // [2^storage_bits], the value of each code. Returns [N, K] = scales * level.
+  m.def("decode_weight(Tensor codes, Tensor levels, Tensor scales, int storage_bits, int columns) -> Tensor");
+  // Integer products of inputs that are quantized on the way (lsq_quantize's codes), exact in int32, with packed weights. panels: the codes
+  // as csrc/packed/gemm_kernels.h lays them out, for the CPU. sums: int32 [N], of each output channel's levels.
+  m.def(
+      "packed_conv2d(Tensor x, Tensor step, Tensor zero_point, int activation_bits, Tensor codes, Tensor panels, Tensor levels, Tensor "
+      "scales, Tensor sums, Tensor? bias, int storage_bits, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups) -> "
+      "Tensor");
+  m.def(
+      "packed_linear(Tensor x, Tensor step, Tensor zero_point, int activation_bits, Tensor codes, Tensor panels, Tensor levels, Tensor "
+      "scales, Tensor sums, Tensor? bias, int storage_bits) -> Tensor");
+  // A few rows of float inputs [N, C] with packed weights, which are decoded on the way.
+  m.def(
+      "packed_linear_float(Tensor x, Tensor codes, Tensor panels, Tensor levels, Tensor scales, Tensor? bias, int storage_bits) -> Tensor");
+
   // ---- layers: autograd functions over the kernels above, for every backend. The forward is ATen's on the full-precision input.
   //
   // `codes, ranges, sample_bits, bits, group_size, seed`: the input as group_quantize packed it (codes None: not needed, the weight is

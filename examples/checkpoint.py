@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import weights
+
 FORMAT = "quantize example, version 1"
 # Options that change the numbers of a run; a resumed run that differs in one is told so.
 DECISIVE = (
     "batch_size", "epochs", "lr", "momentum", "weight_decay", "lr_scheduler", "lr_milestones", "lr_warmup_epochs", "label_smoothing", "amp",
     "channels_last", "seed", "limit_train", "compress", "ca", "cabits", "ibits", "pergroup", "perlayer", "usegradient",
+    "sync_bn",
 )  # fmt: skip
 
 
@@ -47,20 +50,25 @@ def write(content: dict, file: Path) -> None:
     temporary.replace(file)
 
 
-def read(file: Path, args) -> dict:
-    """Content of a checkpoint of the model that `args` describe; FileNotFoundError or ValueError otherwise."""
+def read(file: Path, args, flag: str = "--resume", full_precision: bool = False) -> dict:
+    """Content of a checkpoint of the model that `args` describe, or of its `full_precision` form.
+
+    FileNotFoundError or ValueError otherwise, beginning with the `flag` that names the file.
+    """
     if not file.is_file():
-        raise FileNotFoundError(f"--resume: expected a checkpoint file; there is none at {file}")
+        raise FileNotFoundError(f"{flag}: expected a checkpoint file; there is none at {file}")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged pickle or zip raises
-        raise ValueError(f"--resume: {file} is damaged or no checkpoint: {error}") from error
+        raise ValueError(f"{flag}: {file} is damaged or no checkpoint: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"--resume: expected {file} to be a checkpoint of this script ({FORMAT!r}); got {found}")
-    if content["identity"] != identity(args):
-        asked, held = (", ".join(f"{k} {v}" for k, v in model.items()) for model in (identity(args), content["identity"]))
-        raise ValueError(f"--resume: {file} is of another model: expected {asked}; the file holds {held}")
+        raise ValueError(f"{flag}: expected {file} to be a checkpoint of this script ({FORMAT!r}); got {found}")
+    expected = identity(args) | ({"weights": weights.FLOAT} if full_precision else {})
+    found = {**content["identity"], "weights": content["identity"].get("weights", weights.FLOAT)}
+    if found != expected:
+        asked, held = (", ".join(f"{k} {v}" for k, v in model.items()) for model in (expected, found))
+        raise ValueError(f"{flag}: {file} is of another model: expected {asked}; the file holds {held}")
     return content
 
 
@@ -91,7 +99,8 @@ def restore(run, content: dict) -> None:
 
 def identity(args) -> dict:
     """What a checkpoint and a run must have in common."""
-    return {"arch": args.arch, "width": args.width, "num_classes": args.num_classes, "dataset": args.dataset}
+    model = {"arch": args.arch, "width": args.width, "num_classes": args.num_classes, "dataset": args.dataset}
+    return model | {"weights": weights.label(args)}
 
 
 def activation_state(model):

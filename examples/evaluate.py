@@ -1,38 +1,129 @@
-"""What `train.py --evaluate` prints: a checkpoint's accuracy or, with `--training-only`, the variance of its gradient."""
+#!/usr/bin/env python3
+"""Accuracy, size and speed of what launch.sh trained: full precision, post-training quantization (PTQ) and fine-tuned (QAT), all seeds.
 
-from functools import partial
-from itertools import islice
+    python examples/evaluate.py --arch resnet20 --dataset mnist5k
+    python examples/evaluate.py --arch resnet20 --dataset mnist5k --skip-qat --bits 2 3 4 --seeds 0
 
-from torch.nn import functional as F
+Quantized models are packed, saved and loaded back: accuracy and latency are the loaded model's, bytes the file's. Every row goes into the
+CSV at once; a second call computes only what is missing or whose checkpoint has changed. Exit status 1: a checkpoint is missing or bad.
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
 
 import checkpoint
-from engine import Run, autocast, show, test
-from interrupt import StopRequest
+import data
+import options
+import weights
+from measure import Bench
+from models import ARCHITECTURES, default_width
+from rows import KEY, Rows
 
 
-def evaluate(run: Run, train_loader, test_loader) -> dict:
-    """Print and return the report on the checkpoint that `run` was restored from."""
-    if run.args.training_only:
-        if run.args.resume2:
-            second = checkpoint.read(run.args.resume2, run.args)
-            checkpoint.load_activation_state(run.model, second["ranks"][0]["activation"])
-        report = variances(run, train_loader)
-        text = "  ".join(f"{name} {value:.6g}" for name, value in report.items())
-    else:
-        loss, top1 = test(run, test_loader, StopRequest())
-        report = {"test_loss": loss, "test_top1": top1}
-        text = f"test loss {loss:.4f}  top-1 {top1:.2f} %"
-    if run.processes.first:
-        print(f"{run.args.resume}: {text}")
-    return report
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate as `argv` says; 0, or 1 if checkpoints are missing or bad."""
+    args = parse(argv)
+    rows = Rows(args.output)
+    parts = data.load(args.dataset, args.data_path, args.image_size)
+    bench = Bench(*parts, args.batch_size, args.limit_test, args.batches, args.device)
+    keys, problems = [], {}
+    for seed in args.seeds:
+        for method, quantizer, bits in plan(args):
+            run = run_of(args, quantizer, bits, seed, parts[0].classes)
+            key = (args.arch, args.dataset, method, quantizer, bits, args.weight_activation_bits or 32, seed)
+            file = checkpoint_of(args, run, method)
+            keys.append(key)
+            try:
+                fingerprint = fingerprint_of(file, args)
+                if rows.has(key, fingerprint):
+                    continue
+                rows.drop(key)
+                content = read(file, run, method)
+                source = {"checkpoint": str(file), "fingerprint": fingerprint}
+                rows.add(dict(zip(KEY, key, strict=True)) | bench.measure(method, run, content) | source)
+            except (OSError, ValueError) as error:
+                problems[str(error)] = None
+                continue
+            print(f"{file.parent.name}, {method} {quantizer} {bits}: top-1 {rows.rows[key]['top1']:.2f} %", flush=True)
+    print(rows.summary(keys))
+    for problem in problems:
+        print(f"evaluate.py: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
-def variances(run: Run, loader) -> dict:
-    """Overall, Quant and Sample variance of the gradient over the first `--batches` training batches, `--draws` draws each."""
-    from quantize import variance_report
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options of `argv`, checked."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("evaluate.py", description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("--arch", choices=ARCHITECTURES, required=True, help="model")
+    add("--dataset", choices=data.DATASETS, required=True, help="data set")
+    add("--workspace", type=Path, default=Path("runs"), help="folder in which launch.sh trained (default: runs)")
+    add("--output", type=Path, default=Path("results.csv"), help="CSV to fill; other models' rows in it stay (default: results.csv)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    add("--quantizers", choices=weights.QUANTIZERS, nargs="+", default=["po2", "po2plus"], help="(default: po2 po2plus)")
+    add("--bits", type=int, nargs="+", default=[3, 4], help="bits of a weight (default: 3 4)")
+    add("--weight-activation-bits", type=int, metavar="A", help="bits of the layers' inputs, which PTQ calibrates (default: not quantized)")
+    add("--float-layers", nargs="+", metavar="GLOB", help="layers left in full precision, as in training")
+    add("--skip-qat", action="store_true", help="full precision and PTQ only")
+    add("--reestimate-bn", action="store_true", help="before the PTQ test, take batch norm statistics anew: method ptq+bn, not ptq")
+    add("--batches", type=int, default=10, help="training batches for calibration and --reestimate-bn (default: 10)")
+    add("--batch-size", type=int, default=128, help="of the test and of these batches (default: 128)")
+    add("--width", type=int, help="channels of the model's first stage, as in training")
+    add("--data-path", type=Path, default=Path("datasets"), help="folder the data set lies in (default: datasets)")
+    add("--image-size", type=int, default=224, help="side of an ImageNet image after cropping (default: 224)")
+    add("--limit-test", type=int, metavar="N", help="test on N images only")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="of the accuracy test; latency is one CPU thread's (default: cpu)")
+    args = parser.parse_args(argv)
+    for name in ("batches", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1; got {getattr(args, name)}")
+    for name, values in (("bits", args.bits), ("weight_activation_bits", [args.weight_activation_bits or 2])):
+        if not all(2 <= bits <= 8 for bits in values):
+            parser.error(f"--{name.replace('_', '-')} must be from 2 to 8; got {' '.join(map(str, values))}")
+    return args
 
-    run.model.train()
-    batches = [(show(run, images), targets.to(run.processes.device)) for images, targets, _ in islice(loader.epoch(0), run.args.batches)]
-    with autocast(run):
-        report = variance_report(run.model, batches, partial(F.cross_entropy, label_smoothing=run.args.label_smoothing), run.args.draws)
-    return {"Overall": report.overall, "Quant": report.quantization, "Sample": report.sample}
+
+def plan(args) -> list[tuple[str, str, int]]:
+    """(method, quantizer, bits) of every row of a seed."""
+    methods = ["ptq+bn" if args.reestimate_bn else "ptq"] + ["qat"] * (not args.skip_qat)
+    return [("fp32", "none", 32), *((method, q, bits) for method in methods for q in args.quantizers for bits in args.bits)]
+
+
+def run_of(args, quantizer: str, bits: int, seed: int, classes: int) -> argparse.Namespace:
+    """train.py's options for the configuration."""
+    flags = ["--arch", args.arch, "--dataset", args.dataset, "--seed", str(seed), "--num-classes", str(classes)]
+    flags += ["--width", str(args.width or default_width(args.arch))]
+    if quantizer != "none":
+        flags += ["--weights", quantizer, "--weight-bits", str(bits)]
+        flags += ["--weight-activation-bits", str(args.weight_activation_bits)] if args.weight_activation_bits else []
+        flags += ["--float-layers", *args.float_layers] if args.float_layers else []
+    return options.parse(flags)
+
+
+def checkpoint_of(args, run: argparse.Namespace, method: str) -> Path:
+    """Where launch.sh left the model that the row begins with: after its last epoch, which no test set has chosen."""
+    folder = run.workspace.name if method == "qat" else f"{run.dataset}-{run.arch}-fp32-seed{run.seed}"
+    return args.workspace / folder / "last.pt"
+
+
+def fingerprint_of(file: Path, args) -> str:
+    """A hash of the checkpoint's content and of the options that decide about its rows; FileNotFoundError if there is none."""
+    if not file.is_file():
+        raise FileNotFoundError(f"--workspace: expected a checkpoint file; there is none at {file}")
+    decisive = (args.limit_test, args.batches, args.batch_size, args.image_size, args.float_layers)
+    return hashlib.sha256(repr(decisive).encode() + file.read_bytes()).hexdigest()[:16]
+
+
+def read(file: Path, run: argparse.Namespace, method: str) -> dict:
+    """The checkpoint's content; ValueError if it is damaged, another model's or of a training that has not come to its end."""
+    content = checkpoint.read(file, run, "--workspace", full_precision=method != "qat")
+    if content["epoch"] < content["options"]["epochs"]:
+        raise ValueError(f"--workspace: {file} is unfinished, at epoch {content['epoch']} of {content['options']['epochs']}")
+    return content
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+import weights
 from data import DATASETS
 from models import ARCHITECTURES
 
@@ -36,6 +37,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--resume2 belongs to --evaluate --training-only: it gives the variance report its adaptive state")
     if args.ibits < args.cabits:
         parser.error(f"--ibits must be at least --cabits ({args.cabits}); got {args.ibits}")
+    weights.check(args, parser.error)
     if args.workspace is None:
         args.workspace = Path("runs") / f"{args.dataset}-{args.arch}-{label(args)}-seed{args.seed}"
     return args
@@ -43,7 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every flag with its default."""
-    about = "Train a network, plain or with compressed activations."
+    about = "Train a network, plain, with compressed activations, with low-bit weights, or both."
     parser = argparse.ArgumentParser("train.py", description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument_group("model and data").add_argument
     add("data", nargs="?", type=Path, metavar="DATA", help="same as --data-path")
@@ -71,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--label-smoothing", type=float, default=0.0, help="share of the target spread over all classes")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="automatic mixed precision")
     add("--channels-last", action="store_true", help="keep activations in the NHWC memory format")
+    add("--sync-bn", action="store_true", help="batch norm over the batches of all processes together")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
     add("--deterministic", action="store_true", help="let PyTorch use deterministic algorithms only (CPU runs are without it)")
     add("--seed", type=int, default=0, help="of weights, order, augmentation and noise")
@@ -85,8 +88,11 @@ def build_parser() -> argparse.ArgumentParser:
     _switch(add, "perlayer", True, "adapt bits between layers too")
     _switch(add, "usegradient", False, "adapt bits by each sample's gradient magnitude")
 
+    weights.add_flags(parser)
+
     add = parser.add_argument_group("checkpoints and reports").add_argument
     add("--workspace", type=Path, help="folder of checkpoints and logs; runs/DATASET-ARCH-CONFIG-seedN if not given")
+    add("--init-from", type=Path, metavar="CHECKPOINT", help="begin with the weights of this full-precision checkpoint of the same model")
     add("--resume", type=Path, metavar="CHECKPOINT", help="continue from this file, or evaluate it")
     add("--resume2", type=Path, metavar="CHECKPOINT", help="take the adaptive state (gradient magnitudes, bits) of variances from this one")
     add("--evaluate", action="store_true", help="test --resume's model and stop")
@@ -119,7 +125,12 @@ def compression(args: argparse.Namespace, model: nn.Module):
 
 
 def label(args: argparse.Namespace) -> str:
-    """The compression of a run in a word, for folder names and plots: `fp32`, `quantize-2-8-group-layer-gradient`."""
+    """A run in a word, for folder names and plots: `fp32`, `quantize-2-8-group-layer-gradient`, `po2plus-4`."""
+    words = [weights.label(args) if args.weights else "", _compression_label(args)]
+    return "-".join(word for word in words if word and not (args.weights and word == "fp32"))
+
+
+def _compression_label(args):
     if args.compress == "fanin":
         return "fp32" if args.amp == "off" else args.amp
     if not args.ca:

@@ -66,3 +66,19 @@ class Processes:
         """Leave the group."""
         if self.world > 1:
             dist.destroy_process_group()
+
+
+def share_batch_norm(model: nn.Module) -> None:
+    """Let batch norms go over the batches of all processes, in place: they then compute what one process with the joint batch would.
+
+    To be called after DistributedDataParallel has looked at the model: on CPUs it refuses every SyncBatchNorm, ours too, which can do it.
+    """
+    from quantize import ActivationConfig, QSyncBatchNorm
+
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            module.process_group = None  # all processes
+            if hasattr(module, "compresses"):  # a compressed layer keeps its bits
+                module.__class__ = QSyncBatchNorm
+            else:
+                QSyncBatchNorm.convert(module, ActivationConfig(enabled=False), name)

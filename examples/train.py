@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Train an image classifier, plain or with compressed activations, by hand or under torchrun:
+"""Train an image classifier, plain, with compressed activations, with low-bit weights or both, by hand or under torchrun:
 
     python examples/train.py --arch resnet20 --dataset mnist5k -c quantize --cabits 2
+    python examples/train.py --arch resnet20 --dataset mnist5k --weights po2plus --weight-bits 4 --init-from runs/.../last.pt
     torchrun --nproc-per-node=4 examples/train.py --arch resnet50 --dataset imagenet --data-path DATA -c quantize --amp bf16
 
 Ctrl-C writes a checkpoint after the step in flight; `--resume runs/.../last.pt` with the same flags continues to the same numbers.
@@ -19,13 +20,14 @@ from torch import nn
 import checkpoint
 import data
 import options
+import weights
 from engine import Run, autocast, show, test, train_epoch
-from evaluate import evaluate
 from interrupt import StopRequest
 from logs import Logs
 from memory import MIB, PeakMemory, saved_bytes, warm_up
 from models import create_model, default_width
-from processes import Processes
+from processes import Processes, share_batch_norm
+from report import report
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run, train_loader, test_loader = prepare(args, processes)
         if args.evaluate:
-            evaluate(run, train_loader, test_loader)
+            report(run, train_loader, test_loader)
             return 0
         with StopRequest() as stop:
             if train(run, train_loader, test_loader, stop):
@@ -73,6 +75,10 @@ def prepare(args, processes: Processes):
     # The same weights in every process; noise of its own in each.
     torch.manual_seed(args.seed)
     model = create_model(args.arch, args.num_classes, parts[0].channels, args.width).to(processes.device)
+    if args.init_from and not args.resume:
+        model.load_state_dict(checkpoint.read(args.init_from, args, "--init-from", full_precision=True)["model"])
+    if args.weights:
+        model = weights.prepare(model, args)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     config = options.compression(args, model)
@@ -85,6 +91,8 @@ def prepare(args, processes: Processes):
     optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=args.amp == "fp16")
     net = nn.parallel.DistributedDataParallel(model) if processes.world > 1 else model
+    if args.sync_bn and processes.world > 1:
+        share_batch_norm(model)
     run = Run(args, processes, model, net, optimizer, scaler)
     if args.resume:
         checkpoint.restore(run, checkpoint.read(args.resume, args))

@@ -1,11 +1,14 @@
-"""`python -m quantize`: what was built, what runs here, and what is missing and why."""
+"""`python -m quantize`: what was built, what runs here, and what is missing and why. `python -m quantize inspect FILE`: a saved model."""
 
+import argparse
 import os
+import sys
 
 import torch
 
 import quantize
 from quantize import _C
+from quantize.packed.inspect_file import inspect_file
 
 BUILD = "pip install --no-build-isolation ."
 
@@ -72,5 +75,25 @@ def report():
     return "\n".join(f"{key:<10}{value}".rstrip() for key, value in rows)
 
 
+def main(arguments=None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m quantize", description="Without a command: what was built, and what is missing and why."
+    )
+    commands = parser.add_subparsers(dest="command")
+    inspect = commands.add_parser("inspect", help="layers, bits, shapes and bytes of a file by quantize.save")
+    inspect.add_argument("file")
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        print(report())
+        return 0
+    try:
+        print(inspect_file(options.file))
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    print(report())
+    sys.exit(main())

@@ -35,17 +35,4 @@ inline std::optional<at::Tensor> check_sample_bits(const char* op, const std::op
   return sample_bits->contiguous();
 }
 
-// body(F32{}), body(F16{}) or body(BF16{}).
-template <typename F>
-void with_type(Scalar scalar, const F& body) {
-  switch (scalar) {
-    case Scalar::f32:
-      return body(F32{});
-    case Scalar::f16:
-      return body(F16{});
-    case Scalar::bf16:
-      return body(BF16{});
-  }
-}
-
 }  // namespace quantize::activation

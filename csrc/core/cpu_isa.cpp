@@ -33,8 +33,14 @@ Isa detect() {
   if ((ebx & kAvx512) != kAvx512 || (xcr0() & kAvx512State) != kAvx512State) return Isa::avx2;
   return Isa::avx512;
 }
+bool detect_vnni() {
+  constexpr unsigned kVnni = 1u << 11;
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ecx & kVnni);
+}
 #else
 Isa detect() { return Isa::portable; }
+bool detect_vnni() { return false; }
 #endif
 
 std::string supported_names() {
@@ -64,6 +70,11 @@ std::atomic<Isa>& current() {
 }  // namespace
 
 Isa cpu_isa() { return current().load(std::memory_order_relaxed); }
+
+bool cpu_has_vnni() {
+  static const bool there = detect_vnni();
+  return there && cpu_isa() == Isa::avx512;
+}
 
 std::vector<Isa> supported_isas() {
   static const Isa best = detect();

@@ -15,6 +15,9 @@ inline constexpr int kIsaCount = 3;
 // The ISA in force. Throws std::invalid_argument when QUANTIZE_ISA is unknown or this machine cannot run it.
 Isa cpu_isa();
 
+// Whether the ISA in force is avx512 and the machine has its VNNI (8-bit dot products), for *_avx512vnni.cpp.
+bool cpu_has_vnni();
+
 // Every ISA that was built and that this machine and its operating system can run; portable first.
 std::vector<Isa> supported_isas();
 

@@ -120,6 +120,8 @@ QUANTIZE_INLINE Lanes load_part(const T* p, int64_t count) {
   return load_lanes(rest);
 }
 
+QUANTIZE_INLINE Lanes load_part(const float* p, int64_t count) { return load_part(reinterpret_cast<const F32*>(p), count); }
+
 template <typename T>
 QUANTIZE_INLINE void store_part(Lanes v, T* p, int64_t count) {
   if (count >= lanes) return store_lanes(v, p);

@@ -8,8 +8,24 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include <utility>
+#include <vector>
+
+#include "half.h"
 
 namespace quantize {
+
+// body(F32{}), body(F16{}) or body(BF16{}).
+template <typename F>
+void with_type(Scalar scalar, const F& body) {
+  switch (scalar) {
+    case Scalar::f32:
+      return body(F32{});
+    case Scalar::f16:
+      return body(F16{});
+    case Scalar::bf16:
+      return body(BF16{});
+  }
+}
 
 // Launches on the current stream of a tensor's device for as long as it lives. Kernels are chosen by code that sees no torch header and
 // takes any launcher: tests/cuda_on_host has one that runs them on the CPU.

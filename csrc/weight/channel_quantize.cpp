@@ -32,12 +32,13 @@ tuple<Tensor, Tensor, Tensor> channel_quantize_cpu(const Tensor& input, c10::str
   auto* target = static_cast<uint8_t*>(y.mutable_data_ptr());
   float *scales = scale.mutable_data_ptr<float>(), *limits = limit.mutable_data_ptr<float>();
   const int64_t row = layout.elements * w.element_size();
-  at::parallel_for(0, layout.channels, std::max<int64_t>(1, grain / std::max<int64_t>(1, layout.elements)), [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      const ChannelScale own = kernels.quantize(source + c * row, layout.elements, book, target + c * row);
-      scales[c] = own.scale, limits[c] = own.limit;
-    }
-  });
+  at::parallel_for(0, layout.channels, std::max<int64_t>(1, grain / std::max<int64_t>(1, layout.elements)),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t c = begin; c < end; ++c) {
+                       const ChannelScale own = kernels.quantize(source + c * row, layout.elements, book, target + c * row);
+                       scales[c] = own.scale, limits[c] = own.limit;
+                     }
+                   });
   return {y, scale, limit};
 }
 
@@ -55,10 +56,11 @@ Tensor clip_gradient_cpu(const Tensor& input_grad, const Tensor& input, const Te
   const auto *g = static_cast<const uint8_t*>(grad.const_data_ptr()), *x = static_cast<const uint8_t*>(w.const_data_ptr());
   auto* target = static_cast<uint8_t*>(y.mutable_data_ptr());
   const int64_t row = layout.elements * w.element_size();
-  at::parallel_for(0, layout.channels, std::max<int64_t>(1, grain / std::max<int64_t>(1, layout.elements)), [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c)
-      kernels.clip(g + c * row, x + c * row, layout.elements, limits.const_data_ptr<float>()[c], target + c * row);
-  });
+  at::parallel_for(0, layout.channels, std::max<int64_t>(1, grain / std::max<int64_t>(1, layout.elements)),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t c = begin; c < end; ++c)
+                       kernels.clip(g + c * row, x + c * row, layout.elements, limits.const_data_ptr<float>()[c], target + c * row);
+                   });
   return y;
 }
 
@@ -96,6 +98,7 @@ struct FakeQuantize : torch::autograd::Function<FakeQuantize> {
                                .findSchemaOrThrow("quantize::clip_gradient", "")
                                .typed<Tensor(const Tensor&, const Tensor&, const Tensor&)>();
     if (!ctx->saved_data["clips"].toBool() || !grads[0].defined()) return {grads[0], Tensor(), Tensor(), Tensor()};
+    TORCH_CHECK(!at::GradMode::is_enabled(), "fake_quantize: the backward of a quantized weight is not differentiable (create_graph=True)");
     const auto saved = ctx->get_saved_variables();
     return {op.call(grads[0], saved[0], saved[1]), Tensor(), Tensor(), Tensor()};
   }

@@ -1,8 +1,9 @@
 // Fake quantization of a weight by channels: what CPU and CUDA share.
 //
-// A channel w[0..n) with a = max|w| is compared with candidates r: its magnitudes in units of a r, t = |w| anchor / (a r), are rounded to
-// the codebook's levels q(t), and sum(tq)^2 r^2 / sum(qq) is the part of sum(w^2) that the best scale for these levels explains. The best
+// A channel w[0..n) with a = max|w|, m = |w| / a, is compared with candidates r: its magnitudes t = |w| anchor / (a r) are rounded to the
+// codebook's levels q(t), and sum(mq)^2 / sum(qq) is the part of sum(m^2) that the best scale for these levels explains. The best
 // candidate's levels are kept, with their least-squares scale. A single candidate r = 1 without that last step is the max-based scale.
+// Candidates that give the same levels tie exactly, whatever was rounded; the first one, the widest, cuts off the fewest gradients.
 //
 // Sixteen partial sums in fixed places, added up in one order (core/lanes.h), give every backend the same bits.
 #pragma once
@@ -15,11 +16,11 @@ struct Codebook {
   static constexpr int max_candidates = 17;
 
   bool power_of_two;
-  float anchor;      // of the largest level, in the units of t: 2^(b-1) - 1 for uniform levels, 1 for powers of two
-  float lowest;      // powers of two: the smallest level but zero; half of it and less is zero
-  uint32_t carry;    // power_of_two_carry
-  float unit;        // the level that is stored as 1, in the units of t
-  float edge;        // weights beyond edge * a r would have rounded to the next level above the largest: they get no gradient
+  float anchor;    // of the largest level, in the units of t: 2^(b-1) - 1 for uniform levels, 1 for powers of two
+  float lowest;    // powers of two: the smallest level but zero; half of it and less is zero
+  uint32_t carry;  // power_of_two_carry
+  float unit;      // the level that is stored as 1, in the units of t
+  float edge;      // weights beyond edge * a r would have rounded to the next level above the largest: they get no gradient
   bool least_squares;
   int candidates;
   float ratio[max_candidates];
@@ -42,13 +43,12 @@ struct ChannelScale {
   float limit;    // |w| beyond it gets no gradient
 };
 
-QUANTIZE_HOST_DEVICE float part_explained(float ratio, float product, float square) {
-  const float projected = ratio * product;
-  return projected * (projected / square);
-}
+QUANTIZE_HOST_DEVICE float part_explained(float product, float square) { return product * (product / square); }
 
 // Channels of which nothing can be represented: all zeros, or so small that the scale would be subnormal.
-QUANTIZE_HOST_DEVICE bool is_zero_channel(float largest, const Codebook& book) { return largest * 0.25f * book.unit / book.anchor < 0x1p-126f; }
+QUANTIZE_HOST_DEVICE bool is_zero_channel(float largest, const Codebook& book) {
+  return largest * 0.25f * book.unit / book.anchor < 0x1p-126f;
+}
 
 QUANTIZE_HOST_DEVICE ChannelScale zero_channel() { return {0.f, 0.f, 0.f, bits_float(0x7f800000u)}; }
 
@@ -57,10 +57,10 @@ QUANTIZE_HOST_DEVICE ChannelScale poisoned_channel() {
   return {nan, nan, nan, nan};
 }
 
-// product, square: the sums of tq and qq at `ratio`.
+// product, square: the sums of mq and qq at `ratio`.
 QUANTIZE_HOST_DEVICE ChannelScale channel_scale(float largest, float ratio, float product, float square, const Codebook& book) {
   const float range = largest * ratio;
-  const float step = book.least_squares ? range / book.anchor * (product / square) : range / book.anchor;
+  const float step = book.least_squares ? largest * (product / square) : range / book.anchor;
   return {book.anchor / range, step, step * book.unit, book.least_squares ? range * book.edge : bits_float(0x7f800000u)};
 }
 

@@ -12,8 +12,7 @@ template <bool power_of_two>
 QUANTIZE_INLINE Lanes levels_of(Lanes t, const Codebook& book) {
   if constexpr (!power_of_two) return lower((t + 12582912.f) - 12582912.f, book.anchor);
   Lanes rounded;
-  for (int i = 0; i < Lanes::parts; ++i)
-    rounded.part[i] = (Lanes::Part)(((Lanes::Whole)t.part[i] + int32_t(book.carry)) & 0x7f800000);
+  for (int i = 0; i < Lanes::parts; ++i) rounded.part[i] = (Lanes::Part)(((Lanes::Whole)t.part[i] + int32_t(book.carry)) & 0x7f800000);
   Lanes q = higher(lower(rounded, 1.f), book.lowest);
   const float half = 0.5f * book.lowest;
   for (int i = 0; i < Lanes::parts; ++i) q.part[i] = t.part[i] <= half ? Lanes::Part{} : q.part[i];
@@ -32,15 +31,16 @@ float largest_magnitude(const T* w, int64_t n) {  // NaN if any is NaN or infini
 
 template <bool power_of_two, typename T>
 ChannelScale quantize_levels(const T* w, int64_t n, const Codebook& book, T* y, float largest) {
+  const float unit = 1.f / largest;
   float best = -1.f, product = 1.f, square = 1.f, ratio = book.ratio[0];
   for (int c = 0; c < book.candidates && book.least_squares; ++c) {
     const float inverse = book.anchor / (largest * book.ratio[c]);
     Lanes products = 0.f, squares = 0.f;
     for (int64_t i = 0; i < n; i += lanes) {
-      const Lanes t = magnitude(load_part(w + i, n - i)) * inverse, q = levels_of<power_of_two>(t, book);
-      products += t * q, squares += q * q;
+      const Lanes v = magnitude(load_part(w + i, n - i)), q = levels_of<power_of_two>(v * inverse, book);
+      products += v * unit * q, squares += q * q;
     }
-    const float p = sum_of(products), s = sum_of(squares), part = part_explained(book.ratio[c], p, s);
+    const float p = sum_of(products), s = sum_of(squares), part = part_explained(p, s);
     if (part > best) best = part, product = p, square = s, ratio = book.ratio[c];
   }
   const ChannelScale scale = channel_scale(largest, ratio, product, square, book);

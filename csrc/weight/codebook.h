@@ -43,8 +43,7 @@ inline Codebook codebook(const char* op, std::string_view name, int64_t bits, bo
 // A weight as its kernels see it: channels along dimension 0, each in one piece.
 struct ChannelLayout {
   int64_t channels, elements;
-  explicit ChannelLayout(const at::Tensor& w)
-      : channels(w.dim() ? w.size(0) : 1), elements(channels ? w.numel() / channels : 0) {}
+  explicit ChannelLayout(const at::Tensor& w) : channels(w.dim() ? w.size(0) : 1), elements(channels ? w.numel() / channels : 0) {}
 };
 
 // Dense with dimension 0 outermost, channels_last weights included, or else a copy that is.

@@ -33,7 +33,8 @@ LsqRange read_range(const Tensor& x, const Tensor& step, const Tensor& zero_poin
   return lsq_range(*step.const_data_ptr<float>(), *zero_point.const_data_ptr<float>(), int(bits));
 }
 
-Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : x.contiguous(); }
+// Strides as at::empty_like gives them, which is what the Meta kernels say.
+Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x); }
 
 Tensor lsq_quantize_cpu(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t bits) {
   const LsqRange range = read_range(input, step, zero_point, bits);
@@ -43,9 +44,8 @@ Tensor lsq_quantize_cpu(const Tensor& input, const Tensor& step, const Tensor& z
   const auto* source = static_cast<const uint8_t*>(x.const_data_ptr());
   auto* target = static_cast<uint8_t*>(y.mutable_data_ptr());
   const int64_t size = x.element_size();
-  at::parallel_for(0, x.numel(), piece, [&](int64_t begin, int64_t end) {
-    kernels.quantize(source + begin * size, end - begin, range, target + begin * size);
-  });
+  at::parallel_for(0, x.numel(), piece,
+                   [&](int64_t begin, int64_t end) { kernels.quantize(source + begin * size, end - begin, range, target + begin * size); });
   return y;
 }
 
@@ -78,7 +78,8 @@ Tensor lsq_quantize_meta(const Tensor& x, const Tensor& step, const Tensor& zero
   return at::empty_like(x);
 }
 
-tuple<Tensor, Tensor> lsq_backward_meta(const Tensor&, const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t bits, double) {
+tuple<Tensor, Tensor> lsq_backward_meta(const Tensor&, const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t bits,
+                                        double) {
   check_lsq(x, step, zero_point, bits);
   return {at::empty_like(x), at::empty_like(step)};
 }
@@ -97,11 +98,11 @@ struct Lsq : torch::autograd::Function<Lsq> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    static const auto op =
-        c10::Dispatcher::singleton()
-            .findSchemaOrThrow("quantize::lsq_backward", "")
-            .typed<tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, double)>();
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("quantize::lsq_backward", "")
+                               .typed<tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, double)>();
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    TORCH_CHECK(!at::GradMode::is_enabled(), "lsq: the backward of a quantized activation is not differentiable (create_graph=True)");
     const auto saved = ctx->get_saved_variables();
     auto [grad_x, grad_step] =
         op.call(grads[0], saved[0], saved[1], saved[2], ctx->saved_data["bits"].toInt(), ctx->saved_data["grad_scale"].toDouble());

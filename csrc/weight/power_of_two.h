@@ -53,9 +53,7 @@ QUANTIZE_HOST_DEVICE float round_power_of_two(float x, bool plus) {
 // fp16 and bf16 values are fp32 values, but fp16 ends at 2^15.
 QUANTIZE_HOST_DEVICE F32 round_power_of_two(F32 x, bool plus) { return {round_power_of_two(x.value, plus)}; }
 
-QUANTIZE_HOST_DEVICE BF16 round_power_of_two(BF16 x, bool plus) {
-  return truncate_to_bf16(round_power_of_two(to_float(x), plus));
-}
+QUANTIZE_HOST_DEVICE BF16 round_power_of_two(BF16 x, bool plus) { return truncate_to_bf16(round_power_of_two(to_float(x), plus)); }
 
 QUANTIZE_HOST_DEVICE F16 round_power_of_two(F16 x, bool plus) {
   if ((x.bits & 0x7fffu) >= 0x7c00u) return x;

@@ -46,7 +46,7 @@ class ActivationQuantizer(nn.Module):
                 observer.observe(x)
                 observer.advance()
             self.start(observer, "mse")
-        features = x[0].numel() if x.dim() > 1 else x.numel()
+        features = x.shape[1:].numel() if x.dim() > 1 else x.numel()
         scale = 1 / math.sqrt(max(features, 1) * self.levels)
         return torch.ops.quantize.lsq(x, self.step, self.zero_point, self.bits, scale)
 
@@ -74,6 +74,7 @@ class Observer:
     def __init__(self):
         self.round = 0
         self.low, self.high = 0.0, 0.0  # zero is always on the grid
+        self.reached = False  # by anything at all
         self.counts: Tensor | None = None
 
     @torch.no_grad()
@@ -86,7 +87,7 @@ class Observer:
             low, high = (float(v) for v in x.aminmax())
             if not math.isfinite(low + high):
                 raise ValueError(f"ActivationQuantizer: input must be finite; got values from {low} to {high}")
-            self.low, self.high = min(self.low, low), max(self.high, high)
+            self.low, self.high, self.reached = min(self.low, low), max(self.high, high), True
         elif self.high > self.low:
             counts = torch.histc(x, BINS, self.low, self.high).double().cpu()
             self.counts = counts if self.counts is None else self.counts + counts
@@ -98,9 +99,9 @@ class Observer:
             return
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         if self.round == 1:
-            ends = torch.tensor([-self.low, self.high], device=device, dtype=torch.float64)
+            ends = torch.tensor([-self.low, self.high, self.reached], device=device, dtype=torch.float64)
             dist.all_reduce(ends, dist.ReduceOp.MAX)
-            self.low, self.high = -float(ends[0]), float(ends[1])
+            self.low, self.high, self.reached = -float(ends[0]), float(ends[1]), bool(ends[2])
         elif self.high > self.low:
             counts = torch.zeros(BINS, dtype=torch.float64) if self.counts is None else self.counts
             counts = counts.to(device)

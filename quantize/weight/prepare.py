@@ -213,7 +213,8 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
             for quantizer in quantizers:
                 quantizer.observer.advance()
         for quantizer in quantizers:
-            quantizer.start(quantizer.observer, method)
+            if quantizer.observer.reached:  # else its first input decides
+                quantizer.start(quantizer.observer, method)
     finally:
         for quantizer in quantizers:
             quantizer.observer = None

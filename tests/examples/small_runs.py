@@ -1,5 +1,7 @@
 """Where the example scripts lie (put on the path by importing this), and flags for runs of a second."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,10 +11,29 @@ sys.path.insert(0, str(EXAMPLES))
 # 3 epochs of 3 steps, the last one short, and a test of 37 images.
 SMALL = ["--dataset", "digits", "--width", "4", "--limit-train", "80", "--limit-test", "37", "--batch-size", "32", "--epochs", "3"]
 SMALL += ["--lr", "0.05", "--device", "cpu"]
-# Compression flags that the tests of resuming go through: plain, fixed bits, and everything that adapts.
+# Flags that the tests of resuming go through: plain, fixed bits, everything that adapts, low-bit weights, and both.
 COMPRESSIONS = {
     "plain": ["-c", "fanin"],
     "fixed": ["-c", "quantize", "--ibits", "2"],
     "adaptive": ["-c", "quantize", "--usegradient"],
     "qlinear": ["-c", "qlinear", "--no-perlayer"],
+    "po2plus": ["--weights", "po2plus"],
+    "both": ["--weights", "po2", "--weight-bits", "3", "--weight-activation-bits", "4", "-c", "quantize"],
 }
+
+
+def environment():
+    """Of a script in a process of its own: one thread, and the package under test, installed or not."""
+    import quantize
+
+    path = os.pathsep.join([str(EXAMPLES), str(Path(quantize.__file__).parents[1])])
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
+def torchrun(*flags):
+    """What two_processes.py prints when it trains in two processes with the SMALL and these flags."""
+    script = Path(__file__).with_name("two_processes.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+    done = subprocess.run([*launch, *SMALL, *flags], capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

@@ -57,7 +57,10 @@ def test_originals_command_line():
 
 def test_workspace_tells_runs_apart():
     flags = ["", "-c quantize", "-c qlinear", "-c quantize --ibits 2", "-c quantize --no-ca", "--seed 1", "--amp bf16", "--arch resnet56"]
+    flags += ["--weights po2", "--weights po2plus", "--weights po2 --weight-bits 3", "--weights po2 --weight-activation-bits 8"]
+    flags += ["--weights po2 --float-layers fc", "--weights po2 -c quantize", "--weights po2 --amp bf16", "--weights uniform"]
     assert len({options.parse(line.split()).workspace for line in flags}) == len(flags)
+    assert str(options.parse(["--weights", "po2plus"]).workspace) == "runs/mnist5k-resnet20-po2plus-4-seed0"
     assert str(options.parse(["-c", "quantize"]).workspace) == "runs/mnist5k-resnet20-quantize-2-8-group-layer-seed0"
 
 
@@ -73,6 +76,11 @@ def test_workspace_tells_runs_apart():
         ("--label-smoothing 1", r"--label-smoothing must be in \[0, 1\); got 1.0"),
         ("--epochs 2 --lr-warmup-epochs 3", r"--lr-warmup-epochs must be at most --epochs \(2\); got 3.0"),
         ("--evaluate", "--evaluate needs --resume"),
+        ("--weights po3", "--weights"),
+        ("--weights po2 --weight-bits 9", "--weight-bits must be from 2 to 8; got 9"),
+        ("--weights uniform --weight-activation-bits 1", "--weight-activation-bits must be from 2 to 8; got 1"),
+        ("--weight-bits 4", r"--weight-bits belongs to --weights po2\|po2plus\|uniform"),
+        ("--float-layers fc", "--float-layers belongs to --weights"),
         ("--resume a --resume2 b", "--resume2 belongs to --evaluate --training-only"),
     ],
 )

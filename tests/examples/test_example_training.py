@@ -4,15 +4,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import checkpoint
 import engine
 import pytest
 import torch
-from small_runs import COMPRESSIONS, EXAMPLES, SMALL
-
-import quantize
+from small_runs import COMPRESSIONS, EXAMPLES, SMALL, torchrun
 
 TIMES = {"seconds", "step_ms", "peak_mib"}
 
@@ -232,19 +229,10 @@ def test_variances(train, tmp_path, capsys, flags):
     assert found["Quant"] > 0 and found["Sample"] > 0
 
 
-def torchrun(script, *flags):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
-    path = os.pathsep.join([str(EXAMPLES), str(Path(quantize.__file__).parents[1])])  # the package under test, installed or not
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run([*launch, *SMALL, *flags], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def test_two_processes(train, tmp_path, capsys):
     """With adaptive bits: equal parameters at the end, and tests that count each of the 37 images once, as one process does."""
     flags = ["-c", "quantize"]
-    output = torchrun(EXAMPLES.parent / "tests" / "examples" / "two_processes.py", "--workspace", str(tmp_path / "two"), *flags)
+    output = torchrun("--workspace", str(tmp_path / "two"), *flags)
     assert "2 processes agree" in output
     log = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
     assert len(log) == 3

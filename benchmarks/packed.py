@@ -1,0 +1,93 @@
+"""Latency of packed layers at batch 1 on one thread, beside the same layer in fp32 (oneDNN) and in other libraries' int8.
+
+    python benchmarks/packed.py [--rounds 31] [--threads 1]
+
+All sides take and return float tensors; ours and the int8 libraries quantize the input to 8 bits on the way. "float inputs": no activation
+bits, weights decoded on the way.
+"""
+
+import argparse
+
+import torch
+from int8_peers import peers
+from results import write
+from timing import interleave, keep_pages, summarise
+from torch import nn
+
+import quantize
+
+CONVS = [(64, 56), (128, 28), (256, 14), (512, 7), (16, 32), (32, 16), (64, 8)]  # 3x3, channels in and out, size: ResNet-18's, ResNet-20's
+CONFIGURATIONS = {
+    "8 bits": quantize.Uniform(8, activation_bits=8),
+    "4 bits": quantize.Uniform(4, activation_bits=8),
+    "2 bits": quantize.Uniform(2, activation_bits=8),
+    "PO2+ 4 bits": quantize.PowerOfTwo(4, activation_bits=8),
+    "4 bits, float inputs": quantize.Uniform(4),
+}
+
+
+def packed(layer: nn.Module, x: torch.Tensor, config) -> nn.Module:
+    """`layer` packed, calibrated on `x`."""
+    model = nn.Sequential(type(layer)(*layer.arguments, **layer.keywords))
+    model.load_state_dict({f"0.{key}": value for key, value in layer.state_dict().items()})
+    quantize.prepare(model, config)
+    if config.activation_bits:
+        quantize.calibrate(model, [x], "minmax")
+    return quantize.convert(model).eval()
+
+
+def make(kind: type, *arguments, **keywords) -> nn.Module:
+    """A layer that knows how to make another of its kind."""
+    layer = kind(*arguments, **keywords).eval()
+    layer.arguments, layer.keywords = arguments, keywords
+    return layer
+
+
+def measure(name: str, layer: nn.Module, x: torch.Tensor, args) -> dict:
+    """One layer, all sides."""
+    macs = sum(p.numel() for p in layer.parameters()) * (x[0, 0].numel() if x.dim() == 4 else 1)
+    sides = {"fp32": lambda: layer(x)}
+    for label, config in CONFIGURATIONS.items():
+        if config.activation_bits or isinstance(layer, nn.Linear):
+            model = packed(layer, x, config)
+            sides[label] = lambda model=model: model(x)
+    if not x.is_contiguous():
+        sides["PyTorch int8"] = peers(layer, x, args.threads)["PyTorch int8"]
+    else:
+        sides |= peers(layer, x, args.threads)
+    with torch.inference_mode():
+        times = summarise(interleave(sides, args.rounds, warmup=3), "fp32")
+    print(f"\n{name}: {macs / 1e6:.1f} M multiply-adds")
+    result = {}
+    for label, t in times.items():
+        rate, speed = macs / t["median_s"] / 1e9, times["fp32"]["median_s"] / t["median_s"]
+        print(f"  {label:22} {t['median_s'] * 1e6:9.0f} us {rate:8.1f} GMAC/s {1 / t['ratio']:7.2f} x fp32")
+        result[label] = {"median_s": t["median_s"], "min_s": t["min_s"], "gmacs": rate, "speedup": 1 / t["ratio"], "of_medians": speed}
+    return {"layer": name, "macs": macs, "sides": result}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--isa", choices=quantize._C.supported_isas(), help="ours on another ISA than the best")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    if args.isa:
+        quantize._C.set_cpu_isa(args.isa)
+    results = []
+    for channels, size in CONVS:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(1, channels, size, size).relu_().contiguous(memory_format=layout)
+            layer = make(nn.Conv2d, channels, channels, 3, padding=1, bias=False).to(memory_format=layout)
+            name = f"conv 3x3, {channels}@{size}x{size}, {str(layout).removeprefix('torch.').replace('_format', '').replace('_', ' ')}"
+            results.append(measure(name, layer, x, args))
+    for size in (1024, 4096):
+        results.append(measure(f"linear {size}x{size}", make(nn.Linear, size, size, bias=False), torch.randn(1, size), args))
+    write("packed", {"threads": args.threads, "rounds": args.rounds, "isa": quantize._C.cpu_isa(), "results": results})
+
+
+if __name__ == "__main__":
+    keep_pages()
+    main()

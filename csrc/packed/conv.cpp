@@ -1,0 +1,279 @@
+// packed_conv2d, packed_linear, packed_linear_float: CPU and Meta.
+//
+// The input is quantized to an image of bytes, channels last and padded with the code of zero, so that a kernel tap is a fixed distance
+// from its pixel and no im2col is written. Each thread decodes two panels of weights and runs them over all pixels.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <cstring>
+#include <memory>
+
+#include "image_kernels.h"
+#include "panels.h"
+
+namespace quantize::packed {
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t pair = 2;  // panels that go through the rows together
+
+struct Activation {
+  LsqRange range;
+  int zero_point;
+};
+
+Activation activation(const char* op, const Tensor& step, const Tensor& zero_point, int64_t bits) {
+  TORCH_CHECK_VALUE(bits >= 2 && bits <= 8, op, ": activation_bits must be between 2 and 8; got ", bits);
+  check_dtype(op, "step", step, at::kFloat), check_numel(op, "step", step, 1);
+  check_dtype(op, "zero_point", zero_point, at::kFloat), check_numel(op, "zero_point", zero_point, 1);
+  const float zero = *zero_point.const_data_ptr<float>();
+  TORCH_CHECK_VALUE(zero >= 0 && zero < float(1 << bits) && zero == std::nearbyint(zero), op,
+                    ": zero_point must be a whole number below 2^activation_bits; got ", zero);
+  return {weight::lsq_range(*step.const_data_ptr<float>(), zero, int(bits)), int(zero)};
+}
+
+// Runs the two panels from `first` of a group over all rows of an image. out: of the group's first channel.
+struct Product {
+  const Panels& panels;
+  const Epilogue& epilogue;
+  const uint8_t* image;
+  const std::vector<int32_t>& rows;
+  const std::vector<int32_t>& taps;
+  int64_t quads;  // of a tap
+  int64_t group_channels;
+
+  void operator()(int64_t group, int64_t first, std::vector<int8_t>& scratch, float* out, int64_t row_stride, int64_t column_stride) const {
+    const auto& gemm = gemm_kernels();
+    const int64_t tiles = std::min(pair, panels.tiles - first), panel_bytes = panels.quads * GemmTraits::quad_bytes;
+    const int64_t begin = first * GemmTraits::columns, columns = std::min(tiles * GemmTraits::columns, group_channels - begin);
+    const int64_t channel = group * group_channels + begin, all = int64_t(rows.size());
+    int32_t acc[GemmTraits::rows * pair * GemmTraits::columns];
+    const auto finish = [&](int64_t i, int64_t count, int64_t stride, const int32_t* sums, int64_t c, int64_t width) {
+      image_kernels().finish(sums, stride, count, width, &epilogue.correction[channel + c], &epilogue.gain[channel + c],
+                             &epilogue.bias[channel + c], out + i * row_stride + (begin + c) * column_stride, row_stride, column_stride);
+    };
+    if (all == 1 && taps.size() == 1) {
+      for (int64_t t = 0; t < tiles; ++t) {
+        gemm.multiply_row(image + rows[0] + taps[0], panels.tile(group, first + t), acc);
+        const int64_t c = t * GemmTraits::columns;
+        finish(0, 1, GemmTraits::columns, acc, c, std::min<int64_t>(GemmTraits::columns, columns - c));
+      }
+      return;
+    }
+    const int8_t* levels = reinterpret_cast<const int8_t*>(panels.tile(group, first).codes);
+    if (panels.bits < 8) {
+      scratch.resize(tiles * panel_bytes);
+      for (int64_t t = 0; t < tiles; ++t) gemm.decode(panels.tile(group, first + t), scratch.data() + t * panel_bytes);
+      levels = scratch.data();
+    }
+    for (int64_t i = 0; i < all; i += GemmTraits::rows) {
+      const int64_t count = std::min<int64_t>(GemmTraits::rows, all - i);
+      gemm.multiply(image, &rows[i], int(count), taps.data(), int(taps.size()), quads, levels, panel_bytes, int(tiles), panels.narrow, acc);
+      finish(i, count, tiles * GemmTraits::columns, acc, 0, columns);
+    }
+  }
+};
+
+int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Int: int64_t, or c10::SymInt in the Meta kernel.
+template <typename Int>
+struct Geometry {
+  Int batch, channels, height, width, out_channels, out_height, out_width;
+};
+
+template <typename Int>
+Int output_size(const Int& size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+template <typename Int>
+Geometry<Int> geometry(c10::ArrayRef<Int> x, const Int& out_channels, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                       IntArrayRef dilation, int64_t groups) {
+  TORCH_CHECK_VALUE(x.size() == 4, "packed_conv2d: x must be [N, C, H, W]; got ", x);
+  TORCH_CHECK_VALUE(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+                    "packed_conv2d: kernel, stride, padding and dilation must be pairs");
+  Geometry<Int> g{x[0], x[1], x[2], x[3], out_channels, 0, 0};
+  TORCH_CHECK_VALUE(groups > 0 && g.channels % groups == 0 && out_channels % groups == 0,
+                    "packed_conv2d: groups must divide the channels; got ", groups, " for ", g.channels, " and ", out_channels);
+  for (int d = 0; d < 2; ++d)
+    TORCH_CHECK_VALUE(kernel[d] > 0 && stride[d] > 0 && padding[d] >= 0 && dilation[d] > 0,
+                      "packed_conv2d: kernel, stride and dilation must be positive and padding not negative");
+  g.out_height = output_size(g.height, kernel[0], stride[0], padding[0], dilation[0]);
+  g.out_width = output_size(g.width, kernel[1], stride[1], padding[1], dilation[1]);
+  TORCH_CHECK_VALUE(g.out_height > 0 && g.out_width > 0, "packed_conv2d: x must be at least as large as the kernel; got ", x);
+  return g;
+}
+
+Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t activation_bits, const Tensor& codes,
+                         const Tensor& panel_tensor, const Tensor& levels, const Tensor& scales, const Tensor& sums,
+                         const OptionalTensor& bias, int64_t storage_bits, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                         IntArrayRef dilation, int64_t groups) {
+  const char* op = "packed_conv2d";
+  check_dtype(op, "x", input, at::kFloat);
+  const auto g = geometry<int64_t>(input.sizes(), scales.numel(), kernel, stride, padding, dilation, groups);
+  const Panels panels(op, panel_tensor, levels, storage_bits);
+  const Activation act = activation(op, step, zero_point, activation_bits);
+  const Epilogue epilogue(op, scales, bias, sums, act.range.step, act.zero_point);
+  const int64_t group_inputs = g.channels / groups, group_channels = g.out_channels / groups;
+  const int64_t pixel = rounded_up(group_inputs, GemmTraits::quad), quads = pixel / GemmTraits::quad, taps_count = kernel[0] * kernel[1];
+  check_codes(op, codes, g.out_channels, group_inputs * taps_count, storage_bits);
+  TORCH_CHECK_VALUE(panels.groups == groups && panels.tiles * GemmTraits::columns >= group_channels && panels.quads >= taps_count * quads,
+                    op, ": panels must hold ", groups, " groups of ", group_channels, " channels and ", taps_count * quads, " quads; got ",
+                    panel_tensor.sizes());
+  const bool rows_layout = input.is_contiguous(at::MemoryFormat::ChannelsLast) && !input.is_contiguous();
+  const auto format = rows_layout ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  const Tensor x = input.contiguous(format);
+  Tensor out = at::empty({g.batch, g.out_channels, g.out_height, g.out_width}, x.options(), format);
+  if (out.numel() == 0) return out;
+
+  // An image a sample and group. 64 bytes behind the last: codes are written four at a time.
+  const int64_t line = (g.width + 2 * padding[1]) * pixel, plane = (g.height + 2 * padding[0]) * line;
+  TORCH_CHECK_VALUE(plane < (int64_t(1) << 31), op, ": x must have samples of less than 2 GiB in 8 bits; got ", input.sizes());
+  std::unique_ptr<uint8_t[]> images(new uint8_t[g.batch * groups * plane + 64]);
+  at::parallel_for(0, g.batch * groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s) {
+      uint8_t* image = images.get() + s * plane;
+      if (padding[0] || padding[1] || pixel != group_inputs) std::memset(image, act.zero_point, plane);
+      uint8_t* inner = image + padding[0] * line + padding[1] * pixel;
+      const int64_t sample = s / groups, first = s % groups * group_inputs;
+      if (!rows_layout) {
+        image_kernels().from_planes(x.const_data_ptr<float>() + (sample * g.channels + first) * g.height * g.width, g.height * g.width,
+                                    group_inputs, g.height, g.width, act.range, inner, line, pixel);
+        continue;
+      }
+      for (int64_t h = 0; h < g.height; ++h)
+        image_kernels().from_rows(x.const_data_ptr<float>() + (sample * g.height + h) * g.width * g.channels + first, g.channels,
+                                  group_inputs, g.width, act.range, inner + h * line, pixel);
+    }
+  });
+
+  std::vector<int32_t> rows, taps;
+  for (int64_t h = 0; h < g.out_height; ++h)
+    for (int64_t w = 0; w < g.out_width; ++w) rows.push_back(int32_t(h * stride[0] * line + w * stride[1] * pixel));
+  for (int64_t h = 0; h < kernel[0]; ++h)
+    for (int64_t w = 0; w < kernel[1]; ++w) taps.push_back(int32_t(h * dilation[0] * line + w * dilation[1] * pixel));
+  const int64_t pairs = (panels.tiles + pair - 1) / pair, pixels = g.out_height * g.out_width;
+  at::parallel_for(0, g.batch * groups * pairs, 1, [&](int64_t begin, int64_t end) {
+    std::vector<int8_t> scratch;
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t s = item / pairs, sample = s / groups, group = s % groups;
+      const Product product{panels, epilogue, images.get() + s * plane, rows, taps, quads, group_channels};
+      float* target = out.data_ptr<float>() + sample * g.out_channels * pixels;
+      if (rows_layout)
+        product(group, item % pairs * pair, scratch, target + group * group_channels, g.out_channels, 1);
+      else
+        product(group, item % pairs * pair, scratch, target + group * group_channels * pixels, 1, pixels);
+    }
+  });
+  return out;
+}
+
+Tensor packed_linear_cpu(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t activation_bits, const Tensor& codes,
+                         const Tensor& panel_tensor, const Tensor& levels, const Tensor& scales, const Tensor& sums,
+                         const OptionalTensor& bias, int64_t storage_bits) {
+  const char* op = "packed_linear";
+  check_dtype(op, "x", input, at::kFloat);
+  TORCH_CHECK_VALUE(input.dim() == 2, op, ": x must be [N, C]; got ", input.sizes());
+  const Panels panels(op, panel_tensor, levels, storage_bits);
+  const Activation act = activation(op, step, zero_point, activation_bits);
+  const Epilogue epilogue(op, scales, bias, sums, act.range.step, act.zero_point);
+  const int64_t batch = input.size(0), channels = input.size(1), out_channels = scales.numel();
+  const int64_t row = panels.quads * GemmTraits::quad;
+  check_codes(op, codes, out_channels, channels, storage_bits);
+  TORCH_CHECK_VALUE(panels.groups == 1 && panels.tiles * GemmTraits::columns >= out_channels && row >= channels, op, ": panels must hold ",
+                    out_channels, " channels of ", channels, "; got ", panel_tensor.sizes());
+  const Tensor x = input.contiguous();
+  Tensor out = at::empty({batch, out_channels}, x.options());
+  if (out.numel() == 0) return out;
+  std::unique_ptr<uint8_t[]> image(new uint8_t[batch * row + 64]());
+  at::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
+    image_kernels().from_rows(x.const_data_ptr<float>() + begin * channels, channels, channels, end - begin, act.range,
+                              image.get() + begin * row, row);
+  });
+  std::vector<int32_t> rows(1, 0), taps(1, 0);
+  // Rows are numbered from the first of a block, so that 32 bits suffice.
+  const int64_t block = std::min<int64_t>(batch, std::max<int64_t>(1, (int64_t(1) << 30) / std::max<int64_t>(1, row)));
+  for (int64_t i = 1; i < block; ++i) rows.push_back(int32_t(i * row));
+  const int64_t pairs = (panels.tiles + pair - 1) / pair;
+  for (int64_t first = 0; first < batch; first += block) {
+    if (batch - first < block) rows.resize(batch - first);
+    const Product product{panels, epilogue, image.get() + first * row, rows, taps, row / GemmTraits::quad, out_channels};
+    at::parallel_for(0, pairs, 1, [&](int64_t begin, int64_t end) {
+      std::vector<int8_t> scratch;
+      for (int64_t item = begin; item < end; ++item)
+        product(0, item * pair, scratch, out.data_ptr<float>() + first * out_channels, out_channels, 1);
+    });
+  }
+  return out;
+}
+
+Tensor packed_linear_float_cpu(const Tensor& input, const Tensor& codes, const Tensor& panel_tensor, const Tensor& levels,
+                               const Tensor& scales, const OptionalTensor& bias, int64_t storage_bits) {
+  const char* op = "packed_linear_float";
+  check_dtype(op, "x", input, at::kFloat);
+  TORCH_CHECK_VALUE(input.dim() == 2, op, ": x must be [N, C]; got ", input.sizes());
+  check_dtype(op, "scales", scales, at::kFloat);
+  const Panels panels(op, panel_tensor, levels, storage_bits);
+  const int64_t batch = input.size(0), channels = input.size(1), out_channels = scales.numel();
+  const int64_t row = panels.quads * GemmTraits::quad;
+  check_codes(op, codes, out_channels, channels, storage_bits);
+  TORCH_CHECK_VALUE(panels.groups == 1 && panels.tiles * GemmTraits::columns >= out_channels && row >= channels, op, ": panels must hold ",
+                    out_channels, " channels of ", channels, "; got ", panel_tensor.sizes());
+  if (bias && bias->defined()) check_dtype(op, "bias", *bias, at::kFloat), check_numel(op, "bias", *bias, out_channels);
+  const float* shift = bias && bias->defined() ? bias->const_data_ptr<float>() : nullptr;
+  Tensor out = at::empty({batch, out_channels}, input.options());
+  std::vector<float> x(batch * row);
+  const Tensor dense = input.contiguous();
+  for (int64_t n = 0; n < batch; ++n) std::copy_n(dense.const_data_ptr<float>() + n * channels, channels, &x[n * row]);
+  float* target = out.data_ptr<float>();
+  const float* gain = scales.const_data_ptr<float>();
+  at::parallel_for(0, panels.tiles, 8, [&](int64_t begin, int64_t end) {
+    float acc[GemmTraits::columns];
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t n = 0; n < batch; ++n) {
+        gemm_kernels().multiply_row_float(&x[n * row], panels.tile(0, t), acc);
+        for (int64_t c = t * GemmTraits::columns; c < std::min(out_channels, (t + 1) * GemmTraits::columns); ++c)
+          target[n * out_channels + c] = acc[c % GemmTraits::columns] * gain[c] + (shift ? shift[c] : 0.f);
+      }
+  });
+  return out;
+}
+
+Tensor packed_conv2d_meta(const Tensor& x, const Tensor&, const Tensor&, int64_t, const Tensor&, const Tensor&, const Tensor&,
+                          const Tensor& scales, const Tensor&, const OptionalTensor&, int64_t, IntArrayRef kernel, IntArrayRef stride,
+                          IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  const auto g = geometry<c10::SymInt>(x.sym_sizes(), scales.sym_numel(), kernel, stride, padding, dilation, groups);
+  const bool rows_layout = x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
+  return at::empty_symint({g.batch, g.out_channels, g.out_height, g.out_width}, x.options(),
+                          rows_layout ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+}
+
+Tensor packed_linear_meta(const Tensor& x, const Tensor&, const Tensor&, int64_t, const Tensor&, const Tensor&, const Tensor&,
+                          const Tensor& scales, const Tensor&, const OptionalTensor&, int64_t) {
+  return at::empty_symint({x.sym_size(0), scales.sym_numel()}, x.options());
+}
+
+Tensor packed_linear_float_meta(const Tensor& x, const Tensor&, const Tensor&, const Tensor&, const Tensor& scales, const OptionalTensor&,
+                                int64_t) {
+  return at::empty_symint({x.sym_size(0), scales.sym_numel()}, x.options());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(quantize, CPU, m) {
+  m.impl("packed_conv2d", packed_conv2d_cpu);
+  m.impl("packed_linear", packed_linear_cpu);
+  m.impl("packed_linear_float", packed_linear_float_cpu);
+}
+TORCH_LIBRARY_IMPL(quantize, Meta, m) {
+  m.impl("packed_conv2d", packed_conv2d_meta);
+  m.impl("packed_linear", packed_linear_meta);
+  m.impl("packed_linear_float", packed_linear_float_meta);
+}
+
+}  // namespace quantize::packed

@@ -1,0 +1,27 @@
+// Codes in rows, the canonical layout that files hold (quantize/packed/layout.py).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "../core/checks.h"
+
+namespace quantize::packed {
+
+QUANTIZE_HOST_DEVICE int code_at(const uint8_t* row, int64_t k, int bits) {
+  const int64_t place = k * bits;
+  return (row[place / 8] >> (place % 8)) & ((1 << bits) - 1);
+}
+
+inline void check_decode(const at::Tensor& codes, const at::Tensor& levels, const at::Tensor& scales, int64_t bits, int64_t columns) {
+  const char* op = "decode_weight";
+  TORCH_CHECK_VALUE(bits == 2 || bits == 4 || bits == 8, op, ": storage_bits must be 2, 4 or 8; got ", bits);
+  check_dtype(op, "codes", codes, at::kByte);
+  check_dtype(op, "levels", levels, at::kFloat);
+  check_dtype(op, "scales", scales, at::kFloat);
+  check_numel(op, "levels", levels, int64_t(1) << bits);
+  TORCH_CHECK_VALUE(codes.dim() == 2 && columns >= 0 && codes.size(1) * 8 >= columns * bits && scales.numel() == codes.size(0), op,
+                    ": codes must be [channels, bytes] with a scale for each channel and ", columns, " codes in a row; got ", codes.sizes(),
+                    " and ", scales.sizes());
+}
+
+}  // namespace quantize::packed

@@ -1,0 +1,33 @@
+// Activations on their way into the integer products and out of them: one body, compiled once per ISA. Torch-free.
+#pragma once
+
+#include "../core/cpu_isa.h"
+#include "../weight/lsq.h"
+
+namespace quantize::packed {
+
+using weight::LsqRange;
+
+struct ImageKernels {
+  // Codes of `height` x `width` pixels, channel by channel (x: planes of `plane` elements), to image[pixel][pixel_bytes]; a line of pixels
+  // starts every line_bytes. Writes channels rounded up to 4.
+  void (*from_planes)(const float* x, int64_t plane, int64_t channels, int64_t height, int64_t width, LsqRange range, uint8_t* image,
+                      int64_t line_bytes, int64_t pixel_bytes);
+  // Codes of one line of pixels whose channels lie together, a pixel every `pixel` elements.
+  void (*from_rows)(const float* x, int64_t pixel, int64_t channels, int64_t pixels, LsqRange range, uint8_t* image, int64_t pixel_bytes);
+  // out[i][c] = float(acc[i][c] - correction[c]) * gain[c] + bias[c]; acc's rows hold `stride` sums, out has strides of its own.
+  void (*finish)(const int32_t* acc, int64_t stride, int64_t rows, int64_t columns, const int32_t* correction, const float* gain,
+                 const float* bias, float* out, int64_t row_stride, int64_t column_stride);
+};
+
+extern const ImageKernels image_portable, image_avx2, image_avx512;
+
+inline const ImageKernels& image_kernels() {
+#ifdef QUANTIZE_X86
+  if (cpu_isa() == Isa::avx512) return image_avx512;
+  if (cpu_isa() == Isa::avx2) return image_avx2;
+#endif
+  return image_portable;
+}
+
+}  // namespace quantize::packed

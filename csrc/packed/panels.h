@@ -1,0 +1,78 @@
+// Arguments of the packed ops, checked.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <cmath>
+#include <vector>
+
+#include "../core/checks.h"
+#include "gemm_kernels.h"
+
+namespace quantize::packed {
+
+// panels: uint8 [groups, tiles, bytes] as quantize/packed/panels.py lays them out. levels: float32 [2^bits], whole numbers within +-127.
+struct Panels {
+  int64_t groups, tiles, bytes, quads;
+  int bits;
+  bool narrow = true;
+  alignas(16) int8_t levels[16] = {};
+  const uint8_t* codes;
+
+  Panels(const char* op, const at::Tensor& panels, const at::Tensor& table, int64_t storage_bits) : bits(int(storage_bits)) {
+    TORCH_CHECK_VALUE(bits == 2 || bits == 4 || bits == 8, op, ": storage_bits must be 2, 4 or 8; got ", storage_bits);
+    check_dtype(op, "panels", panels, at::kByte);
+    check_dtype(op, "levels", table, at::kFloat);
+    check_numel(op, "levels", table, int64_t(1) << bits);
+    TORCH_CHECK_VALUE(panels.dim() == 3 && panels.is_contiguous() && panels.size(2) % GemmTraits::quad_bytes == 0, op,
+                      ": panels must be contiguous [groups, tiles, bytes], bytes a multiple of 64; got ", panels.sizes());
+    groups = panels.size(0), tiles = panels.size(1), bytes = panels.size(2);
+    quads = bytes / GemmTraits::quad_bytes * (8 / bits);
+    codes = panels.const_data_ptr<uint8_t>();
+    const float* values = table.const_data_ptr<float>();
+    for (int64_t i = 0; i < table.numel(); ++i) {
+      if (std::isnan(values[i])) continue;  // a code that does not occur
+      TORCH_CHECK_VALUE(values[i] == std::nearbyint(values[i]) && std::fabs(values[i]) <= 127, op,
+                        ": levels must be whole numbers within +-127; got ", values[i]);
+      narrow = narrow && std::fabs(values[i]) <= 64;
+      if (bits < 8) levels[i] = int8_t(values[i]);
+    }
+    TORCH_CHECK_VALUE(bits < 8 || values[255] == -1.f, op, ": levels must be two's complement at 8 bits");
+  }
+
+  Weights tile(int64_t group, int64_t index) const { return {codes + (group * tiles + index) * bytes, quads, bits, levels, narrow}; }
+};
+
+// codes: the rows that panels were made of (quantize/packed/layout.py). The CPU reads panels only, but says what a GPU would.
+inline void check_codes(const char* op, const at::Tensor& codes, int64_t channels, int64_t length, int64_t bits) {
+  const int64_t bytes = (length * bits + 63) / 64 * 8;
+  TORCH_CHECK_VALUE(codes.dim() == 2 && codes.size(0) == channels && codes.size(1) == bytes, op, ": codes must be [", channels, ", ", bytes,
+                    "], for ", length, " levels of ", bits, " bits; got ", codes.sizes());
+}
+
+// What a group of output channels multiplies and adds after the integer products.
+struct Epilogue {
+  std::vector<float> gain, bias;
+  std::vector<int32_t> correction;
+
+  // Entries beyond the channels, up to whole panels, are zero.
+  Epilogue(const char* op, const at::Tensor& scales, const std::optional<at::Tensor>& bias_tensor, const at::Tensor& sums, float step,
+           int zero_point)
+      : gain(scales.numel()), bias(scales.numel()), correction(scales.numel()) {
+    const int64_t n = scales.numel();
+    check_dtype(op, "scales", scales, at::kFloat);
+    check_dtype(op, "sums", sums, at::kInt);
+    check_numel(op, "sums", sums, n);
+    for (int64_t c = 0; c < n; ++c) {
+      gain[c] = step * scales.const_data_ptr<float>()[c];
+      correction[c] = zero_point * sums.const_data_ptr<int32_t>()[c];
+    }
+    if (!bias_tensor || !bias_tensor->defined()) return;
+    check_dtype(op, "bias", *bias_tensor, at::kFloat);
+    check_numel(op, "bias", *bias_tensor, n);
+    std::copy_n(bias_tensor->const_data_ptr<float>(), n, bias.begin());
+  }
+};
+
+}  // namespace quantize::packed

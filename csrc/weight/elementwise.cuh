@@ -1,0 +1,59 @@
+// Element by element on the device: rounding to powers of two, and the learned step.
+#pragma once
+
+#include "../core/grid.h"
+#include "../core/warp.cuh"
+#include "lsq.h"
+#include "power_of_two.h"
+
+namespace quantize::weight {
+
+struct ElementTraits {
+  static constexpr int threads = 256, blocks = 8;  // blocks: of a multiprocessor
+  static constexpr int sums = 1024;                // partial sums of the step's gradient: blocks of a fixed number, so that runs agree
+};
+
+template <typename T>
+__global__ void __launch_bounds__(ElementTraits::threads) round_elements(const T* __restrict__ x, int64_t n, bool plus, T* y) {
+  const int64_t step = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) y[i] = round_power_of_two(x[i], plus);
+}
+
+// step, zero_point: device scalars.
+template <typename T>
+__global__ void __launch_bounds__(ElementTraits::threads)
+    lsq_elements(const T* __restrict__ x, int64_t n, const float* step_size, const float* zero_point, int bits, T* y) {
+  const LsqRange range = lsq_range(*step_size, *zero_point, bits);
+  const int64_t step = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step)
+    y[i] = round_nearest(lsq_clip(lsq_round(to_float_device(x[i]), range), range) * range.step, T{});
+}
+
+// grad_x as lsq_kernels.h has it. sums[block]: this block's part of the step's gradient.
+template <typename T>
+__global__ void __launch_bounds__(ElementTraits::threads)
+    lsq_gradients(const T* __restrict__ grad, const T* __restrict__ x, int64_t n, const float* step_size, const float* zero_point, int bits,
+                  T* grad_x, float* sums) {
+  const LsqRange range = lsq_range(*step_size, *zero_point, bits);
+  const int64_t step = int64_t(gridDim.x) * blockDim.x;
+  float sum = 0.f;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) {
+    const float own = to_float_device(grad[i]), v = to_float_device(x[i]) * range.inverse;
+    const float bounded = v > -65536.f ? v : -65536.f, within = bounded < 65536.f ? bounded : 65536.f;
+    const float rounded = (within + 12582912.f) - 12582912.f, clipped = lsq_clip(rounded, range);
+    const bool inside = clipped == rounded;
+    sum += own * (inside ? rounded - within : clipped);
+    grad_x[i] = inside ? grad[i] : round_nearest(0.f, T{});
+  }
+  __shared__ float warps[ElementTraits::threads / Warp::lanes];
+  for (int mask = Warp::lanes / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(Warp::all, sum, mask);
+  if (threadIdx.x % Warp::lanes == 0) warps[threadIdx.x / Warp::lanes] = sum;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    float total = 0.f;
+    for (float part : warps) total += part;
+    sums[blockIdx.x] = total;
+  }
+}
+
+}  // namespace quantize::weight

@@ -1,0 +1,38 @@
+"""What `train.py --evaluate` prints: a checkpoint's accuracy or, with `--training-only`, the variance of its gradient."""
+
+from functools import partial
+from itertools import islice
+
+from torch.nn import functional as F
+
+import checkpoint
+from engine import Run, autocast, show, test
+from interrupt import StopRequest
+
+
+def report(run: Run, train_loader, test_loader) -> dict:
+    """Print and return the numbers on the checkpoint that `run` was restored from."""
+    if run.args.training_only:
+        if run.args.resume2:
+            second = checkpoint.read(run.args.resume2, run.args)
+            checkpoint.load_activation_state(run.model, second["ranks"][0]["activation"])
+        numbers = variances(run, train_loader)
+        text = "  ".join(f"{name} {value:.6g}" for name, value in numbers.items())
+    else:
+        loss, top1 = test(run, test_loader, StopRequest())
+        numbers = {"test_loss": loss, "test_top1": top1}
+        text = f"test loss {loss:.4f}  top-1 {top1:.2f} %"
+    if run.processes.first:
+        print(f"{run.args.resume}: {text}")
+    return numbers
+
+
+def variances(run: Run, loader) -> dict:
+    """Overall, Quant and Sample variance of the gradient over the first `--batches` training batches, `--draws` draws each."""
+    from quantize import variance_report
+
+    run.model.train()
+    batches = [(show(run, images), targets.to(run.processes.device)) for images, targets, _ in islice(loader.epoch(0), run.args.batches)]
+    with autocast(run):
+        report = variance_report(run.model, batches, partial(F.cross_entropy, label_smoothing=run.args.label_smoothing), run.args.draws)
+    return {"Overall": report.overall, "Quant": report.quantization, "Sample": report.sample}

@@ -1,0 +1,1 @@
+"""Inference on packed weights: convert, save, load, and what they take."""

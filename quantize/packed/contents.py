@@ -1,0 +1,140 @@
+"""What a converted model holds and a file stores: its packed layers, each an entry of JSON, and every other tensor once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from .layout import storage_bits
+from .modules import ATTRIBUTES, InputQuantizer, PackedLayer
+from .plain import kind_of
+from .weight import PackedWeight
+
+LAYER_TENSORS = ("codes", "scales", "bias", "step", "zero_point")
+
+
+class Item(NamedTuple):
+    """A stored tensor. `layer`: the module that it belongs to, by name; `weight`: the packed parameter, or empty."""
+
+    layer: str
+    weight: str
+    tensor: Tensor
+
+
+class Contents(NamedTuple):
+    """`layers`: JSON entries in module order. `tensors`: what is stored, by its name in the file."""
+
+    layers: list[dict]
+    tensors: dict[str, Item]
+
+
+def join(*parts: str) -> str:
+    """Names, with dots between those that are not empty."""
+    return ".".join(part for part in parts if part)
+
+
+def identity(tensor: Tensor) -> object:
+    """What tied tensors have in common."""
+    if tensor.numel() == 0 or tensor.device.type == "meta":
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def packed_weights(module: nn.Module) -> dict[str, PackedWeight]:
+    """The packed weights that stand behind `module`'s decoded ones, by parameter name."""
+    return vars(module).get("packed_weights", {})
+
+
+def input_grid(module: nn.Module) -> InputQuantizer | None:
+    """The grid of the input of a module with a decoded weight."""
+    own = module._modules.get("activation_quantizer")
+    return own if isinstance(own, InputQuantizer) else None
+
+
+def own_tensors(module: nn.Module, without: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
+    """The module's parameters and persistent buffers, in the order of their names."""
+    for name, tensor in sorted({**module._parameters, **module._buffers}.items()):
+        if tensor is not None and name not in without and name not in module._non_persistent_buffers_set:
+            yield name, tensor
+
+
+def attributes(module: nn.Module) -> dict:
+    """What distinguishes layers of the same kind and shape, without defaults."""
+    found = {}
+    for name, default in ATTRIBUTES.items():
+        value = getattr(module, name, default)
+        if isinstance(value, (tuple, list)):
+            value = list(value)
+        usual = [default] * len(value) if isinstance(value, list) else default
+        if value != usual and isinstance(value, (int, str, list)):  # subclasses may hold anything under these names
+            found[name] = value
+    return found
+
+
+def entry_of(name: str, module: nn.Module, weight: PackedWeight, tensor: str, has_bias: bool, activation_bits: int | None) -> dict:
+    """The JSON of one packed weight. What is usual is left out."""
+    entry = {"name": name, "kind": kind_of(module), "method": weight.method, "bits": weight.bits, "storage": storage_bits(weight.bits)}
+    entry["shape"] = list(weight.shape)
+    if activation_bits is not None:
+        entry["activation_bits"] = activation_bits
+    entry |= attributes(module)
+    if not isinstance(module, PackedLayer):
+        return {**entry, "decoded": tensor}
+    if not has_bias:
+        entry["bias"] = False
+    if module.folded is not None:
+        entry["batch_norm"], entry["batch_norm_bytes"] = module.folded
+    return entry
+
+
+def weight_of(layer: PackedLayer) -> PackedWeight:
+    """A packed layer's weight; the tensors are the layer's."""
+    groups = layer.groups if layer.transposed else 1
+    return PackedWeight(layer.method, layer.bits, layer.shape, layer.codes, layer.scales, layer.transposed, groups)
+
+
+def packed_parts(name: str, module: nn.Module) -> Iterator[tuple[str, dict, dict[str, Tensor]]]:
+    """For each packed weight of `module`: its name, its JSON, and its tensors by their names under the module's."""
+    if isinstance(module, PackedLayer):
+        entry = entry_of(name, module, weight_of(module), "weight", module.plain_bias, module.activation_bits)
+        yield "weight", entry, {part: t for part in LAYER_TENSORS if (t := module._buffers.get(part)) is not None}
+        return
+    for tensor, weight in packed_weights(module).items():
+        grid = input_grid(module) if tensor == "weight" else None
+        entry = entry_of(name, module, weight, tensor, False, grid and grid.bits)
+        parts = {f"{tensor}.codes": weight.codes, f"{tensor}.scales": weight.scales}
+        if grid is not None:
+            parts |= {f"{tensor}.step": grid.step, f"{tensor}.zero_point": grid.zero_point}
+        yield tensor, entry, parts
+
+
+def contents(model: nn.Module) -> Contents:
+    """Of a converted model. Tied tensors appear once, under the name that comes first."""
+    layers, tensors, seen, grids = [], {}, {}, set()
+
+    def add(name: str, item: Item) -> str:
+        first = seen.setdefault(identity(item.tensor), name)
+        if first == name and tensors.setdefault(name, item) is not item:
+            raise ValueError(f"save: two tensors of the model have the name {name!r}")
+        return first
+
+    for name, module in model.named_modules():
+        if module in grids:
+            continue
+        stored = set(LAYER_TENSORS) if isinstance(module, PackedLayer) else set(packed_weights(module))
+        for weight, entry, parts in packed_parts(name, module):
+            layers.append(entry)
+            tied = {part: first for part, t in parts.items() if (first := add(join(name, part), Item(name, weight, t))) != join(name, part)}
+            if tied:
+                entry["tied"] = tied
+            grids.add(input_grid(module))
+        for part, tensor in own_tensors(module, stored):
+            add(join(name, part), Item(name, "", tensor))
+    return Contents(layers, tensors)
+
+
+def stored_bytes(tensors: dict[str, Item]) -> int:
+    """What save() writes, less its header."""
+    return sum(item.tensor.nbytes for item in tensors.values())

@@ -1,0 +1,45 @@
+"""What packed layers compute in floats: the input's levels, the weight from its rows, and the layer itself on both.
+
+The specification of the kernels (kernels.py), and what runs where none takes a layer.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layout import decode_rows, from_rows
+
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def decode(codes: Tensor, scales: Tensor, levels: Tensor, shape: tuple[int, ...], transposed: bool, groups: int) -> Tensor:
+    """The float weight of `shape` that rows stand for: scale times level, rounded once."""
+    k = 1
+    for size in (shape[0] // groups, *shape[2:]) if transposed else shape[1:]:
+        k *= size
+    return from_rows(decode_rows(codes, k, levels) * scales.unsqueeze(1), shape, transposed, groups)
+
+
+def quantize_input(input: Tensor, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """step * (clamp(round(input / step) + zero_point, 0, 2^bits - 1) - zero_point) in float32; the gradient passes straight through."""
+    supported = input.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return torch.ops.quantize.lsq(input if supported else input.float(), step, zero_point, bits, 1.0).to(input.dtype)
+
+
+def run(layer, input: Tensor, output_padding=None) -> Tensor:
+    """The packed `layer` on `input` (quantized already where it asks for that)."""
+    weight = layer.weight.to(input.dtype)
+    bias = None if layer.bias is None else layer.bias.to(input.dtype)
+    if layer.spatial == 0:
+        return F.linear(input, weight, bias)
+    if layer.transposed:
+        function = CONV_TRANSPOSE[layer.spatial]
+        return function(input, weight, bias, layer.stride, layer.padding, output_padding, layer.groups, layer.dilation)
+    padding = layer.padding
+    if layer.padding_mode != "zeros":
+        input = F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+        padding = 0
+    return CONV[layer.spatial](input, weight, bias, layer.stride, padding, layer.dilation, layer.groups)

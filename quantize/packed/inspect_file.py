@@ -1,0 +1,45 @@
+"""`python -m quantize inspect FILE`: what a saved model holds, by its file alone."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from .header import Bad, Header, read_header
+from .table import aligned, kib
+
+
+def inspect_file(path) -> str:
+    """The table as text.
+
+    Raises:
+        FileNotFoundError. ValueError: a file that quantize.save did not write, or a damaged one; what is wrong with it is named.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = read_header(file)
+    except Bad as error:
+        raise ValueError(f"inspect: {os.fspath(path)}: {error}") from None
+    return _table(header)
+
+
+def _table(header: Header) -> str:
+    sizes = {name: stored.end - stored.start for name, stored in header.tensors.items()}
+    data, rows, floats = sum(sizes.values()), [], 0
+    for layer in header.layers:
+        decoded = layer.get("decoded")
+        prefix = ".".join(part for part in (layer["name"], decoded) if part)
+        nbytes = sum(sizes.pop(f"{prefix}.{part}" if prefix else part, 0) for part in ("codes", "scales", "bias", "step", "zero_point"))
+        notes = [f"with {layer['batch_norm']}"] if "batch_norm" in layer else []
+        notes += ["decoded when loaded"] if decoded else []
+        notes += [f"{part} of {owner.rpartition('.')[0]}" for part, owner in layer.get("tied", {}).items()]
+        shape, activation_bits = "x".join(map(str, layer["shape"])), str(layer.get("activation_bits", 32))
+        name = prefix if decoded else layer["name"]
+        rows.append((name, layer["kind"], layer["method"], str(layer["bits"]), activation_bits, shape, kib(nbytes), ", ".join(notes)))
+        floats += 4 * math.prod(layer["shape"]) + layer.get("batch_norm_bytes", 0)
+    rest = sum(sizes.values())
+    if sizes:
+        rows.append(("others", f"{len(sizes)} tensors", "float", "", "", "", kib(rest), "as they were"))
+    columns = ("layer", "kind", "method", "bits", "activation bits", "shape", "KiB", "note")
+    totals = f"{len(header.layers)} packed weights; tensors: {kib(data)} KiB, header: {kib(header.size)} KiB"
+    return f"{aligned(columns, rows, '<<<>><><')}\n{totals}; the packed weights in float32: {kib(floats)} KiB"

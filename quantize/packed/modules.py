@@ -1,0 +1,261 @@
+"""Layers whose weight is kept as packed codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from . import functional, kernels
+from .layout import byte_levels, storage_bits
+from .weight import PackedWeight
+
+KEPT = ("codes", "scales", "bias", "step", "zero_point", "levels")  # buffers that keep their dtype
+ATTRIBUTES = {  # what tells one layer of a kind from another, with the defaults that files leave out
+    "stride": 1,
+    "padding": 0,
+    "dilation": 1,
+    "groups": 1,
+    "output_padding": 0,
+    "padding_mode": "zeros",
+    "num_heads": None,
+}
+
+
+class KeepsDtypes(nn.Module):
+    """Mixin: `.half()` and the like leave the buffers named in KEPT as they are, and set `dtype`."""
+
+    dtype: torch.dtype
+
+    def _apply(self, fn, recurse=True):
+        kept = {name: self._buffers[name] for name in KEPT if self._buffers.get(name) is not None}
+        probe = fn(torch.empty(0, dtype=self.dtype, device=next(iter(kept.values())).device))
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = self._buffers[name]
+            if after.dtype != before.dtype:
+                self._buffers[name] = before.to(after.device)
+        if probe.is_floating_point():
+            self.dtype = probe.dtype
+        return self
+
+
+class InputQuantizer(KeepsDtypes):
+    """Quantizes the input of a layer that has no packed counterpart: the same grid as in training, fixed."""
+
+    def __init__(self, bits: int, step: Tensor, zero_point: Tensor):
+        super().__init__()
+        self.bits, self.dtype = bits, step.dtype
+        self.register_buffer("step", step)
+        self.register_buffer("zero_point", zero_point)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`input` on the grid; shape and dtype as given."""
+        return functional.quantize_input(input, self.step, self.zero_point, self.bits)
+
+    def extra_repr(self) -> str:
+        """Bits."""
+        return f"bits={self.bits}"
+
+
+class PackedLayer(KeepsDtypes):
+    """Base of the packed layers. :func:`quantize.convert` and :func:`quantize.load` make them out of float ones, by a change of class.
+
+    Buffers: `codes` uint8[N, row_bytes], one row an output channel (quantize/packed/layout.py); `scales` float32[N]; `bias` float32[N] or
+    None; with `activation_bits` also `step` and `zero_point`, float32 scalars. They keep these dtypes under ``.half()`` and the like; the
+    output has the input's dtype. Everything else that the layer had (stride, hooks, attributes of one's own) it still has.
+
+    For inference. The gradient flows to the input as through the float layer, straight through the rounding of activations; the weight
+    has none.
+    """
+
+    plain: type[nn.Module]
+    spatial = 0
+    transposed = False
+
+    def __init__(self, *args, **kwargs):
+        raise TypeError(f"{type(self).__name__} is made of a {self.plain.__name__} by quantize.convert or quantize.load")
+
+    @classmethod
+    def become(cls, module: nn.Module, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype, plain_bias: bool) -> None:
+        """Turns a layer into a packed one in place. The tensors are taken as they are; `weight` may be shared by several layers."""
+        module.__class__ = cls
+        for name in ("weight", *KEPT):
+            module._parameters.pop(name, None)
+            module._buffers.pop(name, None)
+        drop_pre_hook(module, _no_fused_path)
+        module.method, module.bits, module.activation_bits = weight.method, weight.bits, None
+        module.shape, module.dtype = weight.shape, dtype
+        module.plain_bias, module.folded = plain_bias, None
+        module.register_buffer("codes", weight.codes)
+        module.register_buffer("scales", weight.scales)
+        module.register_buffer("bias", bias)
+        module.register_buffer("step", None)
+        module.register_buffer("zero_point", None)
+        levels = byte_levels(weight.method, storage_bits(weight.bits)).to(weight.codes.device)
+        module.register_buffer("levels", levels, persistent=False)
+
+    def quantize_inputs(self, bits: int, step: Tensor, zero_point: Tensor) -> None:
+        """Sets the levels of the input: step * ({0 .. 2^bits - 1} - zero_point)."""
+        self.activation_bits, self.step, self.zero_point = bits, step, zero_point
+        if self.spatial == 0:  # nn.TransformerEncoderLayer's fused path would read `weight` and pass the input quantizer by
+            self.register_forward_pre_hook(_no_fused_path)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the codes stand for, decoded at each access: Tensor in the float layer's shape. Read-only."""
+        groups = self.groups if self.transposed else 1
+        weight = functional.decode(self.codes, self.scales, self.levels, self.shape, self.transposed, groups)
+        return weight.to(self.dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the float layer's with the quantized weight."""
+        self._check_input(input)
+        found = kernels.run(self, input)
+        return functional.run(self, self._quantized(input)) if found is None else found
+
+    def _check_input(self, input: Tensor) -> None:
+        if self.folded is not None and input.dim() != self.spatial + 2:
+            raise ValueError(
+                f"{type(self).__name__}: input must have {self.spatial + 2} dimensions, as its folded batch norm {self.folded[0]!r} wants; "
+                f"got {list(input.shape)}"
+            )
+
+    def _quantized(self, input: Tensor) -> Tensor:
+        if self.activation_bits is None:
+            return input
+        return functional.quantize_input(input, self.step, self.zero_point, self.activation_bits)
+
+    def __getstate__(self):
+        """Without what kernels make of the codes."""
+        return {key: value for key, value in self.__dict__.items() if key != "_panels"}
+
+    def extra_repr(self) -> str:
+        """The float layer's, then method and bits."""
+        activations = "" if self.activation_bits is None else f", activation_bits={self.activation_bits}"
+        plain = self.plain.extra_repr(self)
+        return f"{plain}, method={self.method}, bits={self.bits}{activations}"
+
+
+def _no_fused_path(module, args):
+    return None
+
+
+def drop_pre_hook(module: nn.Module, hook) -> None:
+    """Takes out a forward pre-hook, wherever it was registered."""
+    for key in [key for key, own in module._forward_pre_hooks.items() if own is hook]:
+        del module._forward_pre_hooks[key]
+        module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+class PackedLinear(PackedLayer):
+    """nn.Linear on packed codes; Tensor[*, in_features] to Tensor[*, out_features].
+
+    Example:
+        >>> model = quantize.convert(quantize.prepare(nn.Sequential(nn.Linear(64, 10)), quantize.Uniform(4)))
+        >>> model[0]
+        PackedLinear(in_features=64, out_features=10, bias=True, method=uniform, bits=4)
+        >>> model[0].codes.shape  # 64 codes of 4 bits a row
+        torch.Size([10, 32])
+    """
+
+    plain = nn.Linear
+
+
+class PackedConv1d(PackedLayer):
+    """nn.Conv1d on packed codes.
+
+    Example:
+        >>> model = quantize.convert(quantize.prepare(nn.Sequential(nn.Conv1d(8, 16, 3)), quantize.Uniform(8)))
+        >>> model(torch.randn(4, 8, 9)).shape
+        torch.Size([4, 16, 7])
+    """
+
+    plain, spatial = nn.Conv1d, 1
+
+
+class PackedConv2d(PackedLayer):
+    """nn.Conv2d on packed codes, with every stride, padding, padding mode, dilation and grouping.
+
+    Example:
+        >>> model = quantize.convert(quantize.prepare(nn.Sequential(nn.Conv2d(16, 16, 3)), quantize.Uniform(2)))
+        >>> model[0].codes.nbytes, model[0].scales.nbytes  # 144 codes of 2 bits a row are 36 bytes, padded to 40
+        (640, 64)
+        >>> model(torch.randn(4, 16, 9, 9)).shape
+        torch.Size([4, 16, 7, 7])
+    """
+
+    plain, spatial = nn.Conv2d, 2
+
+
+class PackedConv3d(PackedLayer):
+    """nn.Conv3d on packed codes.
+
+    Example:
+        >>> model = quantize.convert(quantize.prepare(nn.Sequential(nn.Conv3d(8, 16, 3)), quantize.PowerOfTwo(4)))
+        >>> model(torch.randn(4, 8, 9, 9, 9)).shape
+        torch.Size([4, 16, 7, 7, 7])
+    """
+
+    plain, spatial = nn.Conv3d, 3
+
+
+class _PackedConvTranspose(PackedLayer):
+    transposed = True
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """As the float layer's with the quantized weight."""
+        self._check_input(input)
+        input = self._quantized(input)
+        geometry = (self.stride, self.padding, self.kernel_size, self.spatial, self.dilation)
+        return functional.run(self, input, self.plain._output_padding(self, input, output_size, *geometry))
+
+
+class PackedConvTranspose1d(_PackedConvTranspose):
+    """nn.ConvTranspose1d on packed codes; a row holds one output channel's weights, as in the other convolutions.
+
+    Example:
+        >>> model = quantize.convert(quantize.prepare(nn.Sequential(nn.ConvTranspose1d(8, 16, 3)), quantize.Uniform(8)))
+        >>> model(torch.randn(4, 8, 9)).shape
+        torch.Size([4, 16, 11])
+    """
+
+    plain, spatial = nn.ConvTranspose1d, 1
+
+
+class PackedConvTranspose2d(_PackedConvTranspose):
+    """nn.ConvTranspose2d on packed codes; a row holds one output channel's weights, as in the other convolutions.
+
+    Example:
+        >>> model = quantize.convert(quantize.prepare(nn.Sequential(nn.ConvTranspose2d(8, 16, 3)), quantize.Uniform(8)))
+        >>> model(torch.randn(4, 8, 9, 9)).shape
+        torch.Size([4, 16, 11, 11])
+    """
+
+    plain, spatial = nn.ConvTranspose2d, 2
+
+
+class PackedConvTranspose3d(_PackedConvTranspose):
+    """nn.ConvTranspose3d on packed codes; a row holds one output channel's weights, as in the other convolutions.
+
+    Example:
+        >>> model = quantize.convert(quantize.prepare(nn.Sequential(nn.ConvTranspose3d(8, 16, 3)), quantize.Uniform(8)))
+        >>> model(torch.randn(4, 8, 9, 9, 9)).shape
+        torch.Size([4, 16, 11, 11, 11])
+    """
+
+    plain, spatial = nn.ConvTranspose3d, 3
+
+
+# Float layer to packed one, by exact type: a subclass has a forward of its own, which reads a float weight.
+PACKED = {
+    cls.plain: cls
+    for cls in (
+        PackedLinear,
+        PackedConv1d,
+        PackedConv2d,
+        PackedConv3d,
+        PackedConvTranspose1d,
+        PackedConvTranspose2d,
+        PackedConvTranspose3d,
+    )
+}

@@ -1,0 +1,154 @@
+"""Does a file fit a model? Every layer and tensor is compared before anything is read or changed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .contents import attributes, identity, input_grid, join, own_tensors
+from .fold import BATCH_NORMS
+from .header import Bad, Header, Stored, short
+from .modules import ATTRIBUTES, PackedLayer
+from .plain import kind_of
+from .replace import packed_class
+from .weight import is_transposed, tensor_shapes
+
+
+class Step(NamedTuple):
+    """One packed weight to be put in. `parts`: the file's tensor of each part."""
+
+    entry: dict
+    module: nn.Module
+    tensor: str  # the parameter's name
+    parts: dict[str, str]
+
+    @property
+    def decoded(self) -> bool:
+        return "decoded" in self.entry
+
+
+class Plan(NamedTuple):
+    """What load() will do: the packed weights, the plain tensors to copy into, and the batch norms that go."""
+
+    steps: list[Step]
+    plain: dict[str, Tensor]
+    folded: list[nn.Module]
+
+
+def make_plan(model: nn.Module, header: Header) -> Plan:
+    """Raises Bad at the first difference, in the model's order."""
+    entries: dict[str, list[dict]] = {}
+    for entry in header.layers:
+        entries.setdefault(entry["name"], []).append(entry)
+    folds = {entry["batch_norm"]: entry for entry in header.layers if "batch_norm" in entry}
+    if len(folds) < sum("batch_norm" in entry for entry in header.layers):
+        raise Bad("layers: a batch_norm must be folded into one layer only")
+    plan, seen, used = Plan([], {}, []), set(), set()
+    grids = {grid for m in model.modules() if (grid := input_grid(m)) is not None}  # of a model that was converted before
+    for name, module in model.named_modules():
+        if module in grids:
+            continue
+        if name in folds and name not in entries:
+            _check_norm(name, module, folds.pop(name))
+            plan.folded.append(module)
+            continue
+        without = set()
+        for entry in entries.pop(name, []):
+            step = _step(entry, module, header.tensors)
+            plan.steps.append(step)
+            used.update(step.parts.values())
+            without |= {step.tensor} if step.decoded else {"weight", "codes", "scales", "bias", "step", "zero_point"}
+        if not without and isinstance(module, PackedLayer):
+            raise Bad(f"layer {name!r}: expected {kind_of(module)}, packed, as the model has it; found no layer of that name")
+        for part, tensor in own_tensors(module, without):
+            _in_memory(name, part, tensor)
+            if identity(tensor) not in seen:
+                seen.add(identity(tensor))
+                full = join(name, part)
+                _check_tensor(full, name, tensor.dtype, tuple(tensor.shape), header.tensors)
+                plan.plain[full] = tensor
+    if entries:
+        name, found = next(iter(entries.items()))
+        raise Bad(f"layer {short(name)}: expected no such layer, as in the model; found {found[0]['kind']} {found[0]['shape']}")
+    if folds:
+        raise Bad(f"layer {short(next(iter(folds)))}: expected a batch norm of the model; the model has no such module")
+    extra = sorted(set(header.tensors) - set(plan.plain) - used)
+    if extra:
+        raise Bad(f"tensor {short(extra[0])}: expected no such tensor, as in the model; found {_words(header.tensors[extra[0]])}")
+    return plan
+
+
+def _words(stored: Stored) -> str:
+    return f"{str(stored.dtype).removeprefix('torch.')} {list(stored.shape)}"
+
+
+def _check_tensor(full: str, layer: str, dtype: torch.dtype, shape: tuple[int, ...], tensors: dict[str, Stored]) -> None:
+    stored, expected = tensors.get(full), f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+    if stored is None:
+        raise Bad(f"layer {layer!r}: expected tensor {full!r}, {expected}; found none")
+    if (stored.dtype, stored.shape) != (dtype, shape):
+        raise Bad(f"layer {layer!r}: expected tensor {full!r}, {expected}; found {_words(stored)}")
+
+
+def _check_norm(name: str, module: nn.Module, entry: dict) -> None:
+    channels = entry["shape"][1] * entry.get("groups", 1) if entry["kind"].startswith("ConvTranspose") else entry["shape"][0]
+    if type(module) is nn.Identity:
+        return
+    if not issubclass(type(module), BATCH_NORMS) or module.num_features != channels:
+        what = f"{kind_of(module)}({getattr(module, 'num_features', '')})"
+        raise Bad(
+            f"layer {name!r}: expected {what}, as in the model; found a batch norm of {channels} channels, folded into {entry['name']!r}"
+        )
+
+
+def _step(entry: dict, module: nn.Module, tensors: dict[str, Stored]) -> Step:
+    name, tensor = entry["name"], entry.get("decoded", "weight")
+
+    def differ(what: str, expected, found) -> None:
+        if expected != found:
+            raise Bad(f"layer {name!r}: expected {what} {expected}, as in the model; found {short(found)}")
+
+    differ("kind", kind_of(module), entry["kind"])
+    packable = packed_class(module) is not None and tensor == "weight"
+    differ("a weight that is", "packed" if packable else "decoded", "decoded" if "decoded" in entry else "packed")
+    shape, has_bias = _shape(name, module, tensor), False
+    differ(f"{tensor} of shape", shape, entry["shape"])
+    mine = attributes(module)
+    for attribute, default in ATTRIBUTES.items():
+        differ(attribute, mine.get(attribute, default), entry.get(attribute, default))
+    if packable:
+        has_bias = module.plain_bias if isinstance(module, PackedLayer) else module.bias is not None
+        differ("bias", has_bias, entry.get("bias", True))
+    prefix = "" if packable else f"{tensor}."
+    transposed = is_transposed(module)
+    groups = module.groups if transposed else 1
+    parts = tensor_shapes(tuple(shape), entry["bits"], transposed, groups)
+    if packable and (has_bias or "batch_norm" in entry):
+        parts["bias"] = (torch.float32, parts["scales"][1])
+    if "activation_bits" in entry:
+        parts |= {"step": (torch.float32, ()), "zero_point": (torch.float32, ())}
+    tied, places = entry.get("tied", {}), {}
+    for part, (dtype, part_shape) in parts.items():
+        places[part] = tied.get(prefix + part, join(name, prefix + part))
+        _check_tensor(places[part], name, dtype, part_shape, tensors)
+    if set(tied) - {prefix + part for part in parts}:
+        raise Bad(f"layer {name!r}: tied must name tensors of the layer; got {short(sorted(tied))}")
+    return Step(entry, module, tensor, places)
+
+
+def _shape(name: str, module: nn.Module, tensor: str) -> list[int]:
+    """Of the float weight."""
+    if isinstance(module, PackedLayer) and tensor == "weight":
+        return list(module.shape)
+    weight = module._parameters.get(tensor)
+    if weight is None:
+        raise Bad(f"layer {name!r}: expected a parameter {short(tensor)} in the model; {kind_of(module)} has none")
+    _in_memory(name, tensor, weight)
+    return list(weight.shape)
+
+
+def _in_memory(layer: str, part: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin) or tensor.device.type == "meta":
+        raise Bad(f"layer {layer!r}: expected a model with its tensors in memory; {part} has no values yet")

@@ -1,0 +1,69 @@
+"""What becomes of a layer when its weight is packed: the changes in place that convert and load make."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.base import CompressedLayer
+from ..weight.prepare import _quantize_input
+from .modules import PACKED, InputQuantizer, PackedLayer, drop_pre_hook
+from .plain import forward_of_its_own, plain_class
+from .weight import PackedWeight
+
+Grid = tuple[int, Tensor, Tensor]  # bits, step, zero point
+
+
+def packed_class(module: nn.Module) -> type[PackedLayer] | None:
+    """The packed layer that `module` becomes. None where it reads its weight in a forward of its own."""
+    return None if forward_of_its_own(module) else PACKED.get(plain_class(type(module)))
+
+
+def reason_decoded(module: nn.Module) -> str:
+    """Why `module` keeps a decoded weight."""
+    return f"decoded: {plain_class(type(module)).__name__} reads a float weight in its own forward"
+
+
+def become_packed(module: nn.Module, weight: PackedWeight, bias, dtype: torch.dtype, plain_bias: bool, grid: Grid | None, folded) -> None:
+    """A float or packed layer becomes a packed one.
+
+    `plain_bias`: the float layer has a bias. `folded`: (name, bytes) of the batch norm that scales and bias contain.
+    """
+    if isinstance(module, CompressedLayer):
+        for name in ("config", "_explicit_config", "_state"):
+            vars(module).pop(name, None)
+    _set_input_grid(module, None)
+    packed_class(module).become(module, weight, bias, dtype, plain_bias)
+    if grid is not None:
+        module.quantize_inputs(*grid)
+    module.folded = folded
+
+
+def become_decoded(module: nn.Module, tensor: str, weight: PackedWeight, dtype: torch.dtype, grid: Grid | None, memo: dict) -> None:
+    """`module.<tensor>` becomes the decoded weight; what files store is in `module.packed_weights`. `memo` keeps ties."""
+    if id(weight) not in memo:
+        memo[id(weight)] = nn.Parameter(weight.decode().to(dtype), requires_grad=False)
+    module._parameters[tensor] = memo[id(weight)]
+    vars(module).setdefault("packed_weights", {})[tensor] = weight
+    if tensor == "weight":
+        _set_input_grid(module, grid)
+
+
+def _set_input_grid(module: nn.Module, grid: Grid | None) -> None:
+    module._modules.pop("activation_quantizer", None)
+    drop_pre_hook(module, _quantize_input)
+    if grid is not None:
+        module.activation_quantizer = InputQuantizer(*grid)
+        module.register_forward_pre_hook(_quantize_input, with_kwargs=True)
+
+
+def become_identity(norm: nn.Module) -> None:
+    """What is left of a batch norm that went into the layer before it."""
+    norm._parameters.clear()
+    norm._buffers.clear()
+    norm.__class__ = nn.Identity
+
+
+def float_bytes(module: nn.Module) -> int:
+    """Bytes of the module's own parameters and buffers."""
+    return sum(t.nbytes for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)

@@ -1,0 +1,135 @@
+"""launch.sh: what it starts, skips and goes on with. Only the last test trains; the others have a stand-in for Python."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_runs import EXAMPLES, SMALL, environment
+
+STAND_IN = """#!/usr/bin/env bash
+echo "$*" >>"$CALLS"
+if [ -n "${FAIL:-}" ] && [[ "$*" == *$FAIL* ]]; then exit "$STATUS"; fi
+for word in "$@"; do if [ "${previous:-}" = --workspace ]; then touch "$word/last.pt"; fi; previous=$word; done
+"""
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Function running launch.sh with the stand-in: exit status, output, and the command lines that were started."""
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+
+    def run(arguments="resnet20 digits 10 32 0.1 0", **variables):
+        calls.write_text("")
+        own = {"PYTHON": str(python), "CALLS": str(calls), "WORKSPACE": str(tmp_path / "runs")}
+        done = subprocess.run(
+            [EXAMPLES / "launch.sh", *arguments.split()], env=os.environ | own | variables, capture_output=True, text=True, timeout=60
+        )
+        return done.returncode, done.stdout + done.stderr, calls.read_text().splitlines()
+
+    return run
+
+
+def workspaces(calls):
+    return [re.search(r"--workspace \S*/(\S+)", call)[1] for call in calls]
+
+
+def test_every_configuration_once(launch):
+    status, output, calls = launch()
+    assert (status, len(calls)) == (0, 3 * 5)
+    names = ["fp32", "po2-3", "po2-4", "po2plus-3", "po2plus-4"]
+    assert workspaces(calls) == [f"digits-resnet20-{name}-seed{seed}" for seed in (0, 1, 2) for name in names]
+    shared = "train.py --arch resnet20 --dataset digits --batch-size 32 --seed 0 --epochs"
+    assert f"{shared} 10 --lr 0.1 --device cpu" in calls[0]
+    assert f"{shared} 2 --lr 0.01 --lr-warmup-epochs 0 --weights po2 --weight-bits 3 --init-from" in calls[1]
+    assert "digits-resnet20-fp32-seed0/last.pt --device cpu" in calls[1]
+    assert "evaluate.py --arch resnet20 --dataset digits" in output
+    assert launch()[::2] == (0, [])
+
+
+def test_environment(launch):
+    _, _, calls = launch(SEEDS="7", BITS="2", QUANTIZERS="uniform", QAT_EPOCHS="4", QAT_LR="0.02", TRAIN_FLAGS="--weight-decay 5e-4")
+    assert workspaces(calls) == ["digits-resnet20-fp32-seed7", "digits-resnet20-uniform-2-seed7"]
+    assert "--epochs 4 --lr 0.02 " in calls[1] and all("--weight-decay 5e-4 --device" in call for call in calls)
+
+
+def test_torchrun(launch):
+    _, _, calls = launch("resnet20 digits 10 32 0.1 2", SEEDS="0", BITS="4", QUANTIZERS="po2")
+    assert all(call.startswith("-m torch.distributed.run --standalone --nproc-per-node=2 ") and "--device auto" in call for call in calls)
+
+
+def test_failed_trainings_are_named_and_the_others_go_on(launch):
+    status, output, calls = launch(SEEDS="0 1", FAIL="po2plus-3-seed0", STATUS="1")
+    assert (status, len(calls)) == (1, 10) and "failed: digits-resnet20-po2plus-3-seed0" in output
+    assert workspaces(launch(SEEDS="0 1")[2]) == ["digits-resnet20-po2plus-3-seed0"]
+
+
+def test_nothing_is_fine_tuned_without_full_precision(launch):
+    status, output, calls = launch(SEEDS="0 1", FAIL="fp32-seed0", STATUS="1")
+    assert (status, len(calls)) == (1, 6) and "failed: digits-resnet20-fp32-seed0" in output
+
+
+@pytest.mark.parametrize("code", ["2", "130", "143"])
+def test_bad_flags_and_signals_end_it(launch, code):
+    status, _, calls = launch(FAIL="po2-4", STATUS=code)
+    assert (status, len(calls)) == (int(code), 3)
+
+
+def test_unfinished_ones_are_resumed(launch, tmp_path):
+    launch(SEEDS="0")
+    folder = tmp_path / "runs" / "digits-resnet20-po2-4-seed0"
+    (folder / "done").unlink()
+    _, output, calls = launch(SEEDS="0")
+    assert len(calls) == 1 and f"--resume {folder / 'last.pt'}" in calls[0]
+    assert "== digits-resnet20-po2-4-seed0: goes on" in output and output.count(": done") == 4
+
+
+def test_other_settings_are_not_mixed_in(launch):
+    launch(SEEDS="0")
+    status, output, calls = launch("resnet20 digits 10 32 0.2 0", SEEDS="0")
+    assert (status, calls) == (2, [])
+    assert "digits-resnet20-fp32-seed0 was begun with other settings" in output
+    assert "there: --arch resnet20" in output and "--lr 0.2" in output.splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("resnet20 digits 10 32 0.1", "usage: launch.sh MODEL DATASET EPOCHS BATCH LR GPUS; got 5 arguments"),
+        ("resnet20 digits ten 32 0.1 0", "EPOCHS must be a whole number; got 'ten'"),
+        ("resnet20 digits 10 -1 0.1 0", "BATCH must be a whole number; got '-1'"),
+        ("resnet20 digits 10 32 0.1 cpu", "GPUS must be a whole number; got 'cpu'"),
+    ],
+)
+def test_bad_arguments_are_named(launch, arguments, message):
+    status, output, calls = launch(arguments)
+    assert (status, calls) == (2, []) and message in output
+
+
+def test_interrupted_and_called_again(train, tmp_path):
+    """Ctrl-C stops the script and not only the training under way; the second call ends where an uninterrupted run does."""
+    flags = [*SMALL, "--epochs", "60"]
+    variables = {"SEEDS": "0", "BITS": "4", "QUANTIZERS": "po2plus", "QAT_EPOCHS": "1", "PYTHON": sys.executable}
+    variables |= {"WORKSPACE": str(tmp_path / "runs"), "TRAIN_FLAGS": "--width 4 --limit-train 80 --limit-test 37"}
+    command, settings = [EXAMPLES / "launch.sh", *["resnet20", "digits", "60", "32", "0.05", "0"]], environment() | variables
+    process = subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "launch.sh: stopped" in errors and "continue with --resume" in output
+    folders = [tmp_path / "runs" / f"digits-resnet20-{name}-seed0" for name in ("fp32", "po2plus-4")]
+    assert not folders[1].exists() and not (folders[0] / "done").exists()
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "digits-resnet20-fp32-seed0: goes on" in done.stdout and all((folder / "done").exists() for folder in folders)
+    _, whole, _ = train("whole", *flags)
+    resumed = torch.load(folders[0] / "last.pt", weights_only=True)
+    assert resumed["epoch"] == 60
+    assert all(torch.equal(resumed["model"][name], value) for name, value in whole["model"].items())

@@ -1,0 +1,188 @@
+"""The integer kernels: exact against float64, the same bits on every ISA and any number of threads."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.library import opcheck
+
+from quantize import _C
+from quantize.packed.layout import levels_table, pack, storage_bits, to_rows
+from quantize.packed.panels import panels, sums
+
+ops = torch.ops.quantize
+
+# method, bits, activation bits
+FORMATS = [
+    ("uniform", 2, 8),
+    ("uniform", 3, 4),
+    ("uniform", 4, 8),
+    ("uniform", 8, 8),
+    ("uniform", 8, 2),
+    ("power_of_two", 2, 8),
+    ("power_of_two", 3, 8),
+    ("power_of_two", 4, 8),
+]
+# outputs, inputs, kernel, groups, stride, padding, dilation, height, width
+CONVS = [
+    (16, 3, (3, 3), 1, (1, 1), (1, 1), (1, 1), 11, 13),
+    (1, 1, (3, 3), 1, (1, 1), (1, 1), (1, 1), 5, 4),
+    (17, 16, (1, 1), 1, (2, 2), (0, 0), (1, 1), 9, 9),
+    (65, 63, (5, 5), 1, (1, 1), (2, 2), (2, 2), 12, 9),
+    (96, 96, (3, 3), 3, (2, 1), (1, 0), (1, 1), 8, 7),
+    (33, 17, (1, 5), 1, (1, 2), (0, 2), (1, 1), 3, 31),
+    (32, 65, (3, 3), 1, (1, 1), (1, 1), (1, 1), 4, 6),
+    (64, 64, (3, 3), 2, (1, 1), (1, 1), (1, 2), 10, 10),
+    (8, 16, (3, 3), 1, (3, 3), (4, 4), (1, 1), 1, 1),
+]
+
+
+def encoded(weight, method, bits):
+    """(codes, levels as whole numbers, scales, table of levels, width) of a weight."""
+    quantized, scales, _ = ops.channel_quantize(weight, {"uniform": "uniform", "power_of_two": "po2plus"}[method], bits, True)
+    levels = (quantized / scales.view(-1, *[1] * (weight.dim() - 1))).round()
+    width = storage_bits(bits)
+    return pack(to_rows(levels), method, bits), levels, scales, levels_table(method, width), width
+
+
+def conv_arguments(case, method, bits, activation_bits, layout=torch.contiguous_format, batch=2):
+    outputs, inputs, kernel, groups, stride, padding, dilation, height, width = case
+    weight = torch.randn(outputs, inputs // groups, *kernel)
+    codes, levels, scales, table, storage = encoded(weight, method, bits)
+    k = weight[0].numel()
+    x = torch.randn(batch, inputs, height, width).contiguous(memory_format=layout)
+    step, zero_point = torch.tensor(6.0 / 2**activation_bits), torch.tensor(float(2 ** (activation_bits - 1) - 1))
+    made, total = panels(codes, storage, kernel[0] * kernel[1], inputs // groups, groups), sums(codes, method, bits, k)
+    arguments = (x, step, zero_point, activation_bits, codes, made, table, scales, total, torch.randn(outputs), storage)
+    return (*arguments, list(kernel), list(stride), list(padding), list(dilation), groups), levels
+
+
+def expected_conv(arguments, levels):
+    """In float64: whole numbers are multiplied exactly, and the epilogue is float32's."""
+    x, step, zero_point, activation_bits, *_, total, bias, _, _, stride, padding, dilation, groups = arguments
+    scales = arguments[7]
+    whole = (ops.lsq_quantize(x, step, zero_point, activation_bits).double() / step.double()).round()
+    sums_exact = F.conv2d(whole, levels.double(), None, stride, padding, dilation, groups)
+    return sums_exact.float() * (step * scales).view(-1, 1, 1) + bias.view(-1, 1, 1)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("method", "bits", "activation_bits"), FORMATS)
+def test_conv_is_exact(each_isa, method, bits, activation_bits, layout):
+    torch.manual_seed(0)
+    for case in CONVS:
+        arguments, levels = conv_arguments(case, method, bits, activation_bits, layout)
+        out = ops.packed_conv2d(*arguments)
+        assert torch.equal(out, expected_conv(arguments, levels)), case
+        assert arguments[0].is_contiguous() or out.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(("method", "bits", "activation_bits"), FORMATS)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (1, 257, 33), (1, 64, 16), (2, 31, 17), (13, 100, 50), (25, 129, 65)])
+def test_linear_is_exact(each_isa, method, bits, activation_bits, rows, inputs, outputs):
+    torch.manual_seed(0)
+    codes, levels, scales, table, width = encoded(torch.randn(outputs, inputs), method, bits)
+    x, bias, step = torch.randn(rows, inputs), torch.randn(outputs), torch.tensor(6.0 / 2**activation_bits)
+    zero_point = torch.tensor(1.0)
+    made, total = panels(codes, width, 1, inputs, 1), sums(codes, method, bits, inputs)
+    out = ops.packed_linear(x, step, zero_point, activation_bits, codes, made, table, scales, total, bias, width)
+    whole = (ops.lsq_quantize(x, step, zero_point, activation_bits).double() / step.double()).round()
+    assert torch.equal(out, (whole @ levels.double().T).float() * (step * scales) + bias)
+
+
+@pytest.mark.parametrize(("method", "bits", "_"), FORMATS)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (1, 257, 33), (3, 100, 50)])
+def test_linear_of_floats(method, bits, _, rows, inputs, outputs):
+    torch.manual_seed(0)
+    codes, levels, scales, table, width = encoded(torch.randn(outputs, inputs), method, bits)
+    x, bias = torch.randn(rows, inputs), torch.randn(outputs)
+    made, found, before = panels(codes, width, 1, inputs, 1), [], _C.cpu_isa()
+    try:
+        for isa in _C.supported_isas():
+            _C.set_cpu_isa(isa)
+            found.append(ops.packed_linear_float(x, codes, made, table, scales, bias, width))
+    finally:
+        _C.set_cpu_isa(before)
+    for out in found[1:]:
+        assert torch.equal(out, found[0])
+    want = (x.double() @ levels.double().T) * scales.double() + bias.double()
+    torch.testing.assert_close(found[0].double(), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+
+
+def test_extremes_do_not_saturate(each_isa):
+    # 255 times +-127 in pairs overflows int16, and 4,608 of them fill 28 bits of an int32.
+    inputs = 4608
+    levels = torch.full((16, inputs), 127.0)
+    levels[1::2] = -127.0
+    codes, table = pack(levels, "uniform", 8), levels_table("uniform", 8)
+    x, one, zero = torch.full((13, inputs), 1e9), torch.tensor(1.0), torch.tensor(0.0)
+    for rows in (1, 13):
+        arguments = (
+            x[:rows],
+            one,
+            zero,
+            8,
+            codes,
+            panels(codes, 8, 1, inputs, 1),
+            table,
+            torch.ones(16),
+            sums(codes, "uniform", 8, inputs),
+        )
+        out = ops.packed_linear(*arguments, None, 8)
+        assert torch.equal(out, (255.0 * levels.sum(1)).expand(rows, 16))
+
+
+def test_threads_do_not_matter():
+    torch.manual_seed(0)
+    arguments, _ = conv_arguments(CONVS[4], "uniform", 4, 8, batch=5)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(ops.packed_conv2d(*arguments))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_decode_weight():
+    torch.manual_seed(0)
+    for method, bits, _ in FORMATS:
+        codes, levels, scales, table, width = encoded(torch.randn(5, 37), method, bits)
+        assert torch.equal(ops.decode_weight(codes, table, scales, width, 37), levels * scales.unsqueeze(1))
+
+
+def samples():
+    arguments, _ = conv_arguments(CONVS[0], "uniform", 4, 8)
+    yield ops.packed_conv2d, arguments
+    codes, _, scales, table, width = encoded(torch.randn(17, 40), "power_of_two", 4)
+    made, total = panels(codes, width, 1, 40, 1), sums(codes, "power_of_two", 4, 40)
+    x, step, zero = torch.randn(3, 40), torch.tensor(0.1), torch.tensor(3.0)
+    yield ops.packed_linear, (x, step, zero, 8, codes, made, table, scales, total, None, width)
+    yield ops.packed_linear_float, (x, codes, made, table, scales, None, width)
+    yield ops.decode_weight, (codes, table, scales, width, 40)
+
+
+def test_opcheck():
+    for op, arguments in samples():
+        opcheck(op.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, torch.randn(2, 3, 11), r"packed_conv2d: x must be \[N, C, H, W\]; got \[2, 3, 11\]"),
+        (0, torch.randn(2, 4, 11, 13), r"packed_conv2d: codes must be \[16, 24\], for 36 levels of 4 bits; got \[16, 16\]"),
+        (3, 9, "packed_conv2d: activation_bits must be between 2 and 8; got 9"),
+        (2, torch.tensor(300.0), "packed_conv2d: zero_point must be a whole number below"),
+        (10, 3, "packed_conv2d: storage_bits must be 2, 4 or 8; got 3"),
+        (15, 5, "packed_conv2d: groups must divide the channels; got 5"),
+        (5, torch.zeros(1, 1, 64, dtype=torch.uint8), "packed_conv2d: panels must hold"),
+        (6, torch.full((16,), 1000.0), "packed_conv2d: levels must be whole numbers within"),
+    ],
+)
+def test_bad_input_is_named(place, value, message):
+    arguments, _ = conv_arguments(CONVS[0], "uniform", 4, 8)
+    changed = [*arguments[:place], value, *arguments[place + 1 :]]
+    with pytest.raises(ValueError, match=message):
+        ops.packed_conv2d(*changed)

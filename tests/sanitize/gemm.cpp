@@ -1,0 +1,114 @@
+// Integer products of packed weights, and activations in and out of them: every ISA's are the portable ones, bit for bit.
+#include "packed/gemm_kernels.h"
+
+#include <algorithm>
+
+#include "harness.h"
+#include "packed/image_kernels.h"
+
+namespace sanitize {
+namespace {
+
+using namespace quantize::packed;
+using quantize::Isa;
+
+template <typename T>
+struct Noise : Buffer<T> {
+  Noise(size_t count, Fence fence, uint32_t salt) : Buffer<T>(count, fence) {
+    for (size_t i = 0; i < count; ++i) (*this)[i] = T(quantize::hash32(uint32_t(i) + salt));
+  }
+};
+
+// Codes of a panel and the table they are looked up in.
+int64_t check_products(Isa isa, Fence fence, int bits, int64_t channels, int tap_count, int64_t pixels) {
+  const int share = 8 / bits;
+  const int64_t quads = (channels + 3) / 4, stored = (quads * tap_count + share - 1) / share * share, pixel = quads * 4;
+  const Noise<uint8_t> codes(stored / share * GemmTraits::quad_bytes * 2, fence, 1);
+  alignas(16) int8_t table[16];
+  for (int i = 0; i < 16; ++i) table[i] = int8_t(quantize::hash32(uint32_t(i) + 7) % 129) - 64;
+  const Noise<uint8_t> image(std::max(pixels + tap_count, stored) * pixel + 16, fence, 2);
+  const Noise<int8_t> floats(stored * 4, fence, 3);
+  const Buffer<float> x(stored * 4, fence);
+  for (int64_t i = 0; i < stored * 4; ++i) x[i] = float(floats[i]) * 0.37f;
+  const Buffer<int32_t> rows(pixels, fence), taps(tap_count, fence);
+  for (int64_t i = 0; i < pixels; ++i) rows[i] = int32_t(i * pixel);
+  for (int t = 0; t < tap_count; ++t) taps[t] = int32_t(t * pixel);
+  const int64_t panel_bytes = stored * GemmTraits::quad_bytes;
+  const std::string what = "gemm: " + std::to_string(bits) + " bits, channels " + std::to_string(channels) + ", taps " +
+                           std::to_string(tap_count) + ", rows " + std::to_string(pixels);
+  int64_t count = 0;
+  const auto run = [&](Isa which, const Buffer<int8_t>& levels, const Buffer<int32_t>& acc, const Buffer<float>& float_acc) {
+    quantize::set_cpu_isa(which);
+    const auto& gemm = gemm_kernels();
+    for (int t = 0; t < 2; ++t) {
+      const Weights w{codes.data() + t * codes.bytes() / 2, stored, bits, table, bits < 8};
+      gemm.decode(w, levels.data() + t * panel_bytes);
+      gemm.multiply_row(image.data(), w, acc.data() + t * 16);
+      gemm.multiply_row_float(x.data(), w, float_acc.data() + t * 16);
+    }
+    gemm.multiply(image.data(), rows.data(), int(pixels), taps.data(), tap_count, quads, levels.data(), panel_bytes, 2, bits < 8,
+                  acc.data() + 32);
+    gemm.multiply(image.data(), rows.data(), int(pixels), taps.data(), tap_count, quads, levels.data(), panel_bytes, 1, bits < 8,
+                  acc.data() + 32 + 32 * pixels);
+  };
+  const Buffer<int8_t> levels(2 * panel_bytes, fence), want_levels(2 * panel_bytes, fence);
+  const Buffer<int32_t> acc(32 + 48 * pixels, fence), want(32 + 48 * pixels, fence);
+  const Buffer<float> float_acc(32, fence), want_float(32, fence);
+  run(isa, levels, acc, float_acc);
+  run(Isa::portable, want_levels, want, want_float);
+  expect_same(levels, want_levels, what + ", levels");
+  expect_same(acc, want, what);
+  expect_same(float_acc, want_float, what + ", float");
+  return ++count;
+}
+
+int64_t check_images(Isa isa, Fence fence, int64_t channels, int64_t width) {
+  constexpr int64_t height = 3;
+  const int64_t pixel = (channels + 3) / 4 * 4, plane = height * width;
+  Buffer<F32> x(channels * plane, fence);
+  const Buffer<int32_t> acc(plane * 32, fence), correction(channels, fence);
+  const Buffer<float> gain(channels, fence), bias(channels, fence);
+  for (int64_t i = 0; i < plane * 32; ++i) acc[i] = int32_t(quantize::hash32(uint32_t(i)) >> 8);
+  for (int64_t c = 0; c < channels; ++c) correction[c] = int32_t(c * 100), gain[c] = 0.01f * float(c + 1), bias[c] = float(c);
+  int64_t count = 0;
+  for (Pattern pattern : kPatterns) {
+    fill(x, pattern);
+    const auto* values = reinterpret_cast<const float*>(x.data());
+    const auto run = [&](Isa which, const Buffer<uint8_t>& image, const Buffer<float>& out) {
+      quantize::set_cpu_isa(which);
+      const auto& kernels = image_kernels();
+      const auto range = quantize::weight::lsq_range(0.05f, 7.f, 8);
+      kernels.from_planes(values, plane, channels, height, width, range, image.data(), width * pixel, pixel);
+      kernels.from_rows(values, channels, channels, plane, range, image.data() + plane * pixel, pixel);
+      kernels.finish(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(), out.data(),
+                     channels, 1);
+      kernels.finish(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(),
+                     out.data() + plane * channels, 1, plane);
+    };
+    const Buffer<uint8_t> image(2 * plane * pixel, fence), want_image(2 * plane * pixel, fence);
+    const Buffer<float> out(2 * plane * channels, fence), want(2 * plane * channels, fence);
+    run(isa, image, out);
+    run(Isa::portable, want_image, want);
+    const std::string what =
+        "image: channels " + std::to_string(channels) + ", width " + std::to_string(width) + ", " + kPatternNames[int(pattern)];
+    expect_same(image, want_image, what);
+    expect_same(out, want, what + ", out");
+    ++count;
+  }
+  return count;
+}
+
+}  // namespace
+
+int64_t check_gemm(Isa isa, Fence fence) {
+  int64_t count = 0;
+  for (int bits : {2, 4, 8})
+    for (int64_t channels : {1, 4, 17, 64})
+      for (int taps : {1, 3, 9})
+        for (int64_t rows : {1, 3, 12}) count += check_products(isa, fence, bits, channels, taps, rows);
+  for (int64_t channels : {1, 3, 4, 17, 32})
+    for (int64_t width : {1, 15, 16, 33}) count += check_images(isa, fence, channels, width);
+  return count;
+}
+
+}  // namespace sanitize

@@ -1,0 +1,169 @@
+"""The learned step of activations against a twin in PyTorch, whose gradients autograd finds; on every ISA."""
+
+import pytest
+import torch
+
+from quantize import _C
+
+ops = torch.ops.quantize
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SIZES = [1, 7, 15, 16, 17, 129, 257, 2304]
+STEP, ZERO = torch.tensor(0.3), torch.tensor(3.0)
+
+
+def twin(x, step, zero_point, bits, grad_scale):
+    """LSQ (arXiv 1902.08153, equations 1 to 3) with a zero point; what rounds to a level of the grid counts as inside of it."""
+    step = step * grad_scale + (step - step * grad_scale).detach()
+    v = x.float() * (1 / step)
+    rounded = v.round()
+    clipped = rounded.clamp(-zero_point, 2**bits - 1 - zero_point)
+    inside = v + (rounded - v).detach()
+    return (torch.where(rounded == clipped, inside, clipped.detach()) * step).to(x.dtype)
+
+
+def both(x, step, zero_point, bits, grad, grad_scale=1.0):
+    """(y, grad of x, grad of the step) of ours and of the twin."""
+    results = []
+    for function in (ops.lsq, twin):
+        own, s = x.detach().clone().requires_grad_(), step.clone().requires_grad_()
+        y = function(own, s, zero_point, bits, grad_scale)
+        results.append((y.detach(), *torch.autograd.grad(y, (own, s), grad)))
+    return results
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_as_twin(each_isa, bits, dtype):
+    for n in SIZES:
+        for zero_point in (0.0, 1.0, 2.0 ** (bits - 1), 2.0**bits - 1):
+            x, grad = (torch.randn(n) * 2**bits * 0.2).to(dtype), torch.randn(n).to(dtype)
+            ours, want = both(x, STEP, torch.tensor(zero_point), bits, grad, 0.125)
+            assert torch.equal(ours[0], want[0])
+            torch.testing.assert_close(ours[1], want[1], rtol=1e-6, atol=0)  # the twin multiplies by the step and by its inverse
+            # 2,304 products of at most 255 in fp32, in another order; the twin's sum is of its dtype's roundings.
+            tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+            magnitude = float(grad.float().abs().sum()) * 2**bits * 0.125
+            torch.testing.assert_close(ours[2], want[2], rtol=0, atol=tolerance * magnitude)
+
+
+NASTY = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e-45, -1e-38, 65504.0, 0.15, 0.45, -0.15, -0.45])
+
+
+@pytest.mark.skipif(len(_C.supported_isas()) < 2, reason="needs a machine with more than the portable ISA")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_isa_gives_the_same_bits(dtype):
+    before, results = _C.cpu_isa(), {}
+    x = torch.cat([torch.randn(50_003) * 3, NASTY]).to(dtype)
+    grad = torch.randn(x.shape).to(dtype)
+    try:
+        for isa in _C.supported_isas():
+            _C.set_cpu_isa(isa)
+            results[isa] = []
+            for bits in (2, 3, 4, 8):
+                for step in (0.3, 1e-3, 1e6, 0.0, -1.0):
+                    arguments = (torch.tensor(step), ZERO, bits)
+                    y, (grad_x, grad_step) = ops.lsq_quantize(x, *arguments), ops.lsq_backward(grad, x, *arguments, 0.1)
+                    results[isa] += [t.view(torch.int32 if t.dtype == torch.float32 else torch.int16) for t in (y, grad_x, grad_step)]
+    finally:
+        _C.set_cpu_isa(before)
+    for isa, got in results.items():
+        assert all(torch.equal(a, b) for a, b in zip(got, results["portable"], strict=True)), isa
+
+
+def test_ties_go_to_even_and_ends_clip(each_isa):
+    x = torch.tensor([-9.0, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5, 12.49, 12.51, 99.0]).repeat(4)  # lanes and the rest
+    y = ops.lsq_quantize(x / 2, torch.tensor(0.5), torch.tensor(1.0), 4) * 2
+    assert y[:10].tolist() == [-1, -1, 0, 0, 2, 2, 4, 12, 13, 14]
+    assert torch.equal(y.view(4, 10), y[:10].expand(4, 10))
+    (grad_x, grad_step) = ops.lsq_backward(torch.ones(10), x[:10], torch.tensor(1.0), torch.tensor(1.0), 4, 1.0)
+    assert grad_x.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 0]  # -1.5 rounds to -2, below the grid's end
+    slopes = [-1, -1, 0.5, -0.5, 0.5, -0.5, 0.5, 12 - 12.49, 13 - 12.51, 14]
+    assert grad_step.item() == pytest.approx(sum(slopes), abs=1e-5)
+
+
+def test_values_that_are_no_numbers(each_isa):
+    x = NASTY[2:5].repeat(9)
+    y = ops.lsq_quantize(x, STEP, ZERO, 4).view(9, 3)
+    low, high = float(-3 * STEP), float(12 * STEP)
+    assert torch.equal(y, torch.tensor([low, high, low]).expand(9, 3))  # NaN has no level: the lowest
+    grad_x, grad_step = ops.lsq_backward(torch.ones(27), x, STEP, ZERO, 4, 1.0)
+    assert not grad_x.any()
+    assert grad_step.item() == 9 * (-3 + 12 - 3)
+
+
+@pytest.mark.parametrize("step", [0.0, -0.5, -torch.inf, 2.0**-126, 2.0**-101])
+def test_a_step_that_is_not_positive_stays_finite(each_isa, step):
+    x = torch.randn(100)
+    s = torch.tensor(step)
+    assert torch.equal(ops.lsq_quantize(x, s, ZERO, 4), ops.lsq_quantize(x, torch.tensor(2.0**-100), ZERO, 4))
+    assert ops.lsq_quantize(x, s, ZERO, 4).abs().max() <= 12 * 2.0**-100
+    grad_x, grad_step = ops.lsq_backward(torch.ones(100), x, s, ZERO, 4, 1.0)
+    assert not grad_x.any()
+    assert grad_step.item() == float(torch.where(x > 0, 12, -3).sum())  # upward for a loss that wants larger outputs
+
+
+def test_the_step_s_gradient_is_that_of_a_smooth_surrogate():
+    # What is rounded away, in steps, held fixed: y = x + step * residual inside of the grid and step * end outside of it.
+    x, grad = torch.randn(4000).double() * 3, torch.randn(4000).double()
+    for bits, zero_point in ((2, 0.0), (4, 3.0), (8, 128.0)):
+        v = (x.float() * (1 / STEP)).double()
+        clipped = v.round().clamp(-zero_point, 2**bits - 1 - zero_point)
+        inside = clipped == v.round()
+
+        def output(step, v=v, clipped=clipped, inside=inside):
+            return (grad * torch.where(inside, x + step * (clipped - v), step * clipped)).sum()
+
+        difference = float(output(0.3 + 1e-3) - output(0.3 - 1e-3)) / 2e-3
+        got = ops.lsq_backward(grad.float(), x.float(), STEP, torch.tensor(zero_point), bits, 1.0)[1].item()
+        assert got == pytest.approx(difference, rel=1e-4, abs=1e-3)
+        # Where the grid ends nothing is held fixed, and the gradient is the function's own.
+        high = torch.full((300,), 1e3)
+        values = [float(ops.lsq_quantize(high, torch.tensor(s), torch.tensor(zero_point), bits).double().sum()) for s in (0.25, 0.5)]
+        slope = ops.lsq_backward(torch.ones(300), high, STEP, torch.tensor(zero_point), bits, 1.0)[1].item()
+        assert (values[1] - values[0]) / 0.25 == slope
+
+
+LAYOUTS = {
+    "channels_last": lambda: torch.randn(4, 3, 5, 7).to(memory_format=torch.channels_last),
+    "transposed": lambda: torch.randn(33, 5).t(),
+    "gaps": lambda: torch.randn(6, 8, 10).transpose(0, 2)[..., ::2],
+    "expanded": lambda: torch.randn(5, 1).expand(5, 17),
+    "scalar": lambda: torch.randn(()),
+    "empty": lambda: torch.randn(0, 3),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(each_isa, name):
+    x = LAYOUTS[name]()
+    grad = torch.randn(x.shape)
+    flat = (x.reshape(-1), STEP, ZERO, 4)
+    y = ops.lsq_quantize(x, *flat[1:])
+    grad_x, grad_step = ops.lsq_backward(grad, x, *flat[1:], 0.5)
+    want_x, want_step = ops.lsq_backward(grad.reshape(-1), *flat, 0.5)
+    assert torch.equal(y.reshape(-1), ops.lsq_quantize(*flat))
+    assert torch.equal(grad_x.reshape(-1), want_x)
+    torch.testing.assert_close(grad_step, want_step, rtol=1e-5, atol=1e-5)  # sums in memory order
+    if name == "channels_last":
+        assert y.is_contiguous(memory_format=torch.channels_last)
+    if name == "empty":
+        assert grad_step.item() == 0
+
+
+@pytest.mark.parametrize("n", [1, 16384, 16385, 100_003])
+def test_threads_do_not_matter(n):
+    x, grad = torch.randn(n), torch.randn(n)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append((ops.lsq_quantize(x, STEP, ZERO, 4), *ops.lsq_backward(grad, x, STEP, ZERO, 4, 0.1)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_one_gradient_without_the_other():
+    x, step = torch.randn(40), STEP.clone().requires_grad_()
+    both_x = x.clone().requires_grad_()
+    whole = torch.autograd.grad(ops.lsq(both_x, step, ZERO, 4, 0.5).square().sum(), (both_x, step))
+    assert torch.equal(torch.autograd.grad(ops.lsq(x, step, ZERO, 4, 0.5).square().sum(), step)[0], whole[1])
+    assert torch.equal(torch.autograd.grad(ops.lsq(both_x, STEP, ZERO, 4, 0.5).square().sum(), both_x)[0], whole[0])
+    assert not ops.lsq(x, STEP, ZERO, 4, 0.5).requires_grad

@@ -1,0 +1,125 @@
+"""The weight room's ops: torch.library.opcheck, Meta kernels, torch.compile, and the errors they give."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+ops = torch.ops.quantize
+HALF, ONE = torch.tensor(0.5), torch.tensor(1.0)
+STEP = torch.tensor(0.5, requires_grad=True)
+
+
+def images(dtype=torch.float32):
+    return torch.randn(4, 3, 5, 7).to(dtype, memory_format=torch.channels_last)
+
+
+def gaps():
+    return torch.randn(6, 8, 10).transpose(0, 2)[..., ::2]
+
+
+SAMPLES = {
+    "round_power_of_two": [
+        lambda: (torch.randn(4, 9), True),
+        lambda: (images(torch.float16), False),
+        lambda: (gaps(), True),
+        lambda: (torch.randn(0, 3, dtype=torch.float64), False),
+    ],
+    "channel_quantize": [
+        lambda: (torch.randn(4, 9), "po2plus", 4, True),
+        lambda: (images(torch.bfloat16), "uniform", 8, True),
+        lambda: (gaps(), "po2", 2, False),
+        lambda: (torch.randn(()), "uniform", 3, True),
+        lambda: (torch.randn(3, 0), "uniform", 3, True),
+    ],
+    "clip_gradient": [
+        lambda: (torch.randn(4, 9), torch.randn(4, 9), torch.rand(4)),
+        lambda: (torch.randn(4, 3, 5, 7), images(), torch.rand(4)),
+        lambda: (gaps(), gaps(), torch.rand(10)),
+    ],
+    "lsq_quantize": [
+        lambda: (torch.randn(4, 9), HALF, ONE, 2),
+        lambda: (images(torch.float16), HALF, ONE, 8),
+        lambda: (gaps(), HALF.view(1), ONE.view(1), 4),
+    ],
+    "lsq_backward": [
+        lambda: (torch.randn(4, 9), torch.randn(4, 9), HALF, ONE, 2, 0.1),
+        lambda: (torch.randn(4, 3, 5, 7), images(), HALF, ONE, 8, 0.1),
+        lambda: (torch.randn(10, 8, 3), gaps(), HALF.view(1), ONE, 4, 0.1),
+    ],
+}
+# Differentiable.
+COMPOSITE = {
+    "power_of_two": lambda x: ops.power_of_two(x, True),
+    "fake_quantize": lambda x: ops.fake_quantize(x, "po2plus", 4, True),
+    "lsq": lambda x: ops.lsq(x, STEP, ONE, 4, 0.1),
+}
+
+
+@pytest.mark.parametrize("op", SAMPLES)
+def test_opcheck(op):
+    for sample in SAMPLES[op]:
+        opcheck(getattr(ops, op).default, sample())
+
+
+@pytest.mark.parametrize("op", SAMPLES)
+def test_meta_kernel_gives_the_shapes(op):
+    for sample in SAMPLES[op]:
+        arguments = sample()
+        real = getattr(ops, op)(*arguments)
+        there = [torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device="meta") if torch.is_tensor(a) else a for a in arguments]
+        meta = getattr(ops, op)(*there)
+        for r, m in zip(*[(t,) if isinstance(t, torch.Tensor) else t for t in (real, meta)], strict=True):
+            assert (r.shape, r.dtype, r.stride()) == (m.shape, m.dtype, m.stride())
+
+
+def test_opcheck_of_the_differentiable():
+    opcheck(ops.power_of_two.default, (torch.randn(4, 9).requires_grad_(), True))
+    opcheck(ops.fake_quantize.default, (torch.randn(4, 9).requires_grad_(), "po2plus", 4, True))
+    opcheck(ops.fake_quantize.default, (images(torch.bfloat16).requires_grad_(), "uniform", 4, False))
+    opcheck(ops.lsq.default, (images().requires_grad_(), STEP, ONE, 4, 0.1))
+
+
+@pytest.mark.parametrize("op", COMPOSITE)
+def test_compiles(op):
+    compiled = torch.compile(lambda x: COMPOSITE[op](x) * 2, fullgraph=True, backend="aot_eager")
+    for make in (images, gaps):
+        x = make().requires_grad_()
+        y, want = compiled(x), COMPOSITE[op](x) * 2
+        assert torch.equal(y, want)
+        assert torch.equal(*(torch.autograd.grad(t.square().sum(), x)[0] for t in (y, want)))
+
+
+def test_second_derivatives():
+    x = torch.randn(4, 9, requires_grad=True)
+    (gradient,) = torch.autograd.grad(COMPOSITE["power_of_two"](x).square().sum(), x, create_graph=True)
+    assert torch.equal(torch.autograd.grad(gradient.sum(), x)[0], torch.full((4, 9), 2.0))  # straight through, and again
+    for op in ("fake_quantize", "lsq"):
+        with pytest.raises(RuntimeError, match=f"{op}: the backward of a quantized .* is not differentiable"):
+            torch.autograd.grad(COMPOSITE[op](x).square().sum(), x, create_graph=True)
+
+
+FLOAT = torch.ones(3, 2)
+ERRORS = [
+    ("round_power_of_two", (FLOAT.int(), True), TypeError, "power_of_two: x must be float32, float16 or bfloat16; got Int"),
+    ("channel_quantize", (FLOAT.int(), "po2", 4, True), TypeError, "w must be float32, float16 or bfloat16; got Int"),
+    ("channel_quantize", (FLOAT, "po3", 4, True), ValueError, "codebook must be uniform, po2 or po2plus; got po3"),
+    ("channel_quantize", (FLOAT, "po2", 1, True), ValueError, "bits must be between 2 and 8; got 1"),
+    ("channel_quantize", (FLOAT, "po2", 9, True), ValueError, "bits must be between 2 and 8; got 9"),
+    ("clip_gradient", (FLOAT.half(), FLOAT, torch.ones(3)), TypeError, "grad must be Float; got Half"),
+    ("clip_gradient", (FLOAT.t(), FLOAT, torch.ones(3)), ValueError, r"grad must be \[3, 2\]; got \[2, 3\]"),
+    ("clip_gradient", (FLOAT, FLOAT, torch.ones(2)), ValueError, r"limit must have 3 elements; got \[2\]"),
+    ("lsq_quantize", (FLOAT.double(), HALF, ONE, 4), TypeError, "x must be float32, float16 or bfloat16; got Double"),
+    ("lsq_quantize", (FLOAT, HALF, ONE, 1), ValueError, "bits must be between 2 and 8; got 1"),
+    ("lsq_quantize", (FLOAT, HALF, ONE, 9), ValueError, "bits must be between 2 and 8; got 9"),
+    ("lsq_quantize", (FLOAT, HALF.half(), ONE, 4), TypeError, "step must be Float; got Half"),
+    ("lsq_quantize", (FLOAT, torch.ones(3), ONE, 4), ValueError, r"step must have 1 elements; got \[3\]"),
+    ("lsq_quantize", (FLOAT, HALF, torch.ones(2), 4), ValueError, r"zero_point must have 1 elements; got \[2\]"),
+    ("lsq_backward", (FLOAT.half(), FLOAT, HALF, ONE, 4, 0.1), TypeError, "grad must be Float; got Half"),
+    ("lsq_backward", (FLOAT.t(), FLOAT, HALF, ONE, 4, 0.1), ValueError, r"grad must be \[3, 2\]; got \[2, 3\]"),
+]
+
+
+@pytest.mark.parametrize(("op", "arguments", "error", "message"), ERRORS)
+def test_errors(op, arguments, error, message):
+    with pytest.raises(error, match=message):
+        getattr(ops, op)(*arguments)

@@ -38,6 +38,19 @@ from .layers import (
     QSyncBatchNorm,
     QUpsample,
 )
+from .packed.convert import convert
+from .packed.file import load, save
+from .packed.modules import (
+    PackedConv1d,
+    PackedConv2d,
+    PackedConv3d,
+    PackedConvTranspose1d,
+    PackedConvTranspose2d,
+    PackedConvTranspose3d,
+    PackedLinear,
+)
+from .packed.size_report import SizeReport, size_report
+from .packed.summary import Summary, summary
 from .weight.config import PowerOfTwo, Uniform
 from .weight.power_of_two import power_of_two
 from .weight.prepare import calibrate, prepare, weight_bits
@@ -48,6 +61,13 @@ __all__ = [
     "ActivationConfig",
     "MemoryReport",
     "PackedActivations",
+    "PackedConv1d",
+    "PackedConv2d",
+    "PackedConv3d",
+    "PackedConvTranspose1d",
+    "PackedConvTranspose2d",
+    "PackedConvTranspose3d",
+    "PackedLinear",
     "PowerOfTwo",
     "QAdaptiveAvgPool1d",
     "QAdaptiveAvgPool2d",
@@ -75,13 +95,20 @@ __all__ = [
     "QReLU6",
     "QSyncBatchNorm",
     "QUpsample",
+    "SizeReport",
+    "Summary",
     "Uniform",
     "VarianceReport",
     "calibrate",
+    "convert",
+    "load",
     "memory_report",
     "pack_activations",
     "power_of_two",
     "prepare",
+    "save",
+    "size_report",
+    "summary",
     "variance_report",
     "weight_bits",
 ]

@@ -11,8 +11,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from .. import layers as q
 from ..layers.base import CompressedLayer
-from .allocation import learn, share_bits, update_curve
 from ..patterns import resolve
+from .allocation import learn, share_bits, update_curve
 from .config import ActivationConfig, check_config
 from .intercept import LOSSY, SUPPORTED, Interceptor, name_calls_of
 from .state import LayerState, Session, is_disabled, swap_session

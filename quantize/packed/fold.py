@@ -1,7 +1,8 @@
 """Which batch norms can go into the layer before them.
 
-The model's forward is traced symbolically (torch.fx). Where that fails, each child is tried by itself. A pair is folded only if every
-trace says the same: one call each, and nobody but the batch norm sees what the layer computes or reads its tensors.
+The model's forward is traced symbolically (torch.fx). Modules whose own forward cannot be traced are taken as they are, and their children
+traced by themselves. A pair is folded only if every trace says the same: one call each, and nobody but the batch norm sees what the layer
+computes or reads its tensors.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter
 import torch
 from torch import Tensor, fx, nn
 
-from ..weight.prepare import _quantize_input
+from ..weight.prepare import quantize_input_of
 from .plain import forward_of_its_own, shell
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -37,27 +38,36 @@ def find_pairs(model: nn.Module, names: set[str]) -> list[tuple[str, str]]:
     candidates = {copied.get_submodule(name): name for name in names}
     norms = {m: name for name, m in copied.named_modules() if type(m) in BATCH_NORMS}
     uses = Counter(id(m) for _, m in copied.named_modules(remove_duplicate=False))
+    leaves = {m for m in copied.modules() if m is not copied and {*candidates, *norms}.isdisjoint(m.modules())} | {*candidates, *norms}
     allowed = {m for m in (*candidates, *norms) if uses[id(m)] == 1 and not _watched(m)}
     with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        pairs = _pairs(copied, {*candidates, *norms}, allowed)
-    return [(candidates[layer], norms[norm]) for layer, norm in pairs if layer in candidates and norm in norms]
+        pairs, _ = _pairs(copied, leaves)
+    return [
+        (candidates[layer], norms[norm]) for layer, norm in pairs if layer in allowed & set(candidates) and norm in allowed & set(norms)
+    ]
 
 
 def _watched(module: nn.Module) -> bool:
     """Whether hooks, or a forward of its own, see what the module takes or gives. The activation quantizer's hook does not count."""
-    hooks = [hook for hook in module._forward_pre_hooks.values() if hook is not _quantize_input]
+    hooks = [hook for hook in module._forward_pre_hooks.values() if hook is not quantize_input_of]
     others = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
     return bool(hooks) or any(others) or forward_of_its_own(module)
 
 
-def _pairs(module: nn.Module, leaves: set[nn.Module], allowed: set[nn.Module]) -> list[tuple[nn.Module, nn.Module]]:
-    if not any(m in leaves for m in module.modules()) or module in leaves:
-        return []
+def _pairs(module: nn.Module, leaves: set[nn.Module]) -> tuple[list[tuple[nn.Module, nn.Module]], set[nn.Module]]:
+    """The pairs inside `module`, and the modules inside it, or itself, whose own forward cannot be traced."""
+    if module in leaves:
+        return [], set()
     found = _traced(module, leaves)
+    if found is not None:
+        return found, set()
+    inside = {child: _pairs(child, leaves) for child in module.children()}
+    opaque = set().union(*(opaque for _, opaque in inside.values()))
+    found = _traced(module, leaves | opaque) if opaque else None  # `module` calls what cannot be traced
     if found is None:
-        return [pair for child in module.children() for pair in _pairs(child, leaves, allowed)]
-    return [(a, b) for a, b in found if a in allowed and b in allowed]
+        return [pair for pairs, _ in inside.values() for pair in pairs], {module}
+    return found + [pair for child in opaque for grandchild in child.children() for pair in _pairs(grandchild, leaves)[0]], opaque
 
 
 def _traced(root: nn.Module, leaves: set[nn.Module]) -> list[tuple[nn.Module, nn.Module]] | None:

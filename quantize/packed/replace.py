@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.base import CompressedLayer
-from ..weight.prepare import _quantize_input
+from ..weight.prepare import quantize_input_of
 from .modules import PACKED, InputQuantizer, PackedLayer, drop_pre_hook
 from .plain import forward_of_its_own, plain_class
 from .weight import PackedWeight
@@ -51,10 +51,10 @@ def become_decoded(module: nn.Module, tensor: str, weight: PackedWeight, dtype: 
 
 def _set_input_grid(module: nn.Module, grid: Grid | None) -> None:
     module._modules.pop("activation_quantizer", None)
-    drop_pre_hook(module, _quantize_input)
+    drop_pre_hook(module, quantize_input_of)
     if grid is not None:
         module.activation_quantizer = InputQuantizer(*grid)
-        module.register_forward_pre_hook(_quantize_input, with_kwargs=True)
+        module.register_forward_pre_hook(quantize_input_of, with_kwargs=True)
 
 
 def become_identity(norm: nn.Module) -> None:

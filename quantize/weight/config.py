@@ -83,10 +83,11 @@ class PowerOfTwo(WeightConfig):
         TypeError, ValueError: naming the argument, what was expected and what came.
 
     Example:
-        >>> model = quantize.prepare(nn.Sequential(nn.Linear(8, 4)), quantize.PowerOfTwo(bits=4))
-        >>> w = model[0].weight[0]
-        >>> (w / w.abs().max()).abs().log2().frac().unique()  # whole octaves
-        tensor([-0.])
+        >>> layer = nn.Linear(4, 1, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.8, 0.45, -0.1, 0.001]]))
+        >>> weight = quantize.prepare(layer, quantize.PowerOfTwo(bits=4)).weight.detach()
+        >>> weight / weight.max()
+        tensor([[ 1.0000,  0.5000, -0.1250,  0.0000]])
     """
 
     bits: int = 4

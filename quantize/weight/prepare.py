@@ -144,10 +144,10 @@ def _prepare_layer(module: nn.Module, config: WeightConfig) -> None:
     # nn.MultiheadAttention reads its layers' weights and does not call them: no input of theirs could be quantized.
     if config.activation_bits is not None and not isinstance(module, (nn.MultiheadAttention, NonDynamicallyQuantizableLinear)):
         module.activation_quantizer = ActivationQuantizer(config.activation_bits, device=module.parametrizations[tensor].original.device)
-        module.register_forward_pre_hook(_quantize_input, with_kwargs=True)
+        module.register_forward_pre_hook(quantize_input_of, with_kwargs=True)
 
 
-def _quantize_input(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+def quantize_input_of(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """The forward pre-hook of layers with activation bits."""
     if args:
         return (module.activation_quantizer(args[0]), *args[1:]), kwargs

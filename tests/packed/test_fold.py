@@ -39,6 +39,17 @@ class Untraceable(nn.Module):
         return self.inner(x) if float(x.sum()) != 12345 else x
 
 
+class ReachesIn(nn.Module):
+    """Runs a child whole, and a part of it again; the other child cannot be traced."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.other = inner, Untraceable(nn.Conv2d(6, 6, 1))
+
+    def forward(self, x):
+        return self.other(self.inner(x)) + self.inner[0](x)
+
+
 class ReadsNorm(nn.Module):
     def __init__(self):
         super().__init__()
@@ -90,6 +101,8 @@ FOLDED = {
     "one dimension": lambda: nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6)),
     "nested": lambda: nn.Sequential(nn.Sequential(conv()), nn.Sequential(nn.BatchNorm2d(6), nn.Identity())),
     "inside what cannot be traced": lambda: Untraceable(nn.Sequential(conv(), nn.BatchNorm2d(6))),
+    "beside what cannot be traced": lambda: nn.Sequential(conv(), nn.BatchNorm2d(6), nn.Sequential(Untraceable(nn.Conv2d(6, 6, 1)))),
+    "deep inside": lambda: Untraceable(nn.Sequential(Untraceable(nn.Sequential(conv(), nn.BatchNorm2d(6))), nn.ReLU())),
     "by a forward": lambda: Two(lambda m, x, skip: m.bn(m.conv(x)).relu()),
     "optional argument beside": lambda: Two(lambda m, x, skip: m.bn(m.conv(x)) + (0 if skip is None else skip)),
 }
@@ -104,6 +117,7 @@ LEFT = {
     "only with it": lambda: Two(lambda m, x, skip: m.bn(m.conv(x)) if skip is not None else m.bn(m.conv(x)) + m.conv(x)),
     "norm shared": shared,
     "both shared": twice,
+    "reached into by what cannot be traced": lambda: ReachesIn(nn.Sequential(conv(), nn.BatchNorm2d(6))),
     "norm read": ReadsNorm,
     "weight read": ReadsWeight,
     "no running statistics": running_less,

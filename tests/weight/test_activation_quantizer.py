@@ -21,7 +21,7 @@ def started(x, bits=4):
 
 
 def relative_error(y, x):
-    return float((y - x).double().square().sum() / x.double().square().sum())
+    return float((y.detach() - x).double().square().sum() / x.double().square().sum())
 
 
 # ------------------------------------------------------------------------------------------------------------- the first tensor

@@ -155,7 +155,7 @@ def poison(model):
         (nn.ReLU(), Uniform(4), ValueError, "its convolution and linear layers are none"),
         (broken(lambda m: prepare(m.fc, Uniform(8))), Uniform(4), ValueError, "weight of layer 'fc' must not be prepared already"),
         (broken(lambda m: m.fc.double()), Uniform(4), TypeError, "weight of layer 'fc' must be float32.*; got torch.float64"),
-        (broken(lambda m: m.fc.to(torch.complex64)), Uniform(4), TypeError, "weight of layer 'fc' must be float32.*; got torch.complex64"),
+        (broken(lambda m: setattr(m.fc, "weight", nn.Parameter(torch.ones(5, 6).int(), False))), Uniform(4), TypeError, "got torch.int32"),
         (broken(poison), Uniform(4), ValueError, "weight of layer 'fc' must be finite; got 2 values"),
         (Lazy(), Uniform(4), ValueError, "weight of layer 'lazy' must be initialized"),
     ],

@@ -8,7 +8,6 @@ import secrets
 import zlib
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..weight.prepare import prepared_weights
@@ -41,6 +40,8 @@ def save(model: nn.Module, path) -> None:
         >>> quantize.load(nn.Linear(64, 16), path)
         PackedLinear(in_features=64, out_features=16, bias=True, method=uniform, bits=4)
     """
+    from safetensors.torch import save_file  # here, so that training needs no more than PyTorch
+
     refuse_wrappers(model, "save")
     _refuse_float(model)
     layers, items = storable(model)

@@ -1,0 +1,58 @@
+"""torchvision's and timm's models, unchanged, through prepare, convert, save and load."""
+
+import pytest
+import torch
+from catalog import MODELS
+from test_third_party import tensors
+
+import quantize
+from quantize.packed.modules import PackedLayer
+from quantize.weight.prepare import LAYERS
+
+pytestmark = pytest.mark.third_party
+
+NAMES = (
+    "torchvision/resnet18",
+    "torchvision/mobilenet_v2",
+    "torchvision/densenet121",
+    "torchvision/shufflenet_v2_x1_0",
+    "torchvision/efficientnet_b0",
+    "torchvision/googlenet",
+    "timm/resnet18",
+    "timm/repvgg_a0",
+    "timm/ghostnet_100",
+    "timm/mobilenetv3_large_100",
+    "timm/vit_tiny_patch16_224",
+)
+CHOSEN = [model for model in MODELS if model.key in NAMES]
+
+
+def test_the_models_exist():
+    assert len(CHOSEN) >= 9, [model.key for model in CHOSEN]
+
+
+@pytest.mark.parametrize("config", [quantize.PowerOfTwo(4), quantize.Uniform(8, activation_bits=8)], ids=["po2", "8x8"])
+@pytest.mark.parametrize("entry", CHOSEN, ids=[model.key for model in CHOSEN])
+def test_packed(entry, config, tmp_path):
+    torch.manual_seed(0)
+    model, x = entry.build(entry.small), entry.inputs(2, entry.small)
+    layers = sum(isinstance(m, LAYERS) for m in model.modules())
+    quantize.prepare(model, config)
+    with torch.no_grad():
+        model.train()(x)  # running statistics that mean something, and grids for the activations
+        want = tensors(model.eval()(x))
+        packed = quantize.convert(model)
+        got = tensors(packed(x))
+    assert sum(isinstance(m, PackedLayer) for m in packed.modules()) >= 0.9 * layers - 2  # attention's output layers stay decoded
+    # Codes of activations next to a threshold may fall on either side after the batch norms are folded.
+    tolerance = 1e-4 if config.activation_bits is None else 0.1
+    for a, b in zip(got, want, strict=True):
+        assert float((a - b).norm()) <= tolerance * float(b.norm()), float((a - b).norm() / b.norm())
+    quantize.save(packed, tmp_path / "model.safetensors")
+    loaded = quantize.load(entry.build(entry.small), tmp_path / "model.safetensors")
+    with torch.no_grad():
+        for a, b in zip(tensors(loaded(x)), got, strict=True):
+            assert torch.equal(a, b)
+    quantize.save(loaded, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+    assert quantize.size_report(packed).bytes == quantize.size_report(loaded).bytes < quantize.size_report(packed).float_bytes / 3

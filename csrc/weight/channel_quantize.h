@@ -8,6 +8,9 @@
 // Sixteen partial sums in fixed places, added up in one order (core/lanes.h), give every backend the same bits.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
 #include "power_of_two.h"
 
 namespace quantize::weight {
@@ -25,6 +28,32 @@ struct Codebook {
   int candidates;
   float ratio[max_candidates];
 };
+
+// power_of_two: 0 and +-2^e, e = 0 .. 2^(bits-1) - 2, at most 62. Else: -(2^(bits-1) - 1) .. 2^(bits-1) - 1.
+inline Codebook make_codebook(bool power_of_two, bool plus, int bits, bool least_squares) {
+  Codebook book{};
+  book.least_squares = least_squares;
+  book.candidates = 1;
+  book.ratio[0] = 1.f;
+  if (!power_of_two) {
+    const float largest = float((1 << (bits - 1)) - 1);
+    book.anchor = largest, book.lowest = 1.f, book.unit = 1.f, book.edge = (largest + 0.5f) / largest;
+    // How much of the range a good scale cuts off grows as bits fall: an eighth of an octave a candidate.
+    book.candidates = !least_squares ? 1 : bits >= 7 ? 3 : bits >= 5 ? 6 : bits == 4 ? 9 : 17;
+    for (int c = 0; c < book.candidates; ++c) book.ratio[c] = float(std::exp2(-c / 8.));
+    return book;
+  }
+  const int exponents = std::min((1 << (bits - 1)) - 2, 62);
+  book.power_of_two = true;
+  book.anchor = 1.f, book.lowest = book.unit = float(std::exp2(-exponents)), book.carry = power_of_two_carry<Float32Format>(plus);
+  book.edge = plus ? 1.5f : 1.41421356f;
+  if (least_squares) {
+    // Levels an octave apart: the phase within the octave matters at any width, how far down the largest level lies at few bits.
+    book.candidates = 10;
+    for (int c = 0; c < book.candidates; ++c) book.ratio[c] = float(std::exp2((1 - c) / 4.));
+  }
+  return book;
+}
 
 // The level of t >= 0.
 QUANTIZE_HOST_DEVICE float level_of(float t, const Codebook& book) {

@@ -119,5 +119,6 @@ int64_t check_group_quantize();
 int64_t check_group_variance();
 int64_t check_sign_mask();
 int64_t check_allocate_bits();
+int64_t check_weight();
 
 }  // namespace cuda_on_host

@@ -10,4 +10,5 @@ int main() {
   report("group_variance", check_group_variance());
   report("sign_mask", check_sign_mask());
   report("allocate_bits", check_allocate_bits());
+  report("weight", check_weight());
 }

@@ -1,7 +1,7 @@
 // channel_quantize: levels, scales and clipped gradients of every ISA are the portable ones, bit for bit.
 #include "weight/channel_quantize_kernels.h"
 
-#include <cmath>
+#include <tuple>
 
 #include "harness.h"
 
@@ -12,20 +12,7 @@ using quantize::Isa;
 using quantize::weight::channel_quantize_kernels;
 using quantize::weight::ChannelScale;
 using quantize::weight::Codebook;
-
-// As codebook.h makes them, which needs torch.
-Codebook book_of(bool power_of_two, int bits, bool least_squares) {
-  Codebook book{};
-  book.power_of_two = power_of_two;
-  book.least_squares = least_squares;
-  book.anchor = power_of_two ? 1.f : float((1 << (bits - 1)) - 1);
-  book.lowest = book.unit = power_of_two ? float(std::exp2(-std::min((1 << (bits - 1)) - 2, 62))) : 1.f;
-  book.carry = 0x400000u - 1;
-  book.edge = power_of_two ? 1.5f : (book.anchor + 0.5f) / book.anchor;
-  book.candidates = least_squares ? Codebook::max_candidates : 1;
-  for (int c = 0; c < book.candidates; ++c) book.ratio[c] = float(std::exp2((power_of_two && least_squares ? 1 - c : -c) / 8.));
-  return book;
-}
+using quantize::weight::make_codebook;
 
 template <typename T>
 int64_t check(Isa isa, Fence fence) {
@@ -36,12 +23,12 @@ int64_t check(Isa isa, Fence fence) {
     Buffer<float> scale(4, fence), want_scale(4, fence);
     for (Pattern pattern : kPatterns) {
       fill(w, pattern);
-      for (const bool power_of_two : {false, true})
+      for (const auto& [power_of_two, plus, name] : {std::tuple{false, false, "uniform"}, {true, false, "po2"}, {true, true, "po2plus"}})
         for (const int bits : {2, 4, 8})
           for (const bool least_squares : {false, true}) {
-            const Codebook book = book_of(power_of_two, bits, least_squares);
-            const std::string what = "n " + std::to_string(n) + ", pattern " + kPatternNames[int(pattern)] + ", " + std::to_string(bits) +
-                                     (power_of_two ? " bits, powers of two" : " bits, uniform");
+            const Codebook book = make_codebook(power_of_two, plus, bits, least_squares);
+            const std::string what =
+                "n " + std::to_string(n) + ", pattern " + kPatternNames[int(pattern)] + ", " + std::to_string(bits) + " bits, " + name;
             const ChannelScale expected = portable.quantize(w.data(), n, book, want.data()), own = k.quantize(w.data(), n, book, y.data());
             expect_same(y, want, "channel_quantize: " + what);
             want_scale[0] = expected.inverse, want_scale[1] = expected.step, want_scale[2] = expected.scale, want_scale[3] = expected.limit;

@@ -5,6 +5,10 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <vector>
+
+#include "decode_kernels.h"
+
 namespace quantize::packed {
 namespace {
 
@@ -15,12 +19,15 @@ Tensor decode_weight_cpu(const Tensor& code_tensor, const Tensor& level_tensor, 
   const Tensor codes = code_tensor.contiguous(), levels = level_tensor.contiguous(), scales = scale_tensor.contiguous();
   Tensor out = at::empty({codes.size(0), columns}, scales.options());
   const auto* source = codes.const_data_ptr<uint8_t>();
-  const float *level = levels.const_data_ptr<float>(), *scale = scales.const_data_ptr<float>();
+  const float* scale = scales.const_data_ptr<float>();
+  std::vector<float> table(levels.const_data_ptr<float>(), levels.const_data_ptr<float>() + levels.numel());
+  table.resize(std::max<size_t>(table.size(), 16));
+  const DecodeRow decode = decode_row();
   float* target = out.data_ptr<float>();
   const int64_t bytes = codes.size(1);
   at::parallel_for(0, codes.size(0), std::max<int64_t>(1, 8192 / std::max<int64_t>(1, columns)), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n)
-      for (int64_t k = 0; k < columns; ++k) target[n * columns + k] = scale[n] * level[code_at(source + n * bytes, k, int(bits))];
+      decode(source + n * bytes, int(bits), columns, table.data(), scale[n], target + n * columns);
   });
   return out;
 }

@@ -9,18 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import decode_rows, from_rows
+from .layout import from_rows
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 def decode(codes: Tensor, scales: Tensor, levels: Tensor, shape: tuple[int, ...], transposed: bool, groups: int) -> Tensor:
-    """The float weight of `shape` that rows stand for: scale times level, rounded once."""
+    """The float weight of `shape` that rows stand for: scale times level, rounded once. `levels`: of layout.levels_table."""
     k = 1
     for size in (shape[0] // groups, *shape[2:]) if transposed else shape[1:]:
         k *= size
-    return from_rows(decode_rows(codes, k, levels) * scales.unsqueeze(1), shape, transposed, groups)
+    width = levels.numel().bit_length() - 1
+    return from_rows(torch.ops.quantize.decode_weight(codes, levels, scales, width, k), shape, transposed, groups)
 
 
 def quantize_input(input: Tensor, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:

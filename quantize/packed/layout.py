@@ -126,17 +126,6 @@ def unpack(rows: Tensor, k: int, method: str, bits: int) -> Tensor:
     return levels
 
 
-def byte_levels(method: str, width: int) -> Tensor:
-    """The levels that each byte holds: float32[256, 8 / width]; 0 for codes that never occur."""
-    every = torch.arange(256, dtype=torch.uint8).unsqueeze(1)
-    return _table(method, width, None).nan_to_num(nan=0.0)[_split(every, width).int()]
-
-
-def decode_rows(rows: Tensor, k: int, levels: Tensor) -> Tensor:
-    """As :func:`unpack` without its checks, a byte at a time (`levels`: :func:`byte_levels`): what runs at every forward pass."""
-    return levels[rows.int()].flatten(1)[:, :k]
-
-
 def to_rows(weight: Tensor, transposed: bool = False, groups: int = 1) -> Tensor:
     """A weight as matrix [output channels, K].
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional, kernels
-from .layout import byte_levels, storage_bits
+from .layout import levels_table, storage_bits
 from .weight import PackedWeight
 
 KEPT = ("codes", "scales", "bias", "step", "zero_point", "levels")  # buffers that keep their dtype
@@ -91,7 +91,7 @@ class PackedLayer(KeepsDtypes):
         module.register_buffer("bias", bias)
         module.register_buffer("step", None)
         module.register_buffer("zero_point", None)
-        levels = byte_levels(weight.method, storage_bits(weight.bits)).to(weight.codes.device)
+        levels = levels_table(weight.method, storage_bits(weight.bits)).to(weight.codes.device)
         module.register_buffer("levels", levels, persistent=False)
 
     def quantize_inputs(self, bits: int, step: Tensor, zero_point: Tensor) -> None:

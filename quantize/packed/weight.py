@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .layout import byte_levels, pack, row_bytes, rows_and_k, storage_bits, to_rows, unpack
+from .layout import levels_table, pack, row_bytes, rows_and_k, storage_bits, to_rows, unpack
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class PackedWeight:
 
     def decode(self) -> Tensor:
         """The float32 weight."""
-        levels = byte_levels(self.method, storage_bits(self.bits)).to(self.codes.device)
+        levels = levels_table(self.method, storage_bits(self.bits)).to(self.codes.device)
         return functional.decode(self.codes, self.scales, levels, self.shape, self.transposed, self.groups)
 
     def check(self) -> None:

@@ -62,6 +62,7 @@ def test_every_kernel_op_has_samples():
     elsewhere = {
         "batch_norm_backward",  # tests/layers/test_batch_norm_backward.py
         *("round_power_of_two", "channel_quantize", "clip_gradient", "lsq_quantize", "lsq_backward"),  # tests/weight/test_weight_ops.py
+        *("decode_weight", "packed_conv2d", "packed_linear", "packed_linear_float"),  # tests/packed/test_kernels.py
     }
     assert {name.split("::")[-1] for name in kernel_ops()} == set(SAMPLES) | elsewhere
 

@@ -145,11 +145,11 @@ def test_threads_do_not_matter():
     assert torch.equal(*found)
 
 
-def test_decode_weight():
-    torch.manual_seed(0)
-    for method, bits, _ in FORMATS:
-        codes, levels, scales, table, width = encoded(torch.randn(5, 37), method, bits)
-        assert torch.equal(ops.decode_weight(codes, table, scales, width, 37), levels * scales.unsqueeze(1))
+@pytest.mark.parametrize("columns", [1, 7, 16, 37, 129])
+def test_decode_weight(each_isa, columns):
+    for method, bits in (*((method, bits) for method, bits, _ in FORMATS), ("power_of_two", 7), ("uniform", 6)):
+        codes, levels, scales, table, width = encoded(torch.randn(5, columns), method, bits)
+        assert torch.equal(ops.decode_weight(codes, table, scales, width, columns), levels * scales.unsqueeze(1))
 
 
 def samples():

@@ -7,8 +7,6 @@ import torch
 
 from quantize.packed.layout import (
     METHODS,
-    byte_levels,
-    decode_rows,
     from_rows,
     levels_table,
     pack,
@@ -69,7 +67,7 @@ def test_exact_inverses(method, bits, n, k):
     rows = pack(levels, method, bits)
     assert rows.shape == (n, row_bytes(k, width)) and rows.shape[1] % 8 == 0 and rows.shape[1] < k * width / 8 + 8
     assert torch.equal(unpack(rows, k, method, bits), levels)
-    assert torch.equal(decode_rows(rows, k, byte_levels(method, width)), levels)
+    assert torch.equal(torch.ops.quantize.decode_weight(rows, levels_table(method, width), torch.ones(len(rows)), width, k), levels)
 
 
 def test_size_of_a_layer():

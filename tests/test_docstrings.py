@@ -37,7 +37,13 @@ def test_examples_run(name):
 
 def test_all_have_an_example():
     without = {n for n in NAMES if ">>>" not in (inspect.getdoc(getattr(quantize, n)) or "")}
-    assert without == {"MemoryReport", "PackedActivations", "SizeReport", "Summary", "VarianceReport"}  # results, shown where they come from
+    assert without == {
+        "MemoryReport",
+        "PackedActivations",
+        "SizeReport",
+        "Summary",
+        "VarianceReport",
+    }  # results, shown where they come from
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="needs the source tree")

@@ -16,7 +16,10 @@ CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transp
 
 
 def decode(codes: Tensor, scales: Tensor, levels: Tensor, shape: tuple[int, ...], transposed: bool, groups: int) -> Tensor:
-    """The float weight of `shape` that rows stand for: scale times level, rounded once. `levels`: of layout.levels_table."""
+    """The float weight of `shape` that rows stand for: scale times level, rounded once; in the rows' memory order where it can be.
+
+    `levels`: of layout.levels_table.
+    """
     k = 1
     for size in (shape[0] // groups, *shape[2:]) if transposed else shape[1:]:
         k *= size
@@ -32,7 +35,7 @@ def quantize_input(input: Tensor, step: Tensor, zero_point: Tensor, bits: int) -
 
 def run(layer, input: Tensor, output_padding=None) -> Tensor:
     """The packed `layer` on `input` (quantized already where it asks for that)."""
-    weight = layer.weight.to(input.dtype)
+    weight = layer.decoded().to(input.dtype)
     bias = None if layer.bias is None else layer.bias.to(input.dtype)
     if layer.spatial == 0:
         return F.linear(input, weight, bias)
@@ -43,4 +46,9 @@ def run(layer, input: Tensor, output_padding=None) -> Tensor:
     if layer.padding_mode != "zeros":
         input = F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
         padding = 0
-    return CONV[layer.spatial](input, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+    # Rows are channels_last memory, and PyTorch's output would be too. Whichever is smaller is brought into the input's order.
+    reorder = layer.spatial == 2 and input.is_contiguous() and not weight.is_contiguous()
+    if layer.spatial != 2 or (reorder and weight.numel() < input.numel()):
+        weight, reorder = weight.contiguous(), False
+    output = CONV[layer.spatial](input, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+    return output.contiguous() if reorder else output

@@ -138,12 +138,12 @@ def to_rows(weight: Tensor, transposed: bool = False, groups: int = 1) -> Tensor
 
 
 def from_rows(rows: Tensor, shape: tuple[int, ...], transposed: bool = False, groups: int = 1) -> Tensor:
-    """The inverse of :func:`to_rows`: contiguous, in the weight's own `shape`."""
+    """The inverse of :func:`to_rows` in the weight's own `shape`: a view, but of transposed convolutions."""
     if transposed:
         inputs, outputs, *kernel = shape
         rows = rows.reshape(groups, outputs, *kernel, inputs // groups).movedim(-1, 1)
         return rows.reshape(shape).contiguous()
-    return rows.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
+    return rows.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
 
 
 def rows_and_k(shape: tuple[int, ...], transposed: bool = False, groups: int = 1) -> tuple[int, int]:

@@ -102,10 +102,12 @@ class PackedLayer(KeepsDtypes):
 
     @property
     def weight(self) -> Tensor:
-        """The weight that the codes stand for, decoded at each access: Tensor in the float layer's shape. Read-only."""
-        groups = self.groups if self.transposed else 1
-        weight = functional.decode(self.codes, self.scales, self.levels, self.shape, self.transposed, groups)
-        return weight.to(self.dtype)
+        """The weight that the codes stand for, decoded at each access: Tensor in the float layer's shape, contiguous. Read-only."""
+        return self.decoded().to(self.dtype).contiguous()
+
+    def decoded(self) -> Tensor:
+        """The weight in float32, in the memory order of the codes."""
+        return functional.decode(self.codes, self.scales, self.levels, self.shape, self.transposed, self.groups if self.transposed else 1)
 
     def forward(self, input: Tensor) -> Tensor:
         """As the float layer's with the quantized weight."""

@@ -41,9 +41,9 @@ class PackedWeight:
         return replace(self, scales=(self.scales.double() * factor).float())
 
     def decode(self) -> Tensor:
-        """The float32 weight."""
+        """The float32 weight, contiguous."""
         levels = levels_table(self.method, storage_bits(self.bits)).to(self.codes.device)
-        return functional.decode(self.codes, self.scales, levels, self.shape, self.transposed, self.groups)
+        return functional.decode(self.codes, self.scales, levels, self.shape, self.transposed, self.groups).contiguous()
 
     def check(self) -> None:
         """ValueError for impossible codes, padding that is not zero, or scales that are not finite."""

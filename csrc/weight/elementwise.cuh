@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(ElementTraits::threads)
     const float own = to_float_device(grad[i]), v = to_float_device(x[i]) * range.inverse;
     const float bounded = v > -65536.f ? v : -65536.f, within = bounded < 65536.f ? bounded : 65536.f;
     const float rounded = (within + 12582912.f) - 12582912.f, clipped = lsq_clip(rounded, range);
-    const bool inside = clipped == rounded;
+    const bool inside = within >= range.low && within <= range.high;
     sum += own * (inside ? rounded - within : clipped);
     grad_x[i] = inside ? grad[i] : round_nearest(0.f, T{});
   }

@@ -41,7 +41,7 @@ float backward_run(const void* grad, const void* source, int64_t n, LsqRange ran
     const Lanes clipped = lower(higher(r.rounded, range.low), range.high);
     Lanes passed, slope;
     for (int p = 0; p < Lanes::parts; ++p) {
-      const auto inside = clipped.part[p] == r.rounded.part[p];
+      const auto inside = (r.value.part[p] >= range.low) & (r.value.part[p] <= range.high);
       passed.part[p] = inside ? own.part[p] : Lanes::Part{};
       slope.part[p] = inside ? r.rounded.part[p] - r.value.part[p] : clipped.part[p];
     }

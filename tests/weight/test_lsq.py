@@ -12,13 +12,13 @@ STEP, ZERO = torch.tensor(0.3), torch.tensor(3.0)
 
 
 def twin(x, step, zero_point, bits, grad_scale):
-    """LSQ (arXiv 1902.08153, equations 1 to 3) with a zero point; what rounds to a level of the grid counts as inside of it."""
+    """LSQ (arXiv 1902.08153, equations 1 to 3) with a zero point."""
     step = step * grad_scale + (step - step * grad_scale).detach()
     v = x.float() * (1 / step)
     rounded = v.round()
     clipped = rounded.clamp(-zero_point, 2**bits - 1 - zero_point)
     inside = v + (rounded - v).detach()
-    return (torch.where(rounded == clipped, inside, clipped.detach()) * step).to(x.dtype)
+    return (torch.where((v >= -zero_point) & (v <= 2**bits - 1 - zero_point), inside, clipped.detach()) * step).to(x.dtype)
 
 
 def both(x, step, zero_point, bits, grad, grad_scale=1.0):
@@ -108,7 +108,7 @@ def test_the_step_s_gradient_is_that_of_a_smooth_surrogate():
     for bits, zero_point in ((2, 0.0), (4, 3.0), (8, 128.0)):
         v = (x.float() * (1 / STEP)).double()
         clipped = v.round().clamp(-zero_point, 2**bits - 1 - zero_point)
-        inside = clipped == v.round()
+        inside = (v >= -zero_point) & (v <= 2**bits - 1 - zero_point)
 
         def output(step, v=v, clipped=clipped, inside=inside):
             return (grad * torch.where(inside, x + step * (clipped - v), step * clipped)).sum()

@@ -95,7 +95,45 @@ def other_models(r: dict) -> list[str]:
     ]
 
 
-ROWS = {f.__name__: f for f in (memory, step_time, accuracy, gradient_variance, kernels, other_models)}
+def packed(r: dict) -> list[str]:
+    """A convolution and a matrix-vector product, beside fp32 and other libraries' int8."""
+    rows = []
+    for name, words in (("conv 3x3, 256@14x14, contiguous", "3x3 convolution, 256@14²"), ("linear 4096x4096", "linear 4096²")):
+        sides = next(row["sides"] for row in r["results"] if row["layer"] == name)
+        times = {side: f"{t['median_s'] * 1e3:.2f}" for side, t in sides.items()}
+        speed = {side: f"{t['speedup']:.1f}" for side, t in sides.items()}
+        others = "; ".join(f"{side} {times[side]}" for side in sides if side.endswith("int8"))
+        rows.append(
+            f"| Packed {words}, batch 1, {r['threads']} thread, {r['isa']}, ms | {times['4 bits']} | {times['fp32']} | {speed['4 bits']} "
+            f"times faster at 4 bits, {speed['PO2+ 4 bits']} as PO2+, {speed['8 bits']} at 8 ({times['8 bits']}); {others} |"
+        )
+    return rows
+
+
+def fake_quantize(r: dict) -> list[str]:
+    """Forward and backward beside the eager twin."""
+    by = {(row["codebook"], row["side"]): row for row in r["results"]}
+    notes = "; ".join(f"{book} {by[book, 'ours']['ns_per_weight']:.1f}" for book in dict.fromkeys(row["codebook"] for row in r["results"]))
+    first = next(iter(dict.fromkeys(row["codebook"] for row in r["results"])))
+    ours, eager = by[first, "ours"], by[first, "eager, same search"]
+    return [
+        f"| Fake quantization, {r['bits']} bits, forward and backward, 1 thread, ns a weight | {ours['ns_per_weight']:.1f} | "
+        f"{eager['ns_per_weight']:.1f} (eager) | {eager['ratio_to_ours']:.0f} times faster; {notes} |"
+    ]
+
+
+def power_of_two(r: dict) -> list[str]:
+    """What PO2+ gains."""
+    alone, scaled = (next(row for row in r["results"] if row["scale"] == s and row["bits"] == b) for s, b in (
+        ("no scale, all exponents", None), ("least squares", 4)))  # fmt: skip
+    gain = f"{alone['gain_percent']:.1f} % less"
+    return [
+        f"| Relative squared error of PO2+ on N(0, 1) | {alone['po2plus']:.4f} | {alone['po2']:.4f} (PO2) | {gain}; "
+        f"with least-squares scales at 4 bits {scaled['po2plus']:.5f} and {scaled['po2']:.5f} |"
+    ]
+
+
+ROWS = {f.__name__: f for f in (memory, step_time, accuracy, gradient_variance, kernels, other_models, packed, fake_quantize, power_of_two)}
 
 
 def table() -> str:

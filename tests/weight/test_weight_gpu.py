@@ -1,0 +1,91 @@
+"""The weight and packed rooms on a GPU: the CPU's bits, or its numbers where a library multiplies."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import quantize
+
+pytestmark = pytest.mark.gpu
+ops = torch.ops.quantize
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SHAPES = [(1, 1), (3, 7), (16, 16), (65, 151), (64, 3, 3, 3), (33, 257), (512, 2304)]
+
+
+def assert_same_bits(got, want):
+    for a, b in zip(got, want, strict=True):
+        a, b = a.cpu(), b.cpu()
+        assert a.dtype == b.dtype and a.stride() == b.stride()
+        assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def nasty(shape, dtype):
+    x = torch.randn(shape).mul_(0.1)
+    flat = x.view(-1)
+    for place, value in enumerate((torch.nan, torch.inf, 0.0, -0.0, 1e-30, 1e30)):
+        flat[place * 7 % len(flat)] = value
+    return x.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("codebook", ["uniform", "po2", "po2plus"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_channel_quantize(shape, codebook, dtype):
+    for w in (torch.randn(shape).mul_(0.1).to(dtype), nasty(shape, dtype), torch.zeros(shape, dtype=dtype)):
+        for bits in (2, 4, 8):
+            for least_squares in (False, True):
+                want = ops.channel_quantize(w, codebook, bits, least_squares)
+                assert_same_bits(ops.channel_quantize(w.cuda(), codebook, bits, least_squares), want)
+                assert_same_bits([ops.clip_gradient(w.cuda(), w.cuda(), want[2].cuda())], [ops.clip_gradient(w, w, want[2])])
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_power_of_two(dtype):
+    x = torch.cat([torch.randn(10_001) * 2.0 ** torch.randint(-130, 120, (10_001,)), torch.tensor([0.0, 1.5, 0.75, torch.inf, torch.nan])])
+    for plus in (False, True):
+        assert_same_bits([ops.round_power_of_two(x.to(dtype).cuda(), plus)], [ops.round_power_of_two(x.to(dtype), plus)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [0, 1, 257, 100_003])
+def test_lsq(n, dtype):
+    x, grad, step, zero_point = (torch.randn(n) * 3).to(dtype), torch.randn(n).to(dtype), torch.tensor(0.3), torch.tensor(3.0)
+    for bits in (2, 4, 8):
+        arguments = (step, zero_point, bits)
+        on_gpu = (step.cuda(), zero_point.cuda(), bits)
+        assert_same_bits([ops.lsq_quantize(x.cuda(), *on_gpu)], [ops.lsq_quantize(x, *arguments)])
+        got, want = ops.lsq_backward(grad.cuda(), x.cuda(), *on_gpu, 0.1), ops.lsq_backward(grad, x, *arguments, 0.1)
+        assert_same_bits(got[:1], want[:1])
+        # Up to 100,003 products of at most 255 * 4, added up in fp32 in another order.
+        torch.testing.assert_close(got[1].cpu(), want[1], rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "config", [quantize.PowerOfTwo(4), quantize.Uniform(4, 8), quantize.Uniform(8, 8), quantize.PowerOfTwo(3, True, 4)]
+)
+def test_packed_model(config):
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 48, 3, stride=2, groups=2))
+    model.append(nn.Flatten()).append(nn.Linear(48 * 16, 10))
+    x = torch.randn(4, 3, 10, 10)
+    quantize.prepare(model, config)
+    model(x)
+    packed = quantize.convert(model)
+    with torch.no_grad():
+        want, got = packed(x), copy.deepcopy(packed).cuda()(x.cuda()).cpu()
+    tolerance = 1e-3 if config.activation_bits is None else 0.05  # an activation next to a threshold may fall on either side
+    assert float((got - want).norm()) <= tolerance * float(want.norm())
+
+
+@pytest.mark.parametrize("config", [quantize.PowerOfTwo(4), quantize.Uniform(4, 8)])
+def test_training_step(config):
+    model = quantize.prepare(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)), config)
+    x = torch.randn(32, 64)
+    model(x)
+    other = copy.deepcopy(model).cuda()
+    for own, inputs in ((model, x), (other, x.cuda())):
+        own.zero_grad()
+        own(inputs).square().mean().backward()
+    for a, b in zip(other.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad.cpu(), b.grad, rtol=1e-2, atol=1e-4)

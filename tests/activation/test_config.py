@@ -8,7 +8,7 @@ from torch import nn
 
 import quantize
 from quantize import ActivationConfig
-from quantize.activation.config import resolve
+from quantize.patterns import resolve
 
 
 def test_defaults_and_equality():

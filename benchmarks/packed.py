@@ -2,7 +2,8 @@
 
     python benchmarks/packed.py [--rounds 31] [--threads 1]
 
-All sides take and return float tensors; ours and the int8 libraries quantize the input to 8 bits on the way. "float inputs": no activation
+Sides take turns, so a call finds its weights in memory rather than in the cache; "20 calls in a row" shows the other case. All sides take
+and return float tensors; ours and the int8 libraries quantize the input to 8 bits on the way. "float inputs": no activation
 bits, weights decoded on the way.
 """
 
@@ -43,8 +44,8 @@ def make(kind: type, *arguments, **keywords) -> nn.Module:
     return layer
 
 
-def measure(name: str, layer: nn.Module, x: torch.Tensor, args) -> dict:
-    """One layer, all sides."""
+def measure(name: str, layer: nn.Module, x: torch.Tensor, args, in_a_row: int = 1) -> dict:
+    """One layer, all sides. `in_a_row`: calls a turn; with more than one the weights stay in the cache, if they fit."""
     macs = sum(p.numel() for p in layer.parameters()) * (x[0, 0].numel() if x.dim() == 4 else 1)
     sides = {"fp32": lambda: layer(x)}
     for label, config in CONFIGURATIONS.items():
@@ -55,8 +56,10 @@ def measure(name: str, layer: nn.Module, x: torch.Tensor, args) -> dict:
         sides["PyTorch int8"] = peers(layer, x, args.threads)["PyTorch int8"]
     else:
         sides |= peers(layer, x, args.threads)
+    turns = {label: lambda run=run: [run() for _ in range(in_a_row)] for label, run in sides.items()}
     with torch.inference_mode():
-        times = summarise(interleave(sides, args.rounds, warmup=3), "fp32")
+        taken = interleave(turns, args.rounds, warmup=3)
+    times = summarise({label: [t / in_a_row for t in values] for label, values in taken.items()}, "fp32")
     print(f"\n{name}: {macs / 1e6:.1f} M multiply-adds")
     result = {}
     for label, t in times.items():
@@ -84,7 +87,9 @@ def main():
             name = f"conv 3x3, {channels}@{size}x{size}, {str(layout).removeprefix('torch.').replace('_format', '').replace('_', ' ')}"
             results.append(measure(name, layer, x, args))
     for size in (1024, 4096):
-        results.append(measure(f"linear {size}x{size}", make(nn.Linear, size, size, bias=False), torch.randn(1, size), args))
+        layer, x = make(nn.Linear, size, size, bias=False), torch.randn(1, size)
+        results.append(measure(f"linear {size}x{size}", layer, x, args))
+        results.append(measure(f"linear {size}x{size}, 20 calls in a row", layer, x, args, in_a_row=20))
     write("packed", {"threads": args.threads, "rounds": args.rounds, "isa": quantize._C.cpu_isa(), "results": results})
 
 

@@ -110,6 +110,7 @@ void row_as(const uint8_t* x, const Weights& w, int32_t* acc) {
   for (auto& s : sum) s[0] = s[1] = _mm256_setzero_si256();
   const uint8_t* codes = w.codes;
   for (int64_t i = 0; i < w.quads / share; ++i, codes += GemmTraits::quad_bytes, x += share * GemmTraits::quad) {
+    _mm_prefetch(reinterpret_cast<const char*>(codes + GemmTraits::prefetch), _MM_HINT_T0);
     const __m256i left = load(codes), right = load(codes + 32);
 #pragma GCC unroll 4
     for (int s = 0; s < share; ++s) {

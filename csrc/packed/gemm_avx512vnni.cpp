@@ -100,7 +100,9 @@ void row_as(const uint8_t* x, const Weights& w, int32_t* acc) {
   for (__m512i& s : sum) s = _mm512_setzero_si512();
   const int64_t blocks = w.quads / share;
   const auto block = [&](int64_t i, int chain) __attribute__((always_inline)) {
-    const __m512i packed = load(w.codes + i * GemmTraits::quad_bytes);
+    const uint8_t* codes = w.codes + i * GemmTraits::quad_bytes;
+    _mm_prefetch(reinterpret_cast<const char*>(codes + GemmTraits::prefetch), _MM_HINT_T0);
+    const __m512i packed = load(codes);
 #pragma GCC unroll 4
     for (int s = 0; s < share; ++s) {
       __m512i& own = sum[(chain * share + s) % chains];

@@ -13,7 +13,8 @@ namespace quantize::packed {
 
 struct GemmTraits {
   static constexpr int columns = 16, quad = 4, quad_bytes = 64;
-  static constexpr int rows = 12;  // of the largest register tile: 12 x 2 accumulators, 2 weights and an activation in 32 registers
+  static constexpr int prefetch = 2048;  // bytes ahead in products of one row: the hardware's prefetcher stops at the end of a page
+  static constexpr int rows = 12;        // of the largest register tile: 12 x 2 accumulators, 2 weights and an activation in 32 registers
 };
 
 struct Weights {

@@ -117,7 +117,9 @@ def test_interrupted_and_called_again(train, tmp_path):
     variables = {"SEEDS": "0", "BITS": "4", "QUANTIZERS": "po2plus", "QAT_EPOCHS": "1", "PYTHON": sys.executable}
     variables |= {"WORKSPACE": str(tmp_path / "runs"), "TRAIN_FLAGS": "--width 4 --limit-train 80 --limit-test 37"}
     command, settings = [EXAMPLES / "launch.sh", *["resnet20", "digits", "8", "32", "0.05", "0"]], environment() | variables
-    process = subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    options = {"env": settings, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    # A shell's background jobs, and so perhaps these tests, ignore Ctrl-C; what a terminal starts does not.
+    process = subprocess.Popen(command, **options, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     for line in process.stdout:
         if line.startswith("epoch"):
             break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,69 +42,85 @@ def _length(layer) -> int:
     return length
 
 
+class _Plan(NamedTuple):
+    """What a layer's calls have in common, made at the first one: beside the codes, as many bytes again."""
+
+    tensors: tuple  # the layer's buffers at that time
+    version: int  # of its codes
+    reason: str
+    arguments: tuple  # of the op, from the codes to the storage bits
+    geometry: tuple  # of packed_conv2d; None: linear
+    pad: list[int] | None  # around the input before the op
+
+
 def run(layer, input: Tensor) -> Tensor | None:
     """`layer` on its float input by a kernel, or None where none takes it."""
-    if input.dtype != torch.float32 or not input.numel() or (torch.is_grad_enabled() and input.requires_grad) or reason(layer):
+    if input.dtype != torch.float32 or not input.numel() or (torch.is_grad_enabled() and input.requires_grad):
         return None
-    if layer.spatial == 0:
-        return _linear(layer, input)
-    if input.dim() not in (layer.spatial + 1, layer.spatial + 2) or input.shape[-layer.spatial - 1] != layer.in_channels:
-        return None  # the float layer's own error says it best
-    return _conv(layer, input)
-
-
-def _weight(layer) -> tuple[Tensor, Tensor, Tensor]:
-    """(panels, sums, levels), made at the first use: beside the codes, as many bytes again."""
-    key = (id(layer.codes), layer.codes._version)
-    found = layer.__dict__.get("_panels")
-    if found is None or found[0] != key:
-        width, k = storage_bits(layer.bits), _length(layer)
-        channels = layer.shape[1]
-        made = panels(layer.codes, width, k // channels, channels, getattr(layer, "groups", 1))
-        table = levels_table(layer.method, width).to(layer.codes.device)
-        found = key, (made, sums(layer.codes, layer.method, layer.bits, k), table)
-        layer.__dict__["_panels"] = found
-    return found[1]
-
-
-def _bias(layer) -> Tensor | None:
-    return None if layer.bias is None else layer.bias.float()
-
-
-def _linear(layer, input: Tensor) -> Tensor | None:
-    if input.shape[-1] != layer.in_features:
+    plan = _plan(layer)
+    if plan.reason:
         return None
-    rows, width = input.reshape(-1, layer.in_features), storage_bits(layer.bits)
+    return _linear(layer, plan, input) if layer.spatial == 0 else _conv(layer, plan, input)
+
+
+def _plan(layer) -> _Plan:
+    buffers = layer._buffers
+    codes = buffers["codes"]
+    tensors = (codes, buffers["scales"], buffers["bias"], buffers["step"], buffers["zero_point"])
+    plan = layer.__dict__.get("_plan")
+    if plan is None or plan.version != codes._version or any(a is not b for a, b in zip(plan.tensors, tensors, strict=True)):
+        plan = layer.__dict__["_plan"] = _make_plan(layer, tensors)
+    return plan
+
+
+def _make_plan(layer, tensors: tuple) -> _Plan:
+    codes, scales, bias, step, zero_point = tensors
+    why, width = reason(layer), storage_bits(layer.bits)
+    if not why and width == 8 and layer.method != "uniform":
+        why = "levels beyond 8-bit integers"
+    if why:
+        return _Plan(tensors, codes._version, why, (), None, None)
+    length, channels = _length(layer), layer.shape[1]
+    made = panels(codes, width, length // channels, channels, getattr(layer, "groups", 1))
+    levels = levels_table(layer.method, width).to(codes.device)
     if layer.activation_bits is None:
-        if len(rows) > FLOAT_ROWS or (width == 8 and layer.method != "uniform"):
-            return None
-        made, _, levels = _weight(layer)
-        out = torch.ops.quantize.packed_linear_float(rows, layer.codes, made, levels, layer.scales, _bias(layer), width)
-    else:
-        made, total, levels = _weight(layer)
-        out = torch.ops.quantize.packed_linear(
-            rows, layer.step, layer.zero_point, layer.activation_bits, layer.codes, made, levels, layer.scales, total, _bias(layer), width
-        )
-    return out.view(*input.shape[:-1], -1)
-
-
-def _conv(layer, input: Tensor) -> Tensor:
-    made, total, levels = _weight(layer)
+        return _Plan(tensors, codes._version, "", (codes, made, levels, scales, bias, width), None, None)
+    total = sums(codes, layer.method, layer.bits, length)
+    arguments = (step, zero_point, layer.activation_bits, codes, made, levels, scales, total, bias, width)
+    if layer.spatial == 0:
+        return _Plan(tensors, codes._version, "", arguments, None, None)
     padding = _symmetric_padding(layer)
-    if padding is None:
-        mode = {} if layer.padding_mode == "zeros" else {"mode": layer.padding_mode}
-        input, padding = F.pad(input, layer._reversed_padding_repeated_twice, **mode), (0,) * layer.spatial
-    batched = input.dim() == layer.spatial + 2
-    x = input if batched else input.unsqueeze(0)
-    geometry = [layer.kernel_size, layer.stride, padding, layer.dilation]
+    pad = None if padding is not None else layer._reversed_padding_repeated_twice
+    geometry = [layer.kernel_size, layer.stride, padding or (0,) * layer.spatial, layer.dilation]
     if layer.spatial == 1:  # an image of one line
-        x = x.unsqueeze(2)
         geometry = [(1, *kernel) if part != 2 else (0, *kernel) for part, kernel in enumerate(geometry)]
-    out = torch.ops.quantize.packed_conv2d(
-        x, layer.step, layer.zero_point, layer.activation_bits, layer.codes, made, levels, layer.scales, total, _bias(layer),
-        storage_bits(layer.bits), *map(list, geometry), layer.groups,
-    )  # fmt: skip
-    out = out.squeeze(2) if layer.spatial == 1 else out
+    return _Plan(tensors, codes._version, "", arguments, (*map(list, geometry), layer.groups), pad)
+
+
+def _linear(layer, plan: _Plan, input: Tensor) -> Tensor | None:
+    if input.shape[-1] != layer.in_features:
+        return None  # the float layer's own error says it best
+    rows = input if input.dim() == 2 else input.reshape(-1, layer.in_features)
+    if layer.activation_bits is not None:
+        out = torch.ops.quantize.packed_linear.default(rows, *plan.arguments)
+    elif len(rows) <= FLOAT_ROWS:
+        out = torch.ops.quantize.packed_linear_float.default(rows, *plan.arguments)
+    else:
+        return None
+    return out if input.dim() == 2 else out.view(*input.shape[:-1], -1)
+
+
+def _conv(layer, plan: _Plan, input: Tensor) -> Tensor | None:
+    spatial = layer.spatial
+    batched = input.dim() == spatial + 2
+    if not (batched or input.dim() == spatial + 1) or input.shape[-spatial - 1] != layer.in_channels:
+        return None
+    if plan.pad is not None:
+        input = F.pad(input, plan.pad, **({} if layer.padding_mode == "zeros" else {"mode": layer.padding_mode}))
+    x = input if batched else input.unsqueeze(0)
+    x = x.unsqueeze(2) if spatial == 1 else x
+    out = torch.ops.quantize.packed_conv2d.default(x, *plan.arguments, *plan.geometry)
+    out = out.squeeze(2) if spatial == 1 else out
     return out if batched else out.squeeze(0)
 
 

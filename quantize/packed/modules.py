@@ -129,7 +129,7 @@ class PackedLayer(KeepsDtypes):
 
     def __getstate__(self):
         """Without what kernels make of the codes."""
-        return {key: value for key, value in self.__dict__.items() if key != "_panels"}
+        return {key: value for key, value in self.__dict__.items() if key != "_plan"}
 
     def extra_repr(self) -> str:
         """The float layer's, then method and bits."""

@@ -1,6 +1,16 @@
+import signal
+
 import pytest
 import torch
 from small_runs import SMALL
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """As a terminal's programs have it: a shell's background jobs, and so perhaps these tests, ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

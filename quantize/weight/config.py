@@ -19,6 +19,7 @@ class WeightConfig:
     """What all configurations have in common."""
 
     method = ""  # as files and reports name it
+    codebook: str  # the ops' name of the levels (csrc/weight/codebook.h)
     scale: str
     activation_bits: int | None
 
@@ -28,11 +29,6 @@ class WeightConfig:
             _check_bits(who, "activation_bits", self.activation_bits)
         if self.scale not in SCALES:
             raise ValueError(f"{who}: scale must be one of {', '.join(map(repr, SCALES))}; got {self.scale!r}")
-
-    @property
-    def codebook(self) -> str:
-        """The ops' name of the levels (csrc/weight/codebook.h)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ TORCH_LIBRARY(quantize, m) {
   m.def("group_variance(Tensor x, int group_size) -> Tensor");
   // Bits in {1, 2, 4, 8} a sample, at most max_bits, that add up to at most bit_budget and make the sum of variances small: uint8 [N].
   m.def("allocate_bits(Tensor variance, int bit_budget, int max_bits) -> Tensor");
+  // What allocate_bits leaves of `cost` (float32 [N, 4]) at each average number of bits, sharing by `variance`: float32 [averages]; 0 for
+  // averages beyond max_bits.
+  m.def("allocation_curve(Tensor variance, Tensor cost, float[] averages, int max_bits) -> Tensor");
   // y = x for x > 0, negative_slope * x else, at most max_value; the mask's bit is set where the derivative is 1. Memory order.
   m.def("relu_mask(Tensor x, float negative_slope, float max_value) -> (Tensor y, Tensor mask)");
   m.def("relu_mask_(Tensor(a!) x, float negative_slope, float max_value) -> Tensor");

@@ -1,4 +1,4 @@
-// allocate_bits: CPU and Meta.
+// allocate_bits and allocation_curve: CPU and Meta.
 #include "allocate_bits.h"
 
 #include <ATen/ops/empty.h>
@@ -14,18 +14,28 @@ namespace {
 
 using at::Tensor;
 
-Tensor allocate_bits_cpu(const Tensor& input, int64_t bit_budget, int64_t max_bits) {
-  check_bits("allocate_bits", max_bits);
-  check_dtype("allocate_bits", "variance", input, at::kFloat);
-  TORCH_CHECK_VALUE(input.dim() == 2 && input.size(1) == 4, "allocate_bits: variance must be [N, 4]; got ", input.sizes());
-  const int64_t samples = input.size(0);
-  TORCH_CHECK_VALUE(bit_budget >= samples, "allocate_bits: bit_budget must give each of ", samples, " samples a bit; got ", bit_budget);
-  const Tensor variance = input.contiguous();
+void check_variance(const char* op, const Tensor& variance, int64_t max_bits) {
+  check_bits(op, max_bits);
+  check_dtype(op, "variance", variance, at::kFloat);
+  TORCH_CHECK_VALUE(variance.dim() == 2 && variance.size(1) == 4, op, ": variance must be [N, 4]; got ", variance.sizes());
+}
+
+// Upgrades by falling key.
+std::vector<int64_t> sorted_upgrades(const float* variance, int64_t samples, int max_bits) {
   std::vector<float> keys(UpgradeTraits::count * samples);
-  for (int64_t n = 0; n < samples; ++n) upgrade_keys(variance.const_data_ptr<float>() + 4 * n, int(max_bits), &keys[3 * n]);
+  for (int64_t n = 0; n < samples; ++n) upgrade_keys(variance + 4 * n, max_bits, &keys[3 * n]);
   std::vector<int64_t> order(keys.size());
   std::iota(order.begin(), order.end(), int64_t(0));
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return keys[a] > keys[b]; });
+  return order;
+}
+
+Tensor allocate_bits_cpu(const Tensor& input, int64_t bit_budget, int64_t max_bits) {
+  check_variance("allocate_bits", input, max_bits);
+  const int64_t samples = input.size(0);
+  TORCH_CHECK_VALUE(bit_budget >= samples, "allocate_bits: bit_budget must give each of ", samples, " samples a bit; got ", bit_budget);
+  const Tensor variance = input.contiguous();
+  const auto order = sorted_upgrades(variance.const_data_ptr<float>(), samples, int(max_bits));
   Tensor bits = at::empty({samples}, variance.options().dtype(at::kByte));
   auto* level = bits.data_ptr<uint8_t>();
   std::fill(level, level + samples, uint8_t(0));
@@ -34,13 +44,43 @@ Tensor allocate_bits_cpu(const Tensor& input, int64_t bit_budget, int64_t max_bi
   return bits;
 }
 
+Tensor allocation_curve_cpu(const Tensor& input, const Tensor& input_cost, at::ArrayRef<double> averages, int64_t max_bits) {
+  check_variance("allocation_curve", input, max_bits);
+  check_variance("allocation_curve", input_cost, max_bits);
+  const int64_t samples = input.size(0);
+  check_numel("allocation_curve", "cost", input_cost, input.numel());
+  const Tensor variance = input.contiguous(), cost = input_cost.contiguous();
+  const auto order = sorted_upgrades(variance.const_data_ptr<float>(), samples, int(max_bits));
+  Tensor curve = at::empty({int64_t(averages.size())}, variance.options());
+  std::vector<uint8_t> level(samples);
+  for (size_t i = 0; i < averages.size(); ++i) {
+    const int64_t budget = curve_budget(averages[i], samples, max_bits);
+    std::fill(level.begin(), level.end(), uint8_t(0));
+    if (budget > 0) take_upgrades(order.data(), int64_t(order.size()), budget - samples, int(max_bits), level.data());
+    double total = 0;
+    for (int64_t n = 0; n < samples && budget > 0; ++n) total += double(cost.const_data_ptr<float>()[4 * n + level[n]]);
+    curve.data_ptr<float>()[i] = float(total);
+  }
+  return curve;
+}
+
 Tensor allocate_bits_meta(const Tensor& variance, int64_t, int64_t) {
   return at::empty_symint({variance.sym_size(0)}, variance.options().dtype(at::kByte));
 }
 
+Tensor allocation_curve_meta(const Tensor& variance, const Tensor&, at::ArrayRef<double> averages, int64_t) {
+  return at::empty({int64_t(averages.size())}, variance.options());
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(quantize, CPU, m) { m.impl("allocate_bits", allocate_bits_cpu); }
-TORCH_LIBRARY_IMPL(quantize, Meta, m) { m.impl("allocate_bits", allocate_bits_meta); }
+TORCH_LIBRARY_IMPL(quantize, CPU, m) {
+  m.impl("allocate_bits", allocate_bits_cpu);
+  m.impl("allocation_curve", allocation_curve_cpu);
+}
+TORCH_LIBRARY_IMPL(quantize, Meta, m) {
+  m.impl("allocate_bits", allocate_bits_meta);
+  m.impl("allocation_curve", allocation_curve_meta);
+}
 
 }  // namespace quantize::activation

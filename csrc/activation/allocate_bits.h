@@ -5,6 +5,7 @@
 // upgrades in the order of their keys is the greedy solution of the multiple-choice knapsack, off by less than one upgrade.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "../core/philox.h"  // QUANTIZE_HOST_DEVICE
@@ -47,6 +48,11 @@ QUANTIZE_HOST_DEVICE void take_upgrades(const Index* order, int64_t upgrades, in
       level[sample] = Level(k + 1);
     }
   }
+}
+
+// Bits of all samples together at an average; 0 where no sample may have as many.
+inline int64_t curve_budget(double average, int64_t samples, int64_t max_bits) {
+  return average > double(max_bits) ? 0 : int64_t(std::nearbyint(average * double(samples)));
 }
 
 }  // namespace quantize::activation

@@ -48,16 +48,7 @@ def learn(states: Iterable[LayerState]) -> list[tuple[LayerState, Tensor]]:
 def _curve(variance: Tensor, weight: Tensor, use_gradient: bool, max_bits: int) -> Tensor:
     """The layer's gradient variance at AVERAGES, each shared out between the samples as packing will do it; 0 beyond `max_bits`."""
     cost = variance * weight[:, None]
-    guide = cost.nan_to_num() if use_gradient else variance
-    samples = len(weight)
-    points = []
-    for average in AVERAGES:
-        if average > max_bits:
-            points.append(torch.zeros_like(weight[0]))
-            continue
-        bits = torch.ops.quantize.allocate_bits(guide, round(average * samples), max_bits)
-        points.append(cost.gather(1, bits.long().log2().long()[:, None]).sum())
-    return torch.stack(points)
+    return torch.ops.quantize.allocation_curve(cost.nan_to_num() if use_gradient else variance, cost, AVERAGES, max_bits)
 
 
 def update_curve(state: LayerState, curve: list[float]) -> None:

@@ -90,3 +90,22 @@ def test_nothing_to_allocate():
 def test_strided_variance():
     variance = torch.rand(4, 6).t()
     assert allocate(variance.tolist(), 12) == torch.ops.quantize.allocate_bits(variance, 12, 8).tolist()
+
+
+@pytest.mark.parametrize("max_bits", [1, 2, 4, 8])
+def test_curve_is_what_allocating_leaves(max_bits):
+    averages = [1.0, 1.125, 1.5, 2.0, 3.0, 8.0]
+    for samples in (1, 7, 128):
+        variance, cost = torch.rand(2, samples, 4).sort(2, descending=True)[0]
+        curve = torch.ops.quantize.allocation_curve(variance, cost, averages, max_bits)
+        for average, got in zip(averages, curve.tolist(), strict=True):
+            if average > max_bits:
+                assert got == 0
+                continue
+            bits = torch.ops.quantize.allocate_bits(variance, round(average * samples), max_bits)
+            assert got == pytest.approx(float(cost.double().gather(1, bits.long().log2().long()[:, None]).sum()), rel=1e-6)
+
+
+def test_curve_names_bad_input():
+    with pytest.raises(ValueError, match="allocation_curve: cost must have 8 elements; got"):
+        torch.ops.quantize.allocation_curve(torch.rand(2, 4), torch.rand(3, 4), [1.0], 8)

@@ -49,6 +49,10 @@ SAMPLES = {
     ],
     "group_variance": [lambda: (torch.randn(4, 100), 64), lambda: (images(), -1)],
     "allocate_bits": [lambda: (torch.rand(4, 4), 9, 8)],
+    "allocation_curve": [
+        lambda: (torch.rand(4, 4), torch.rand(4, 4), [1.0, 1.5, 8.0], 8),
+        lambda: (torch.rand(0, 4), torch.rand(0, 4), [2.0], 4),
+    ],
     "relu_mask": [lambda: (torch.randn(4, 9), 0.0, float("inf")), lambda: (images(), 0.1, 6.0)],
     "relu_mask_": [lambda: (torch.randn(4, 9), 0.0, float("inf"))],
     "pack_mask": [lambda: (torch.rand(4, 9) < 0.5,)],

@@ -4,7 +4,9 @@ python benchmarks/readme.py [--check]     # --check: exits 1 if README says some
 """
 
 import argparse
+import csv
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -127,6 +129,33 @@ def fake_quantize(r: dict) -> list[str]:
     ]
 
 
+def power_of_two_mnist5k() -> list[str]:
+    """Accuracy of 4-bit weights, from what examples/evaluate.py wrote: mean and deviation over seeds."""
+    path = HERE / "results" / "power_of_two_mnist5k.csv"
+    if not path.exists():
+        return []
+    table: dict[tuple, list[dict]] = {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            table.setdefault((row["arch"], row["method"], row["quantizer"], row["bits"]), []).append(row)
+
+    def accuracy(rows: list[dict]) -> str:
+        values = [float(row["top1"]) for row in rows]
+        return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} %" if len(values) > 1 else f"{values[0]:.2f} %"
+
+    lines = []
+    for arch in dict.fromkeys(key[0] for key in table):
+        full, tuned = table[arch, "fp32", "none", "32"], table.get((arch, "qat", "po2plus", "4"))
+        if tuned:
+            size = float(full[0]["file_bytes"]) / float(tuned[0]["file_bytes"])
+            ptq = accuracy(table[arch, "ptq", "po2plus", "4"])
+            lines.append(
+                f"| Accuracy, {arch}, mnist5k, PO2+ 4-bit weights, {len(tuned)} seeds | {accuracy(tuned)} | {accuracy(full)} | {size:.1f} times "
+                f"smaller file; without fine-tuning {ptq} | `examples/launch.sh`, `examples/evaluate.py` |"
+            )
+    return lines
+
+
 def power_of_two(r: dict) -> list[str]:
     """What PO2+ gains."""
     alone, scaled = (next(row for row in r["results"] if row["scale"] == s and row["bits"] == b) for s, b in (
@@ -152,6 +181,7 @@ def table() -> str:
         machine = result["machine"]
         machines.add(f"{machine['cpu']}, {machine['cores']} cores, PyTorch {machine['torch']}, {machine['date']}")
         lines += [f"{row} `python benchmarks/{name}.py` |" for row in rows(result)]
+    lines += power_of_two_mnist5k()
     return "\n".join([BEGIN, *lines, "", f"Measured on {'; '.join(sorted(machines))}. On a GPU: not yet measured.", END])
 
 

@@ -150,8 +150,8 @@ def power_of_two_mnist5k() -> list[str]:
             size = float(full[0]["file_bytes"]) / float(tuned[0]["file_bytes"])
             ptq = accuracy(table[arch, "ptq", "po2plus", "4"])
             lines.append(
-                f"| Accuracy, {arch}, mnist5k, PO2+ 4-bit weights, {len(tuned)} seeds | {accuracy(tuned)} | {accuracy(full)} | {size:.1f} times "
-                f"smaller file; without fine-tuning {ptq} | `examples/launch.sh`, `examples/evaluate.py` |"
+                f"| Accuracy, {arch}, mnist5k, PO2+ 4-bit weights, {len(tuned)} seeds | {accuracy(tuned)} | {accuracy(full)} | {size:.1f} "
+                f"times smaller file; without fine-tuning {ptq} | `examples/launch.sh`, `examples/evaluate.py` |"
             )
     return lines
 

@@ -31,6 +31,11 @@ def test_the_models_exist():
     assert len(CHOSEN) >= 9, [model.key for model in CHOSEN]
 
 
+def distance(outputs, want):
+    """The largest of the outputs' relative distances."""
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(outputs, want, strict=True))
+
+
 @pytest.mark.parametrize("config", [quantize.PowerOfTwo(4), quantize.Uniform(8, activation_bits=8)], ids=["po2", "8x8"])
 @pytest.mark.parametrize("entry", CHOSEN, ids=[model.key for model in CHOSEN])
 def test_packed(entry, config, tmp_path):
@@ -44,10 +49,14 @@ def test_packed(entry, config, tmp_path):
         packed = quantize.convert(model)
         got = tensors(packed(x))
     assert sum(isinstance(m, PackedLayer) for m in packed.modules()) >= 0.9 * layers - 2  # attention's output layers stay decoded
-    # Codes of activations next to a threshold may fall on either side after the batch norms are folded.
-    tolerance = 1e-4 if config.activation_bits is None else 0.1
-    for a, b in zip(got, want, strict=True):
-        assert float((a - b).norm()) <= tolerance * float(b.norm()), float((a - b).norm() / b.norm())
+    # Codes of activations next to a threshold may fall on either side after the batch norms are folded. What that is worth in a network
+    # with random weights (a quarter of mobilenetv3's output) is what rounding the input does to the prepared model.
+    tolerance = 1e-4
+    if config.activation_bits is not None:
+        with torch.no_grad():
+            moved = [tensors(model(x * (1 + 1e-4 * torch.randn_like(x)))) for _ in range(3)]
+        tolerance = max(0.05, 2 * max(distance(outputs, want) for outputs in moved))
+    assert distance(got, want) <= tolerance
     quantize.save(packed, tmp_path / "model.safetensors")
     loaded = quantize.load(entry.build(entry.small), tmp_path / "model.safetensors")
     with torch.no_grad():

@@ -46,23 +46,61 @@ TORCH_LIBRARY(quantize, m) {
   // level; scale, limit: float32 [channels]; weights beyond the limit get no gradient.
   m.def("channel_quantize(Tensor w, str codebook, int bits, bool least_squares) -> (Tensor y, Tensor scale, Tensor limit)");
   m.def("clip_gradient(Tensor grad, Tensor w, Tensor limit) -> Tensor");
-  // y = step * (clamp(round(x / step) + zero_point, 0, 2^bits - 1) - zero_point); step, zero_point: float32 scalars on x's device.
-  m.def("lsq_quantize(Tensor x, Tensor step, Tensor zero_point, int bits) -> Tensor");
-  m.def("lsq_backward(Tensor grad, Tensor x, Tensor step, Tensor zero_point, int bits, float scale) -> (Tensor grad_x, Tensor grad_step)");
+  // y = step * (clamp(round(x / step) + zero_point, 0, levels) - zero_point); step, zero_point: float32 scalars on x's device. NaN in x
+  // stays NaN in y and grad_x and makes grad_step NaN; infinite x clips.
+  m.def("lsq_quantize(Tensor x, Tensor step, Tensor zero_point, int levels) -> Tensor");
+  m.def(
+      "lsq_backward(Tensor grad, Tensor x, Tensor step, Tensor zero_point, int levels, float scale) -> (Tensor grad_x, Tensor grad_step)");
+  // DiffQ, for all weights of a step at once: lists have an entry a weight, `logits` float32, one for each group_sizes[i] weights in a row.
+  // spans[i] weights in a row share a range (csrc/weight/diffq.h). streams[i]: which noise of `seed` the weight gets. quantiles: float32
+  // [65536], of noise that is not uniform. y: the weights with noise; ranges: float32 [rows, 2], lowest and highest - lowest; extremes:
+  // int32 [rows, 2], where those two are.
+  m.def(
+      "diffq_noise(Tensor[] weights, Tensor[] logits, Tensor seed, int[] streams, int[] group_sizes, int[] spans, float[] min_bits, "
+      "float[] max_bits, Tensor? quantiles) -> (Tensor[] y, Tensor[] ranges, Tensor[] extremes)");
+  m.def(
+      "diffq_backward(Tensor[] grads, Tensor[] logits, Tensor[] ranges, Tensor[] extremes, Tensor seed, int[] streams, int[] group_sizes, "
+      "int[] spans, float[] min_bits, float[] max_bits, Tensor? quantiles) -> (Tensor[] grad_weights, Tensor[] grad_logits)");
+  // The same in place: the weights' gradient differs from that of y at the ranges' ends only. Returns the logits'.
+  m.def(
+      "diffq_backward_(Tensor(a!)[] grads, Tensor[] logits, Tensor[] ranges, Tensor[] extremes, Tensor seed, int[] streams, int[] "
+      "group_sizes, int[] spans, float[] min_bits, float[] max_bits, Tensor? quantiles) -> Tensor[]");
+  // The weights on the grid of their rounded bits, as files store them.
+  m.def(
+      "diffq_round(Tensor[] weights, Tensor[] logits, int[] group_sizes, int[] spans, float[] min_bits, float[] max_bits) -> (Tensor[] y, "
+      "Tensor[] ranges)");
+  // The bits that logits stand for.
+  m.def("diffq_group_bits(Tensor logits, float min_bits, float max_bits, bool rounded) -> Tensor");
+  // float32 [weights]: the bits of each one's numels[i] elements together.
+  m.def("diffq_bits(Tensor[] logits, int[] numels, int[] group_sizes, float[] min_bits, float[] max_bits, bool rounded) -> Tensor");
+  m.def(
+      "diffq_bits_backward(Tensor grad, Tensor[] logits, int[] numels, int[] group_sizes, float[] min_bits, float[] max_bits) -> Tensor[]");
 
   // ---- weight: differentiable ops over them, straight through.
   m.def("power_of_two(Tensor x, bool plus) -> Tensor");
   m.def("fake_quantize(Tensor w, str codebook, int bits, bool least_squares) -> Tensor");
   // grad_scale: of the step's gradient.
-  m.def("lsq(Tensor x, Tensor step, Tensor zero_point, int bits, float grad_scale) -> Tensor");
+  m.def("lsq(Tensor x, Tensor step, Tensor zero_point, int levels, float grad_scale) -> Tensor");
+  // diffq_noise, diffq_round and diffq_bits with their gradients; rounding passes them straight through.
+  m.def(
+      "diffq(Tensor[] weights, Tensor[] logits, Tensor seed, int[] streams, int[] group_sizes, int[] spans, float[] min_bits, float[] "
+      "max_bits, Tensor? quantiles) -> Tensor[]");
+  m.def("diffq_on_grid(Tensor[] weights, Tensor[] logits, int[] group_sizes, int[] spans, float[] min_bits, float[] max_bits) -> Tensor[]");
+  m.def("diffq_total_bits(Tensor[] logits, int[] numels, int[] group_sizes, float[] min_bits, float[] max_bits, bool rounded) -> Tensor");
 
   // ---- packed: inference from codes.
   //
   // codes: uint8 [N, bytes], a row an output channel, K codes of storage_bits (2, 4, 8), the first in the low bits. levels: float32
   // [2^storage_bits], the value of each code. Returns [N, K] = scales * level.
   m.def("decode_weight(Tensor codes, Tensor levels, Tensor scales, int storage_bits, int columns) -> Tensor");
+  // Bits of their own for each group (quantize/packed/stream.py). codes: uint8, one stream of bits. group_bits: uint8, two groups a byte.
+  // unpack_groups: the code of each of `numel` weights, uint8 or (width 16) uint16 patterns in int16. decode_groups: float32 [numel], low +
+  // code * range / (2^bits - 1), where scales (float32 [rows, 2]) has (low, range) for every `span` weights.
+  m.def("unpack_groups(Tensor codes, Tensor group_bits, int group_size, int numel, int width) -> Tensor");
+  m.def("decode_groups(Tensor values, Tensor group_bits, Tensor scales, int group_size, int span) -> Tensor");
   // Integer products of inputs that are quantized on the way (lsq_quantize's codes), exact in int32, with packed weights. panels: the codes
-  // as csrc/packed/gemm_kernels.h lays them out, for the CPU. sums: int32 [N], of each output channel's levels.
+  // as csrc/packed/gemm_kernels.h lays them out, for the CPU. sums: int32 [N], of each output channel's levels. A code cannot be NaN: on
+  // the CPU it counts as the grid's lower end (on CUDA, which multiplies floats, it stays NaN).
   m.def(
       "packed_conv2d(Tensor x, Tensor step, Tensor zero_point, int activation_bits, Tensor codes, Tensor panels, Tensor levels, Tensor "
       "scales, Tensor sums, Tensor? bias, int storage_bits, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups) -> "

@@ -15,7 +15,7 @@ FORMAT = "quantize example, version 1"
 DECISIVE = (
     "batch_size", "epochs", "lr", "momentum", "weight_decay", "lr_scheduler", "lr_milestones", "lr_warmup_epochs", "label_smoothing", "amp",
     "channels_last", "seed", "limit_train", "compress", "ca", "cabits", "ibits", "pergroup", "perlayer", "usegradient",
-    "sync_bn",
+    "sync_bn", "clip_grad_norm", "init_bits", "bits_lr", "bits_optimizer",
 )  # fmt: skip
 
 
@@ -34,6 +34,8 @@ def save(run, file: Path) -> None:
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
+        "bits": run.bits and run.bits.state(),
+        "skipped": [run.skipped, run.skipped_in_a_row],
         "ranks": ranks,
     }
     write(content, file)
@@ -93,6 +95,9 @@ def restore(run, content: dict) -> None:
     run.epoch, run.step, run.best = content["epoch"], content["step"], content["best"]
     run.optimizer.load_state_dict(content["optimizer"])
     run.scaler.load_state_dict(content["scaler"])
+    if run.bits is not None:
+        run.bits.load_state(content["bits"])
+    run.skipped, run.skipped_in_a_row = content.get("skipped", (0, 0))
     run.totals.copy_(torch.tensor(own["totals"], dtype=torch.float64))
     set_random_state(own["random"])
 

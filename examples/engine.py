@@ -1,5 +1,6 @@
 """A run and its two loops: one epoch of training, and a test."""
 
+import math
 import statistics
 import time
 from argparse import Namespace
@@ -12,9 +13,13 @@ from tqdm import tqdm
 
 from data import Loader
 from interrupt import StopRequest
+from learned_bits import LearnedBits
 from nonfinite import first_nonfinite
 from processes import Processes
 from schedule import learning_rate
+
+# A gradient scaler that has halved its scale so often in a row, from 2^16 to 2^-9, is not what is wrong.
+PATIENCE = 25
 
 
 @dataclass
@@ -31,6 +36,14 @@ class Run:
     step: int = 0  # steps finished in the epoch under way
     best: float = -1.0  # top-1 accuracy of the best checkpoint, percent
     totals: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))  # loss, hits, images of this process in this epoch
+    bits: LearnedBits | None = None  # of a model that learns its bits
+    skipped: int = 0  # steps that left weights or bits as they were, because of gradients that were not finite
+    skipped_in_a_row: int = 0  # up to now
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """All that step, the weights' one first."""
+        return [self.optimizer, self.bits.optimizer] if self.bits and self.bits.alone else [self.optimizer]
 
 
 def autocast(run: Run):
@@ -50,7 +63,8 @@ def show(run: Run, images: Tensor, indices: Tensor | None = None) -> Tensor:
 def train_epoch(run: Run, loader: Loader, stop: StopRequest) -> float | None:
     """Train from `run.step` to the end of `run.epoch`; the median step time in ms, or None if a stop was asked for before the end.
 
-    Raises FloatingPointError, naming the layer, when the loss is not finite: before that step touches the weights.
+    Raises FloatingPointError, naming the layer, when the loss is not finite: before that step touches the weights. Under a gradient scaler
+    such a step is skipped, and PATIENCE of them in a row raise.
     """
     args, steps = run.args, len(loader)
     run.net.train()
@@ -60,15 +74,14 @@ def train_epoch(run: Run, loader: Loader, stop: StopRequest) -> float | None:
     bar = tqdm(total=steps, initial=run.step, desc=title, leave=False, disable=None if run.processes.first else True)
     with bar:
         for images, targets, indices in loader.epoch(run.epoch, run.step):
-            for group in run.optimizer.param_groups:
-                position = run.epoch + (run.step + 0.5) / steps
-                group["lr"] = learning_rate(args.lr_scheduler, args.lr, position, args.epochs, args.lr_warmup_epochs, args.lr_milestones)
+            set_learning_rates(run, run.epoch + (run.step + 0.5) / steps)
             train_step(run, images, targets, indices)
             now = time.perf_counter()
             times.append(now - before)
             before = now
             if run.step % args.print_freq == 0 or run.step == steps:
                 loss, hits, count = run.totals.tolist()
+                count = max(count, 1)  # all may have been skipped
                 bar.set_postfix_str(f"loss {loss / count:.3f}, top-1 {100 * hits / count:.2f} %", refresh=False)
                 bar.update(run.step - bar.n)
             if run.processes.any(stop.requested):
@@ -76,24 +89,68 @@ def train_epoch(run: Run, loader: Loader, stop: StopRequest) -> float | None:
     return 1000 * statistics.median(times) if times else 0.0
 
 
+def set_learning_rates(run: Run, position: float) -> None:
+    """The rates at `position`, in epochs: the bits, where they are learned, have a peak of their own."""
+    args = run.args
+
+    def rate(peak):
+        return learning_rate(args.lr_scheduler, peak, position, args.epochs, args.lr_warmup_epochs, args.lr_milestones)
+
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate(args.lr)
+    if run.bits is not None:
+        run.bits.group["lr"] = rate(args.bits_lr)
+
+
 def train_step(run: Run, images: Tensor, targets: Tensor, indices: Tensor) -> None:
     """Forward, backward and update on one batch, counted in the run's totals."""
     images, targets = show(run, images, indices), targets.to(run.processes.device)
-    run.optimizer.zero_grad(set_to_none=True)
+    for optimizer in run.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    buffers = [buffer.clone() for buffer in run.model.buffers()] if run.scaler.is_enabled() else []
     with autocast(run):
         output = run.net(images)
         loss = F.cross_entropy(output, targets, label_smoothing=run.args.label_smoothing)
     # Both before the backward pass is queued: a GPU then works on it while the next batch is prepared.
     value, hits = loss.item(), (output.detach().argmax(1) == targets).sum().item()
-    if value - value != 0:  # NaN or infinite
-        with autocast(run):
-            culprit = first_nonfinite(run.model, images)
-        raise FloatingPointError(f"loss is {value} at step {run.step + 1} of epoch {run.epoch + 1}; {culprit}")
-    run.scaler.scale(loss).backward()
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
+    if not math.isfinite(value):
+        if not run.scaler.is_enabled():
+            raise FloatingPointError(lament(run, value, images))
+        # The scaler will keep the overflow from the weights; batch norms have it in their running statistics by now.
+        for buffer, before in zip(run.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    update(run, loss if run.bits is None else loss + run.bits.loss(run.model))
+    if run.skipped_in_a_row >= PATIENCE:
+        raise FloatingPointError(f"{PATIENCE} steps in a row were skipped for gradients that are not finite; {lament(run, value, images)}")
     run.step += 1
-    run.totals += torch.tensor([value * len(targets), hits, len(targets)], dtype=torch.float64)
+    if math.isfinite(value):
+        run.totals += torch.tensor([value * len(targets), hits, len(targets)], dtype=torch.float64)
+
+
+def update(run: Run, loss: Tensor) -> None:
+    """Backward and the optimizers' steps; one that a gradient scaler or the bits' guard skips is counted."""
+    run.scaler.scale(loss).backward()
+    if run.args.clip_grad_norm:
+        for optimizer in run.optimizers:
+            run.scaler.unscale_(optimizer)
+        # Over all of them: where one is infinite, this makes every gradient NaN, also of an optimizer that the scaler found in order.
+        nn.utils.clip_grad_norm_(run.model.parameters(), run.args.clip_grad_norm)
+    scale, guarded = run.scaler.get_scale(), run.bits and run.bits.guard.skipped
+    for optimizer in run.optimizers:
+        run.scaler.step(optimizer)
+    run.scaler.update()
+    lost = run.scaler.get_scale() < scale or (run.bits and run.bits.guard.skipped) != guarded
+    run.skipped += lost
+    run.skipped_in_a_row = run.skipped_in_a_row + 1 if lost else 0
+
+
+def lament(run: Run, value: float, images: Tensor) -> str:
+    """Which loss it was at which step, and which layer is to blame."""
+    where = f"loss is {value} at step {run.step + 1} of epoch {run.epoch + 1}"
+    if math.isfinite(value):
+        return f"{where}, its scale {run.scaler.get_scale():g}"
+    with autocast(run):
+        return f"{where}; {first_nonfinite(run.model, images)}"
 
 
 @torch.no_grad()

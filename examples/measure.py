@@ -22,10 +22,13 @@ RUNS = (5, 50)  # of each model in that time: at least, at most
 
 
 class Bench:
-    """A data set to measure models on. `limit_test`: images of the test; `batches`: of training images, for calibration."""
+    """A data set to measure models on. `limit_test`: images of the test; `batches`: of training images, for calibration; `timed`: sizes of
+    the batches that take the time."""
 
-    def __init__(self, train_part, test_part, batch_size: int, limit_test: int | None, batches: int, device: str = "cpu"):
-        self.channels, self.device = train_part.channels, torch.device(device)
+    def __init__(
+        self, train_part, test_part, batch_size: int, limit_test: int | None, batches: int, device: str = "cpu", timed: tuple = (1, 128)
+    ):
+        self.channels, self.device, self.timed = train_part.channels, torch.device(device), timed
         part = data.Subset(test_part, limit_test) if limit_test else test_part
         self.test_loader = data.Loader(part, batch_size, train=False)
         self.train_loader, self.batches = data.Loader(train_part, batch_size, train=True), batches
@@ -86,12 +89,12 @@ class Bench:
 
     @torch.no_grad()
     def latencies(self, model: nn.Module, plain: nn.Module) -> dict[str, float]:
-        """Median milliseconds of a batch of 1 and of 128 on one CPU thread, of `model` and in turns with it of `plain`."""
+        """Median milliseconds of each of the batches on one CPU thread, of `model` and in turns with it of `plain`."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         found = {}
         try:
-            for batch in (1, 128):
+            for batch in self.timed:
                 images = torch.randn(batch, *self.image.shape[1:])
                 names = {f"latency{batch}_ms": model, f"float_latency{batch}_ms": plain}
                 found |= _in_turns(names, images)

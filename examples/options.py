@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+import learned_bits
 import weights
 from data import DATASETS
 from models import ARCHITECTURES
@@ -37,7 +38,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--resume2 belongs to --evaluate --training-only: it gives the variance report its adaptive state")
     if args.ibits < args.cabits:
         parser.error(f"--ibits must be at least --cabits ({args.cabits}); got {args.ibits}")
+    if args.clip_grad_norm is not None and not args.clip_grad_norm > 0:
+        parser.error(f"--clip-grad-norm must be above 0; got {args.clip_grad_norm}")
     weights.check(args, parser.error)
+    learned_bits.check(args, parser.error)
     if args.workspace is None:
         args.workspace = Path("runs") / f"{args.dataset}-{args.arch}-{label(args)}-seed{args.seed}"
     return args
@@ -71,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--lr-warmup-epochs", type=float, default=1, help="epochs of linear growth to the peak")
     add("--label-smoothing", type=float, default=0.0, help="share of the target spread over all classes")
+    add("--clip-grad-norm", type=float, metavar="X", help="scale the gradients of all parameters down to this norm together")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="automatic mixed precision")
     add("--channels-last", action="store_true", help="keep activations in the NHWC memory format")
     add("--sync-bn", action="store_true", help="batch norm over the batches of all processes together")
@@ -89,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     _switch(add, "usegradient", False, "adapt bits by each sample's gradient magnitude")
 
     weights.add_flags(parser)
+    learned_bits.add_flags(parser)
 
     add = parser.add_argument_group("checkpoints and reports").add_argument
     add("--workspace", type=Path, help="folder of checkpoints and logs; runs/DATASET-ARCH-CONFIG-seedN if not given")

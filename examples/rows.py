@@ -1,4 +1,7 @@
-"""The CSV that evaluate.py writes: a row for each model, data set, method, quantizer and seed, kept while its checkpoint is the same."""
+"""The CSV that evaluate.py writes: a row for each model, data set, method, quantizer and seed, kept while its checkpoint is the same.
+
+zoo.py has one with other columns.
+"""
 
 from pathlib import Path
 
@@ -22,19 +25,19 @@ COLUMNS = KEY + MEASURED + SOURCE
 class Rows:
     """The rows in `file`, by their key. Every change is written at once, to the side and then under the file's name."""
 
-    def __init__(self, file: Path):
-        self.file, self.rows = file, {}
+    def __init__(self, file: Path, key: tuple[str, ...] = KEY, columns: tuple[str, ...] = COLUMNS):
+        self.file, self.key, self.columns, self.rows = file, key, columns, {}
         if not file.exists():
             return
         try:
             table = pandas.read_csv(file)
         except (ValueError, UnicodeError) as error:  # pandas' parsing errors are ValueErrors
             raise ValueError(f"--output: expected {file} to be a CSV of this script; pandas says: {error}") from error
-        if tuple(table.columns) != COLUMNS:
+        if tuple(table.columns) != columns:
             found = ", ".join(map(str, table.columns))
-            raise ValueError(f"--output: expected {file} to have the columns {', '.join(COLUMNS)}; got {found}")
+            raise ValueError(f"--output: expected {file} to have the columns {', '.join(columns)}; got {found}")
         for row in table.to_dict("records"):
-            self.rows[tuple(row[name] for name in KEY)] = row
+            self.rows[tuple(row[name] for name in key)] = row
 
     def has(self, key: tuple, fingerprint: str) -> bool:
         """Whether there is a row for `key` computed from just this checkpoint."""
@@ -42,7 +45,7 @@ class Rows:
 
     def add(self, row: dict) -> None:
         """Put in `row`, in place of one with the same key."""
-        self.rows[tuple(row[name] for name in KEY)] = row
+        self.rows[tuple(row[name] for name in self.key)] = row
         self._write()
 
     def drop(self, key: tuple) -> None:
@@ -53,8 +56,8 @@ class Rows:
     def _write(self):
         self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_name(f".{self.file.name}.tmp")
-        table = pandas.DataFrame(list(self.rows.values()), columns=list(COLUMNS))
-        table.sort_values(list(KEY)).to_csv(temporary, index=False)
+        table = pandas.DataFrame(list(self.rows.values()), columns=list(self.columns))
+        table.sort_values(list(self.key)).to_csv(temporary, index=False)
         temporary.replace(self.file)
 
     def summary(self, keys: list[tuple]) -> str:

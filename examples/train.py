@@ -3,6 +3,7 @@
 
     python examples/train.py --arch resnet20 --dataset mnist5k -c quantize --cabits 2
     python examples/train.py --arch resnet20 --dataset mnist5k --weights po2plus --weight-bits 4 --init-from runs/.../last.pt
+    python examples/train.py --arch resnet20 --dataset mnist5k --weights diffq --group-size 8 --penalty 5
     torchrun --nproc-per-node=4 examples/train.py --arch resnet50 --dataset imagenet --data-path DATA -c quantize --amp bf16
 
 Ctrl-C writes a checkpoint after the step in flight; `--resume runs/.../last.pt` with the same flags continues to the same numbers.
@@ -19,6 +20,7 @@ from torch import nn
 
 import checkpoint
 import data
+import learned_bits
 import options
 import weights
 from engine import Run, autocast, show, test, train_epoch
@@ -88,12 +90,12 @@ def prepare(args, processes: Processes):
         model = quantize.QModule(model, config)
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(args.seed + 1 + processes.rank)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=args.amp == "fp16")
     net = nn.parallel.DistributedDataParallel(model) if processes.world > 1 else model
     if args.sync_bn and processes.world > 1:
         share_batch_norm(model)
-    run = Run(args, processes, model, net, optimizer, scaler)
+    optimizer, bits = learned_bits.make_optimizers(args, net)
+    run = Run(args, processes, model, net, optimizer, scaler, bits=bits)
     if args.resume:
         checkpoint.restore(run, checkpoint.read(args.resume, args))
     return run, train_loader, test_loader
@@ -130,6 +132,9 @@ def train(run: Run, train_loader, test_loader, stop: StopRequest) -> bool:
             checkpoint.save(run, args.workspace / name)
     if first:
         logs.close()
+        if run.skipped:
+            steps = args.epochs * len(train_loader)
+            print(f"{run.skipped} of {steps} steps were skipped, their gradients not being finite: weights or bits stayed as they were")
     return True
 
 
@@ -141,8 +146,8 @@ def describe(run: Run, step_ms, tested, seconds, peak: PeakMemory, example) -> d
         saved = saved_bytes(run.model, *example) / len(example[0])
     return {
         "epoch": run.epoch,
-        "train_loss": loss / count,
-        "train_top1": 100 * hits / count,
+        "train_loss": loss / max(count, 1),  # without the steps that overflowed, which may be all
+        "train_top1": 100 * hits / max(count, 1),
         "test_loss": tested and tested[0],
         "test_top1": tested and tested[1],
         "lr": run.optimizer.param_groups[0]["lr"],
@@ -150,15 +155,20 @@ def describe(run: Run, step_ms, tested, seconds, peak: PeakMemory, example) -> d
         "step_ms": step_ms,
         "saved_mib_per_image": saved / MIB,
         "peak_mib": peak_mib,
+        "skipped_steps": run.skipped,  # since the beginning
+        **(learned_bits.numbers(run.model) if run.bits else {}),
     }
 
 
 def summary(entry: dict, epochs: int) -> str:
     """A line for the terminal."""
     tested = "" if entry["test_top1"] is None else f"  test loss {entry['test_loss']:.4f} top-1 {entry['test_top1']:.2f} %"
+    size = f"  file {entry['size_mib']:.3f} MiB, {entry['bits']:.2f} bits" if "bits" in entry else ""
+    skipped = f"  skipped {entry['skipped_steps']}" if entry["skipped_steps"] else ""
     return (
         f"epoch {entry['epoch'] + 1:>{len(str(epochs))}}/{epochs}  train loss {entry['train_loss']:.4f} top-1 {entry['train_top1']:.2f} %"
         f"{tested}  {entry['seconds']:.1f} s  step {entry['step_ms']:.0f} ms  saved {entry['saved_mib_per_image']:.3f} MiB/image"
+        f"{size}{skipped}"
     )
 
 

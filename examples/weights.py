@@ -7,16 +7,17 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-QUANTIZERS = ("po2", "po2plus", "uniform")
+import learned_bits
+
+QUANTIZERS = ("po2", "po2plus", "uniform", "lsq")  # with a number of bits that is given; "diffq" learns it
 FLOAT = "float"  # what checkpoints call weights in full precision
-NEEDS_WEIGHTS = ("weight_bits", "weight_activation_bits", "float_layers")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of low-bit weights."""
     add = parser.add_argument_group("low-bit weights").add_argument
-    text = "powers of two, nearest powers of two, or evenly spaced levels; full precision if not given"
-    add("--weights", choices=QUANTIZERS, help=text)
+    text = "powers of two, nearest powers of two, evenly spaced levels, such with a learned step, or with learned bits (DiffQ); "
+    add("--weights", choices=(*QUANTIZERS, "diffq"), help=text + "full precision if not given")
     add("--weight-bits", type=int, metavar="B", help="bits of a weight, 2 to 8; 4 if not given")
     add("--weight-activation-bits", type=int, metavar="A", help="quantize the layers' inputs too, to 2 to 8 bits with a learned step")
     add("--float-layers", nargs="+", metavar="GLOB", help="layers left in full precision; none if not given, not even first and last")
@@ -24,12 +25,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace, error) -> None:
     """Fill in the defaults; `error(text)` for flags that do not go together."""
-    if args.weights is None:
-        for name in NEEDS_WEIGHTS:
-            if getattr(args, name) is not None:
-                error(f"--{name.replace('_', '-')} belongs to --weights {'|'.join(QUANTIZERS)}")
-        return
-    args.weight_bits = 4 if args.weight_bits is None else args.weight_bits
+    methods = {"weight_bits": QUANTIZERS, "weight_activation_bits": (*QUANTIZERS, "diffq"), "float_layers": (*QUANTIZERS, "diffq")}
+    for name, those in methods.items():
+        if getattr(args, name) is not None and args.weights not in those:
+            error(f"--{name.replace('_', '-')} belongs to --weights {'|'.join(those)}")
+    if args.weights in QUANTIZERS:
+        args.weight_bits = 4 if args.weight_bits is None else args.weight_bits
     for name in ("weight_bits", "weight_activation_bits"):
         bits = getattr(args, name)
         if bits is not None and not 2 <= bits <= 8:
@@ -37,10 +38,11 @@ def check(args: argparse.Namespace, error) -> None:
 
 
 def label(args: argparse.Namespace) -> str:
-    """The weights of a run in a word, for folders and checkpoints: `po2plus-4`, `uniform-8-a8`, `po2-3-float_conv1_fc`, `float`."""
+    """The weights of a run in a word, for folders and checkpoints: `po2plus-4`, `uniform-8-a8`, `po2-3-float_conv1_fc`, `diffq-g8-p5`,
+    `float`."""
     if args.weights is None:
         return FLOAT
-    words = [args.weights, str(args.weight_bits)]
+    words = [args.weights, *(learned_bits.words(args) if args.weights == "diffq" else [str(args.weight_bits)])]
     if args.weight_activation_bits is not None:
         words.append(f"a{args.weight_activation_bits}")
     if args.float_layers:
@@ -60,8 +62,11 @@ def prepare(model: nn.Module, args: argparse.Namespace) -> nn.Module:
         if not any(fnmatchcase(name, glob) for name in names):
             layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
             raise ValueError(f"--float-layers: expected globs over names from {layers[0]} to {layers[-1]}; got {glob!r}, which fits none")
-    if args.weights == "uniform":
-        config = quantize.Uniform(args.weight_bits, args.weight_activation_bits)
+    if args.weights == "diffq":
+        config = quantize.DiffQ(args.group_size, args.min_bits, args.max_bits, args.init_bits, activation_bits=args.weight_activation_bits)
+    elif args.weights in ("uniform", "lsq"):
+        scale = "learned" if args.weights == "lsq" else "least_squares"
+        config = quantize.Uniform(args.weight_bits, args.weight_activation_bits, scale)
     else:
         config = quantize.PowerOfTwo(args.weight_bits, args.weights == "po2plus", args.weight_activation_bits)
     return quantize.prepare(model, {"*": config, **dict.fromkeys(args.float_layers or ())})

@@ -51,14 +51,18 @@ from .packed.modules import (
 )
 from .packed.size_report import SizeReport, size_report
 from .packed.summary import Summary, summary
-from .weight.config import PowerOfTwo, Uniform
+from .weight.bit_parameters import BitGuard, add_bit_parameters
+from .weight.config import DiffQ, PowerOfTwo, Uniform
 from .weight.power_of_two import power_of_two
 from .weight.prepare import calibrate, prepare, weight_bits
+from .weight.size_penalty import size_penalty
 
 __version__ = _C.build_info()["version"]
 
 __all__ = [
     "ActivationConfig",
+    "BitGuard",
+    "DiffQ",
     "MemoryReport",
     "PackedActivations",
     "PackedConv1d",
@@ -99,6 +103,7 @@ __all__ = [
     "Summary",
     "Uniform",
     "VarianceReport",
+    "add_bit_parameters",
     "calibrate",
     "convert",
     "load",
@@ -107,6 +112,7 @@ __all__ = [
     "power_of_two",
     "prepare",
     "save",
+    "size_penalty",
     "size_report",
     "summary",
     "variance_report",

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "../core/checks.h"
+#include "../core/seed.h"
 #include "group_format.h"
 #include "packed_strides.h"
 
@@ -44,14 +45,6 @@ GroupLayout<T> group_layout(const char* op, const Sizes& sizes, int64_t group_si
 
 inline at::Tensor packed_memory(const at::Tensor& x) {
   return packed_strides(x.sizes(), x.strides()) == x.strides().vec() ? x : x.contiguous();
-}
-
-inline Seed read_seed(const char* op, const at::Tensor& seed) {
-  TORCH_CHECK_VALUE(seed.device().is_cpu() && seed.scalar_type() == at::kLong && seed.numel() == 2 && seed.is_contiguous(), op,
-                    ": seed must be an int64 CPU tensor (seed, offset); got ", seed.scalar_type(), " ", seed.sizes(), " on ",
-                    seed.device());
-  const int64_t* values = seed.const_data_ptr<int64_t>();
-  return {static_cast<uint64_t>(values[0]), static_cast<uint64_t>(values[1])};
 }
 
 }  // namespace quantize::activation

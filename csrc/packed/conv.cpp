@@ -33,7 +33,7 @@ Activation activation(const char* op, const Tensor& step, const Tensor& zero_poi
   const float zero = *zero_point.const_data_ptr<float>();
   TORCH_CHECK_VALUE(zero >= 0 && zero < float(1 << bits) && zero == std::nearbyint(zero), op,
                     ": zero_point must be a whole number below 2^activation_bits; got ", zero);
-  return {weight::lsq_range(*step.const_data_ptr<float>(), zero, int(bits)), int(zero)};
+  return {weight::lsq_range(*step.const_data_ptr<float>(), zero, (1 << bits) - 1), int(zero)};
 }
 
 // Runs the two panels from `first` of a group over all rows of an image. out: of the group's first channel.

@@ -53,7 +53,8 @@ Tensor whole_input(const Tensor& x, const Tensor& step, const Tensor& zero_point
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("quantize::lsq_quantize", "")
                              .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t)>();
-  return op.call(x, step, zero_point, bits).div(step).round();
+  TORCH_CHECK_VALUE(bits >= 2 && bits <= 8, "activation_bits must be between 2 and 8; got ", bits);
+  return op.call(x, step, zero_point, (1 << bits) - 1).div(step).round();
 }
 
 Tensor scaled(const Tensor& sums, const Tensor& step, const Tensor& scales, const OptionalTensor& bias, int64_t trailing) {

@@ -45,8 +45,8 @@ Tensor round_power_of_two_cuda(const Tensor& input, bool plus) {
   return y;
 }
 
-void check_lsq(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t bits) {
-  TORCH_CHECK_VALUE(bits >= 2 && bits <= 8, "lsq: bits must be between 2 and 8; got ", bits);
+void check_lsq(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t levels) {
+  TORCH_CHECK_VALUE(levels >= 2 && levels <= 255, "lsq: levels must be between 2 and 255; got ", levels);
   for (const auto& [name, tensor] : {std::pair{"step", step}, std::pair{"zero_point", zero_point}}) {
     check_dtype("lsq", name, tensor, at::kFloat);
     check_numel("lsq", name, tensor, 1);
@@ -54,24 +54,24 @@ void check_lsq(const Tensor& x, const Tensor& step, const Tensor& zero_point, in
   }
 }
 
-Tensor lsq_quantize_cuda(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t bits) {
+Tensor lsq_quantize_cuda(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t levels) {
   const Scalar scalar = check_scalar("lsq", "x", input.scalar_type());
-  check_lsq(input, step, zero_point, bits);
+  check_lsq(input, step, zero_point, levels);
   Launcher launch(input);
   const Tensor x = dense(input);
   Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
   with_type(scalar, [&]<typename T>(T) {
     launch(lsq_elements<T>, grid_of(launch, x.numel()), ElementTraits::threads, static_cast<const T*>(x.const_data_ptr()), x.numel(),
-           step.const_data_ptr<float>(), zero_point.const_data_ptr<float>(), int(bits), static_cast<T*>(y.mutable_data_ptr()));
+           step.const_data_ptr<float>(), zero_point.const_data_ptr<float>(), int(levels), static_cast<T*>(y.mutable_data_ptr()));
   });
   return y;
 }
 
 std::tuple<Tensor, Tensor> lsq_backward_cuda(const Tensor& input_grad, const Tensor& input, const Tensor& step, const Tensor& zero_point,
-                                             int64_t bits, double scale) {
+                                             int64_t levels, double scale) {
   const Scalar scalar = check_scalar("lsq", "x", input.scalar_type());
-  check_lsq(input, step, zero_point, bits);
+  check_lsq(input, step, zero_point, levels);
   check_dtype("lsq_backward", "grad", input_grad, input.scalar_type());
   TORCH_CHECK_VALUE(input_grad.sizes() == input.sizes(), "lsq_backward: grad must be ", input.sizes(), "; got ", input_grad.sizes());
   Launcher launch(input);
@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor> lsq_backward_cuda(const Tensor& input_grad, const Ten
   with_type(scalar, [&]<typename T>(T) {
     launch(lsq_gradients<T>, dim3(ElementTraits::sums), ElementTraits::threads, static_cast<const T*>(grad.const_data_ptr()),
            static_cast<const T*>(x.const_data_ptr()), x.numel(), step.const_data_ptr<float>(), zero_point.const_data_ptr<float>(),
-           int(bits), static_cast<T*>(grad_x.mutable_data_ptr()), sums.mutable_data_ptr<float>());
+           int(levels), static_cast<T*>(grad_x.mutable_data_ptr()), sums.mutable_data_ptr<float>());
   });
   return {grad_x, sums.sum().mul(scale).view(step.sizes())};
 }

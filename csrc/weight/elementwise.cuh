@@ -22,28 +22,27 @@ __global__ void __launch_bounds__(ElementTraits::threads) round_elements(const T
 // step, zero_point: device scalars.
 template <typename T>
 __global__ void __launch_bounds__(ElementTraits::threads)
-    lsq_elements(const T* __restrict__ x, int64_t n, const float* step_size, const float* zero_point, int bits, T* y) {
-  const LsqRange range = lsq_range(*step_size, *zero_point, bits);
+    lsq_elements(const T* __restrict__ x, int64_t n, const float* step_size, const float* zero_point, int levels, T* y) {
+  const LsqRange range = lsq_range(*step_size, *zero_point, levels);
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step)
-    y[i] = round_nearest(lsq_clip(lsq_round(to_float_device(x[i]), range), range) * range.step, T{});
+    y[i] = round_nearest(lsq_clip(lsq_round(lsq_divide(to_float_device(x[i]), range)), range) * range.step, T{});
 }
 
 // grad_x as lsq_kernels.h has it. sums[block]: this block's part of the step's gradient.
 template <typename T>
 __global__ void __launch_bounds__(ElementTraits::threads)
-    lsq_gradients(const T* __restrict__ grad, const T* __restrict__ x, int64_t n, const float* step_size, const float* zero_point, int bits,
-                  T* grad_x, float* sums) {
-  const LsqRange range = lsq_range(*step_size, *zero_point, bits);
+    lsq_gradients(const T* __restrict__ grad, const T* __restrict__ x, int64_t n, const float* step_size, const float* zero_point,
+                  int levels, T* grad_x, float* sums) {
+  const LsqRange range = lsq_range(*step_size, *zero_point, levels);
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   float sum = 0.f;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) {
-    const float own = to_float_device(grad[i]), v = to_float_device(x[i]) * range.inverse;
-    const float bounded = v > -65536.f ? v : -65536.f, within = bounded < 65536.f ? bounded : 65536.f;
-    const float rounded = (within + 12582912.f) - 12582912.f, clipped = lsq_clip(rounded, range);
-    const bool inside = within >= range.low && within <= range.high;
-    sum += own * (inside ? rounded - within : clipped);
-    grad_x[i] = inside ? grad[i] : round_nearest(0.f, T{});
+    const float own = to_float_device(grad[i]), v = lsq_divide(to_float_device(x[i]), range);
+    const float rounded = lsq_round(v), clipped = lsq_clip(rounded, range);
+    const bool inside = v >= range.low && v <= range.high;
+    sum += own * (inside ? rounded - v : clipped);
+    grad_x[i] = inside ? grad[i] : round_nearest(clipped - clipped, T{});  // 0, or NaN
   }
   __shared__ float warps[ElementTraits::threads / Warp::lanes];
   for (int mask = Warp::lanes / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(Warp::all, sum, mask);

@@ -19,25 +19,25 @@ using torch::autograd::variable_list;
 
 constexpr int64_t piece = 16384;  // elements; sums are of fixed pieces, so that threads do not matter
 
-void check_lsq(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t bits) {
+void check_lsq(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t levels) {
   check_scalar("lsq", "x", x.scalar_type());
-  TORCH_CHECK_VALUE(bits >= 2 && bits <= 8, "lsq: bits must be between 2 and 8; got ", bits);
+  TORCH_CHECK_VALUE(levels >= 2 && levels <= 255, "lsq: levels must be between 2 and 255; got ", levels);
   check_dtype("lsq", "step", step, at::kFloat);
   check_numel("lsq", "step", step, 1);
   check_dtype("lsq", "zero_point", zero_point, at::kFloat);
   check_numel("lsq", "zero_point", zero_point, 1);
 }
 
-LsqRange read_range(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t bits) {
-  check_lsq(x, step, zero_point, bits);
-  return lsq_range(*step.const_data_ptr<float>(), *zero_point.const_data_ptr<float>(), int(bits));
+LsqRange read_range(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t levels) {
+  check_lsq(x, step, zero_point, levels);
+  return lsq_range(*step.const_data_ptr<float>(), *zero_point.const_data_ptr<float>(), int(levels));
 }
 
 // Strides as at::empty_like gives them, which is what the Meta kernels say.
 Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x); }
 
-Tensor lsq_quantize_cpu(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t bits) {
-  const LsqRange range = read_range(input, step, zero_point, bits);
+Tensor lsq_quantize_cpu(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t levels) {
+  const LsqRange range = read_range(input, step, zero_point, levels);
   const Tensor x = dense(input);
   Tensor y = at::empty_like(x);
   const auto& kernels = lsq_kernels(cpu_isa(), check_scalar("lsq", "x", x.scalar_type()));
@@ -50,8 +50,8 @@ Tensor lsq_quantize_cpu(const Tensor& input, const Tensor& step, const Tensor& z
 }
 
 tuple<Tensor, Tensor> lsq_backward_cpu(const Tensor& input_grad, const Tensor& input, const Tensor& step, const Tensor& zero_point,
-                                       int64_t bits, double scale) {
-  const LsqRange range = read_range(input, step, zero_point, bits);
+                                       int64_t levels, double scale) {
+  const LsqRange range = read_range(input, step, zero_point, levels);
   check_dtype("lsq_backward", "grad", input_grad, input.scalar_type());
   TORCH_CHECK_VALUE(input_grad.sizes() == input.sizes(), "lsq_backward: grad must be ", input.sizes(), "; got ", input_grad.sizes());
   const Tensor x = dense(input);
@@ -73,28 +73,28 @@ tuple<Tensor, Tensor> lsq_backward_cpu(const Tensor& input_grad, const Tensor& i
   return {y, at::scalar_tensor(total * scale, step.options()).view(step.sizes())};
 }
 
-Tensor lsq_quantize_meta(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t bits) {
-  check_lsq(x, step, zero_point, bits);
+Tensor lsq_quantize_meta(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t levels) {
+  check_lsq(x, step, zero_point, levels);
   return at::empty_like(x);
 }
 
-tuple<Tensor, Tensor> lsq_backward_meta(const Tensor&, const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t bits,
+tuple<Tensor, Tensor> lsq_backward_meta(const Tensor&, const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t levels,
                                         double) {
-  check_lsq(x, step, zero_point, bits);
+  check_lsq(x, step, zero_point, levels);
   return {at::empty_like(x), at::empty_like(step)};
 }
 
 struct Lsq : torch::autograd::Function<Lsq> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t bits,
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t levels,
                         double grad_scale) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("quantize::lsq_quantize", "")
                                .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t)>();
     at::AutoDispatchBelowADInplaceOrView below;
-    ctx->saved_data["bits"] = bits;
+    ctx->saved_data["levels"] = levels;
     ctx->saved_data["grad_scale"] = grad_scale;
     ctx->save_for_backward({x, step, zero_point});
-    return op.call(x, step, zero_point, bits);
+    return op.call(x, step, zero_point, levels);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -102,16 +102,16 @@ struct Lsq : torch::autograd::Function<Lsq> {
                                .findSchemaOrThrow("quantize::lsq_backward", "")
                                .typed<tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, double)>();
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
-    TORCH_CHECK(!at::GradMode::is_enabled(), "lsq: the backward of a quantized activation is not differentiable (create_graph=True)");
+    TORCH_CHECK(!at::GradMode::is_enabled(), "lsq: the backward of a quantized tensor is not differentiable (create_graph=True)");
     const auto saved = ctx->get_saved_variables();
     auto [grad_x, grad_step] =
-        op.call(grads[0], saved[0], saved[1], saved[2], ctx->saved_data["bits"].toInt(), ctx->saved_data["grad_scale"].toDouble());
+        op.call(grads[0], saved[0], saved[1], saved[2], ctx->saved_data["levels"].toInt(), ctx->saved_data["grad_scale"].toDouble());
     return {grad_x, grad_step, Tensor(), Tensor(), Tensor()};
   }
 };
 
-Tensor lsq(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t bits, double grad_scale) {
-  return Lsq::apply(x, step, zero_point, bits, grad_scale);
+Tensor lsq(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t levels, double grad_scale) {
+  return Lsq::apply(x, step, zero_point, levels, grad_scale);
 }
 
 }  // namespace

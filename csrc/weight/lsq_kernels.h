@@ -10,8 +10,8 @@ namespace quantize::weight {
 
 struct LsqKernels {
   void (*quantize)(const void* x, int64_t n, LsqRange range, void* y);
-  // grad_x = grad where x / step is in range, else 0. Returns the sum of grad * dy/dstep: round(x / step) - x / step in range, its bound
-  // outside (equation 3 of the paper).
+  // grad_x = grad where x / step is in range, NaN where x is, else 0. Returns the sum of grad * dy/dstep: round(x / step) - x / step in
+  // range, its bound outside (equation 3 of the paper), NaN where x is.
   float (*backward)(const void* grad, const void* x, int64_t n, LsqRange range, void* grad_x);
 };
 

@@ -11,13 +11,13 @@ struct Rounded {
   Lanes value, rounded;  // x / step, bounded; and to the nearest integer
 };
 
-// lsq_round for each lane.
+// lsq_divide and lsq_round for each lane.
 QUANTIZE_INLINE Rounded round_lanes(Lanes x, LsqRange range) {
   const Lanes v = x * range.inverse;
   Lanes within;
   for (int i = 0; i < Lanes::parts; ++i) {
-    const Lanes::Part p = v.part[i], bounded = p > -65536.f ? p : Lanes::Part{} - 65536.f;
-    within.part[i] = bounded < 65536.f ? bounded : Lanes::Part{} + 65536.f;
+    const Lanes::Part p = v.part[i], bounded = p < -65536.f ? Lanes::Part{} - 65536.f : p;
+    within.part[i] = bounded > 65536.f ? Lanes::Part{} + 65536.f : bounded;
   }
   return {within, (within + 12582912.f) - 12582912.f};
 }
@@ -42,7 +42,7 @@ float backward_run(const void* grad, const void* source, int64_t n, LsqRange ran
     Lanes passed, slope;
     for (int p = 0; p < Lanes::parts; ++p) {
       const auto inside = (r.value.part[p] >= range.low) & (r.value.part[p] <= range.high);
-      passed.part[p] = inside ? own.part[p] : Lanes::Part{};
+      passed.part[p] = inside ? own.part[p] : clipped.part[p] - clipped.part[p];  // 0, or NaN
       slope.part[p] = inside ? r.rounded.part[p] - r.value.part[p] : clipped.part[p];
     }
     sum += own * slope;

@@ -2,23 +2,52 @@
 
 from torch import nn
 
+from . import mobilenetv2, mobilevit
 from .cifar_resnet import CifarResNet, PreActResNet
+from .densenet import DenseNet
+from .dla import DLA
+from .efficientnet import EfficientNetB0
 from .imagenet_resnet import BasicBlock, Bottleneck, ImageNetResNet
+from .lenet import LeNet
 from .mobilenet import MobileNet
-from .mobilevit import IMAGENET_STRIDES, MobileViT
+from .mobilenetv2 import MobileNetV2
+from .mobilevit import MobileViT
+from .nin import NIN
+from .senet import SEBasicBlock
+from .vgg import DEPTHS, VGG
+
+RESNETS = {"resnet18": (BasicBlock, (2, 2, 2, 2)), "resnet34": (BasicBlock, (3, 4, 6, 3)), "resnet50": (Bottleneck, (3, 4, 6, 3))}
 
 # arch: (constructor taking num_classes, in_channels and width, the default width: channels of the first stage)
 ARCHITECTURES = {
     **{f"resnet{depth}": (lambda depth=depth, **k: CifarResNet(depth, **k), 16) for depth in (20, 32, 44, 56)},
     **{f"preact_resnet{depth}": (lambda depth=depth, **k: PreActResNet(depth, **k), 16) for depth in (20, 56, 110)},
-    "resnet18": (lambda **k: ImageNetResNet(BasicBlock, (2, 2, 2, 2), **k), 64),
-    "resnet50": (lambda **k: ImageNetResNet(Bottleneck, (3, 4, 6, 3), **k), 64),
-    # By their plain names the mobile ones are for 32x32 images.
+    "wide_resnet": (lambda **k: PreActResNet(28, wide=True, **k), 160),
+    "wide_resnet16_4": (lambda **k: PreActResNet(16, wide=True, **k), 64),
+    # These are for ImageNet; any other name that does not say so is for 32x32 images.
+    **{arch: (lambda form=form, **k: ImageNetResNet(*form, **k), 64) for arch, form in RESNETS.items()},
+    **{f"{arch}_cifar": (lambda form=form, **k: ImageNetResNet(*form, small_images=True, **k), 64) for arch, form in RESNETS.items()},
+    "senet": (lambda **k: ImageNetResNet(SEBasicBlock, (2, 2, 2, 2), small_images=True, **k), 64),
+    "lenet": (LeNet, 6),
+    "nin": (NIN, 192),
+    "vgg": (lambda **k: VGG(16, **k), 64),
+    **{f"vgg{depth}": (lambda depth=depth, **k: VGG(depth, **k), 64) for depth in DEPTHS},
+    "densenet": (lambda **k: DenseNet((16, 16, 16), **k), 24),
+    "densenet121": (lambda **k: DenseNet((6, 12, 24, 16), **k), 64),
+    "dla": (DLA, 16),
+    "dla_simple": (lambda **k: DLA(simple=True, **k), 16),
     "mobilenet": (MobileNet, 32),
     "mobilenet_imagenet": (lambda **k: MobileNet(stem_stride=2, **k), 32),
+    "mobilenetv2": (MobileNetV2, 32),
+    "mobilenetv2_imagenet": (lambda **k: MobileNetV2(strides=mobilenetv2.IMAGENET_STRIDES, **k), 32),
     "mobilevit": (lambda **k: MobileViT("xxs", **k), 16),
     **{f"mobilevit_{size}": (lambda size=size, **k: MobileViT(size, **k), 16) for size in ("xxs", "xs")},
-    **{f"mobilevit_{size}_imagenet": (lambda size=size, **k: MobileViT(size, strides=IMAGENET_STRIDES, **k), 16) for size in ("xxs", "xs")},
+    **{
+        f"mobilevit_{size}_imagenet": (lambda size=size, **k: MobileViT(size, strides=mobilevit.IMAGENET_STRIDES, **k), 16)
+        for size in ("xxs", "xs")
+    },
+    "efficientnet_b0": (EfficientNetB0, 32),
+    "efficientnet_b0_imagenet": (lambda **k: EfficientNetB0(strides=mobilenetv2.IMAGENET_STRIDES, **k), 32),
 }
 
 
@@ -29,7 +58,7 @@ def default_width(arch: str) -> int:
 
 def create_model(arch: str, num_classes: int, in_channels: int = 3, width: int | None = None) -> nn.Module:
     """A freshly initialized model; `width` is the number of channels of its first stage (as published when None). All others are in
-    proportion, in mobile architectures rounded to multiples of 8.
+    proportion, in mobile architectures rounded to multiples of 8; only wide ResNets' first convolution has 16 at most.
 
     Raises ValueError for a name that does not exist and for sizes below 1.
     """

@@ -1,7 +1,8 @@
-"""ResNets for 32x32 images: three stages of 3x3 convolutions, depth 6n + 2 (arXiv 1512.03385, section 4.2), and their pre-activation
-form (arXiv 1603.05027).
+"""ResNets for 32x32 images: three stages of 3x3 convolutions, depth 6n + 2 (arXiv 1512.03385, section 4.2), their pre-activation form
+(arXiv 1603.05027) and its wide form (arXiv 1605.07146).
 
 Parameters at 3 input channels, 10 classes, width 16: resnet20 0.27 M, resnet32 0.46 M, resnet44 0.66 M, resnet56 0.85 M, as published.
+WRN-28-10 and WRN-16-4 have 36,479,194 and 2,748,890 (published: 36.5 M and 2.7 M), and 5,243,328,768 and 392,612,352 multiply-adds.
 """
 
 import torch
@@ -54,12 +55,13 @@ class PreActBlock(nn.Module):
         return self.conv2(self.relu2(self.bn2(self.conv1(active)))) + shortcut
 
 
-def _stages(block, depth, width):
-    """The blocks of the three stages: channels double and the image halves from one stage to the next."""
-    per_stage, left = divmod(depth - 2, 6)
+def _stages(block, depth, width, inputs=None, ends=2):
+    """The blocks of the three stages: channels double and the image halves from one stage to the next. `inputs`: channels before them,
+    `width` if not given; `ends`: layers of `depth` that are outside the blocks."""
+    per_stage, left = divmod(depth - ends, 6)
     if left or per_stage < 1:
-        raise ValueError(f"depth must be 6n + 2 with n of at least 1; got {depth}")
-    channels = width
+        raise ValueError(f"depth must be 6n + {ends} with n of at least 1; got {depth}")
+    channels = inputs or width
     for stage in range(3):
         blocks = []
         for index in range(per_stage):
@@ -94,12 +96,16 @@ class CifarResNet(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Pre-activation ResNet of `depth` layers for small images; `Tensor[N, in_channels, H, W]` to `Tensor[N, num_classes]`."""
+    """Pre-activation ResNet of `depth` layers for small images; `Tensor[N, in_channels, H, W]` to `Tensor[N, num_classes]`.
 
-    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3, width: int = 16):
+    `wide`: as the wide form has it, the first convolution has 16 channels at most, whatever the stages have, and the shortcuts that
+    change shape count as layers, of which there is one more then: depth 6n + 4. Width 16k makes WRN-depth-k, without its dropout."""
+
+    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3, width: int = 16, wide: bool = False):
         super().__init__()
-        self.conv1 = _conv3x3(in_channels, width)
-        self.layer1, self.layer2, self.layer3 = _stages(PreActBlock, depth, width)
+        stem = min(16, width) if wide else width
+        self.conv1 = _conv3x3(in_channels, stem)
+        self.layer1, self.layer2, self.layer3 = _stages(PreActBlock, depth, width, stem, 4 if wide else 2)
         self.bn = nn.BatchNorm2d(4 * width)
         self.relu = nn.ReLU(inplace=True)
         self.fc = nn.Linear(4 * width, num_classes)

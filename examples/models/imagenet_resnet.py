@@ -1,6 +1,16 @@
-"""ResNet-18 and ResNet-50 for ImageNet (arXiv 1512.03385, table 1), with the stride in the bottleneck's 3x3 convolution.
+"""ResNet-18, -34 and -50 for ImageNet (arXiv 1512.03385, table 1), with the stride in the bottleneck's 3x3 convolution, and their usual
+form for 32x32 images: a 3x3 convolution of stride 1 before the first stage, and no pooling.
 
-Modules are named as torchvision names them, so its pretrained weights load. Parameters at 1000 classes: 11,689,512 and 25,557,032.
+Modules are named as torchvision names them, so its pretrained weights load.
+
+| | parameters | multiply-adds | parameters, 32x32 | multiply-adds |
+|---|---|---|---|---|
+| 18 | 11,689,512 | 1,814,073,344 | 11,173,962 | 555,422,720 |
+| 34 | 21,797,672 | 3,663,761,408 | 21,282,122 | 1,159,402,496 |
+| 50 | 25,557,032 | 4,089,184,256 | 23,520,842 | 1,297,829,888 |
+
+at 1000 classes and 224x224, which the paper gives as 1.8, 3.6 and 3.8 billion multiply-adds (its ResNet-50 has the stride in a 1x1
+convolution), and at 10 classes and 32x32.
 """
 
 import torch
@@ -13,7 +23,16 @@ def _downsample(inputs, outputs, stride):
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-class BasicBlock(nn.Module):
+class ResidualBlock(nn.Module):
+    """`residual(x)`, added to the shortcut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.residual(x)
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions and the shortcut."""
 
     expansion = 1
@@ -27,14 +46,11 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _downsample(inputs, width, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
+    def residual(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(ResidualBlock):
     """1x1, 3x3 and 1x1 convolutions, the last four times as wide, and the shortcut."""
 
     expansion = 4
@@ -50,23 +66,22 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _downsample(inputs, 4 * width, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def residual(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
+        return self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
 
 
 class ImageNetResNet(nn.Module):
-    """ResNet with a 7x7 stem; `Tensor[N, in_channels, H, W]`, H and W of at least 32, to `Tensor[N, num_classes]`."""
+    """ResNet of four stages with `blocks` blocks each; `Tensor[N, in_channels, H, W]` to `Tensor[N, num_classes]`. It begins with a 7x7
+    convolution and pooling, which leave a quarter of height and width, for `small_images` with a 3x3 convolution that leaves all."""
 
-    def __init__(self, block, blocks, num_classes: int = 1000, in_channels: int = 3, width: int = 64):
+    def __init__(self, block, blocks, num_classes: int = 1000, in_channels: int = 3, width: int = 64, small_images: bool = False):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 7, 2, 3, bias=False)
+        kernel, stride = (3, 1) if small_images else (7, 2)
+        self.conv1 = nn.Conv2d(in_channels, width, kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, 2, 1)
         channels = width
         for stage, count in enumerate(blocks):
             layers = []

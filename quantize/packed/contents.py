@@ -7,12 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from .layout import storage_bits
-from .modules import ATTRIBUTES, InputQuantizer, PackedLayer
+from .modules import ATTRIBUTES, TENSORS, InputQuantizer, PackedLayer
 from .plain import kind_of
 from .weight import PackedWeight
-
-LAYER_TENSORS = ("codes", "scales", "bias", "step", "zero_point")
 
 
 class Item(NamedTuple):
@@ -75,8 +72,7 @@ def attributes(module: nn.Module) -> dict:
 
 def entry_of(name: str, module: nn.Module, weight: PackedWeight, tensor: str, has_bias: bool, activation_bits: int | None) -> dict:
     """The JSON of one packed weight. What is usual is left out."""
-    entry = {"name": name, "kind": kind_of(module), "method": weight.method, "bits": weight.bits, "storage": storage_bits(weight.bits)}
-    entry["shape"] = list(weight.shape)
+    entry = {"name": name, "kind": kind_of(module), **weight.form.fields()}
     if activation_bits is not None:
         entry["activation_bits"] = activation_bits
     entry |= attributes(module)
@@ -89,25 +85,20 @@ def entry_of(name: str, module: nn.Module, weight: PackedWeight, tensor: str, ha
     return entry
 
 
-def weight_of(layer: PackedLayer) -> PackedWeight:
-    """A packed layer's weight; the tensors are the layer's."""
-    groups = layer.groups if layer.transposed else 1
-    return PackedWeight(layer.method, layer.bits, layer.shape, layer.codes, layer.scales, layer.transposed, groups)
-
-
-def packed_parts(name: str, module: nn.Module) -> Iterator[tuple[str, dict, dict[str, Tensor]]]:
-    """For each packed weight of `module`: its name, its JSON, and its tensors by their names under the module's."""
+def packed_parts(name: str, module: nn.Module) -> Iterator[tuple[str, PackedWeight, dict, dict[str, Tensor]]]:
+    """For each packed weight of `module`: its name, itself, its JSON, and its tensors by their names under the module's."""
     if isinstance(module, PackedLayer):
-        entry = entry_of(name, module, weight_of(module), "weight", module.plain_bias, module.activation_bits)
-        yield "weight", entry, {part: t for part in LAYER_TENSORS if (t := module._buffers.get(part)) is not None}
+        weight = module.packed_weight
+        entry = entry_of(name, module, weight, "weight", module.plain_bias, module.activation_bits)
+        yield "weight", weight, entry, {part: t for part in TENSORS if (t := module._buffers.get(part)) is not None}
         return
     for tensor, weight in packed_weights(module).items():
         grid = input_grid(module) if tensor == "weight" else None
         entry = entry_of(name, module, weight, tensor, False, grid and grid.bits)
-        parts = {f"{tensor}.codes": weight.codes, f"{tensor}.scales": weight.scales}
+        parts = {f"{tensor}.{part}": t for part, t in weight.parts.items()}
         if grid is not None:
             parts |= {f"{tensor}.step": grid.step, f"{tensor}.zero_point": grid.zero_point}
-        yield tensor, entry, parts
+        yield tensor, weight, entry, parts
 
 
 def contents(model: nn.Module) -> Contents:
@@ -123,8 +114,8 @@ def contents(model: nn.Module) -> Contents:
     for name, module in model.named_modules():
         if module in grids:
             continue
-        stored = set(LAYER_TENSORS) if isinstance(module, PackedLayer) else set(packed_weights(module))
-        for weight, entry, parts in packed_parts(name, module):
+        stored = set(TENSORS) if isinstance(module, PackedLayer) else set(packed_weights(module))
+        for weight, _, entry, parts in packed_parts(name, module):
             layers.append(entry)
             tied = {part: first for part, t in parts.items() if (first := add(join(name, part), Item(name, weight, t))) != join(name, part)}
             if tied:

@@ -7,13 +7,16 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ..weight.diffq import stop_drawing
 from ..weight.lsq import ActivationQuantizer
 from ..weight.prepare import PreparedWeight, prepared_weights
+from ..weight.quantizer import WeightQuantizer
 from .fold import find_pairs, scale_and_shift
+from .form import GROUPED
 from .modules import PackedLayer
 from .plain import plain_class, refuse_wrappers, without_compression
 from .replace import become_decoded, become_identity, become_packed, float_bytes, packed_class
-from .weight import PackedWeight, is_transposed
+from .weight import PackedWeight, conv_groups, is_transposed
 
 SMALLEST_STEP = 2.0**-100  # what a step at zero or below counts as (csrc/weight/lsq.h)
 
@@ -23,9 +26,9 @@ def convert(model: nn.Module) -> nn.Module:
 
     Prepared convolutions and linear layers become Packed layers, which hold codes and scales in place of the weight, and the fixed grid of
     their input where it is quantized. A batch norm that alone sees such a layer's output goes into its scales and bias and leaves an
-    nn.Identity (the forward is traced for that, in eval mode; hooks, shared layers and other dtypes than float32 prevent it). What else
-    compressed training put in is taken out. Prepared weights of other modules (nn.MultiheadAttention, subclasses with a forward of their
-    own) become decoded float weights, and are packed in files. A tied weight is packed once.
+    nn.Identity (the forward is traced for that, in eval mode; hooks, shared layers, other dtypes than float32 and DiffQ's
+    range="group" prevent it). What else compressed training put in is taken out. Prepared weights of other modules (nn.MultiheadAttention,
+    nn.LSTM, subclasses with a forward of their own) become decoded float weights, and are packed in files. A tied weight is packed once.
 
     Args:
         model: of :func:`quantize.prepare`, trained or not; activation quantizers must have seen data.
@@ -59,6 +62,7 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
         raise ValueError(f"{who}: model must be prepared by quantize.prepare; {state}")
     result = copy.deepcopy(model).eval()
     without_compression(result)
+    stop_drawing(result)
     packs = _pack_all(result, who, calibrated)
     packable = {p.layer: p.module for p in packs if _packable(p.module, p.tensor)}
     pairs = dict(find_pairs(result, set(packable)))
@@ -97,16 +101,21 @@ def _pack_all(model: nn.Module, who: str, calibrated: bool) -> dict[PreparedWeig
             raise ValueError(
                 f"{who}: {prepared.name!r} must be finite; got {int((~latent.isfinite()).sum())} values that are NaN or infinite"
             )
-        transposed = is_transposed(module)
-        groups = module.groups if transposed else 1
+        transposed, groups = is_transposed(module), conv_groups(module)
         source = chain.original if len(chain) == 1 and chain.is_tensor else prepared
-        key = (id(source), quantizer.config, transposed, groups)
+        learns = next(quantizer.parameters(), None) is not None  # and may have learned what another of this configuration has not
+        key = (id(source), quantizer if learns else quantizer.config, transposed, groups)
         if key not in shared:
-            levels, scales = quantizer.encode(latent)
-            config = quantizer.config
-            shared[key] = PackedWeight.of(config.method, config.weight_bits, levels, scales, transposed, groups)
+            shared[key] = _packed(quantizer, latent, transposed, groups)
         packs[prepared] = shared[key]
     return packs
+
+
+def _packed(quantizer: WeightQuantizer, latent: Tensor, transposed: bool, groups: int) -> PackedWeight:
+    config = quantizer.config
+    if config.method == GROUPED:
+        return PackedWeight.of_groups(config, quantizer.encode_groups(latent), tuple(latent.shape), transposed, groups)
+    return PackedWeight.of_levels(config.method, config.weight_bits, *quantizer.encode(latent), transposed, groups)
 
 
 def _packable(module: nn.Module, tensor: str) -> bool:
@@ -137,10 +146,10 @@ def _fold_and_pack(prepared, weight, dtype, quantizer, norm, norm_name, memo) ->
     if plain is not None:
         bias = memo.setdefault(id(plain), plain.detach().float().clone())
     folded = None
-    if norm is not None and (affine := scale_and_shift(norm, len(weight.scales))) is not None:
+    if norm is not None and (affine := scale_and_shift(norm, weight.form.channels)) is not None:
         scaled = weight.scaled(affine[0])
         shifted = affine[1] if bias is None else bias.double() * affine[0] + affine[1]
-        if scaled.scales.isfinite().all() and shifted.isfinite().all():
+        if scaled is not None and scaled.parts["scales"].isfinite().all() and shifted.isfinite().all():
             weight, bias, folded = scaled, shifted.float(), (norm_name, float_bytes(norm))
     become_packed(module, weight, bias, dtype, plain is not None, quantizer, folded)
     if folded is not None:

@@ -17,7 +17,7 @@ from .modules import PackedLayer
 from .plain import refuse_wrappers
 from .plan import Plan, Step, make_plan
 from .replace import become_decoded, become_identity, become_packed
-from .weight import PackedWeight, is_transposed
+from .weight import PackedWeight
 
 
 def save(model: nn.Module, path) -> None:
@@ -151,22 +151,19 @@ def _weights(plan: Plan, tensors: dict[str, Tensor]) -> list[PackedWeight]:
     found = []
     for step in plan.steps:
         device = _device(step)
-        for part in step.parts.values():
-            placed.setdefault((part, device), tensors[part].to(device))
-        transposed = is_transposed(step.module)
-        groups = step.module.groups if transposed else 1
-        entry, names = step.entry, (step.parts["codes"], step.parts["scales"])
-        key = (*names, device, tuple(entry["shape"]), entry["method"], entry["bits"], transposed, groups)
+        for name in step.parts.values():
+            placed.setdefault((name, device), tensors[name].to(device))
+        parts = {part: placed[name, device] for part, name in step.parts.items()}
+        key = (device, step.form, *(step.parts[part] for part in step.form.parts))
         if key not in weights:
-            codes, scales = (placed[name, device] for name in names)
-            weight = PackedWeight(entry["method"], entry["bits"], tuple(entry["shape"]), codes, scales, transposed, groups)
+            weight = PackedWeight(step.form, {part: parts[part] for part in step.form.parts})
             try:
                 weight.check()
             except ValueError as error:
-                raise Bad(f"layer {entry['name']!r}: {error}") from None
+                raise Bad(f"layer {step.entry['name']!r}: {error}") from None
             weights[key] = weight
         _check_grid(step, tensors)
-        found.append((weights[key], {part: placed[name, device] for part, name in step.parts.items()}))
+        found.append((weights[key], parts))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What packed layers compute in floats: the input's levels, the weight from its rows, and the layer itself on both.
+"""What packed layers compute in floats: the input's levels, and the layer itself on them and the decoded weight.
 
 The specification of the kernels (kernels.py), and what runs where none takes a layer.
 """
@@ -9,28 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import from_rows
-
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-def decode(codes: Tensor, scales: Tensor, levels: Tensor, shape: tuple[int, ...], transposed: bool, groups: int) -> Tensor:
-    """The float weight of `shape` that rows stand for: scale times level, rounded once; in the rows' memory order where it can be.
-
-    `levels`: of layout.levels_table.
-    """
-    k = 1
-    for size in (shape[0] // groups, *shape[2:]) if transposed else shape[1:]:
-        k *= size
-    width = levels.numel().bit_length() - 1
-    return from_rows(torch.ops.quantize.decode_weight(codes, levels, scales, width, k), shape, transposed, groups)
 
 
 def quantize_input(input: Tensor, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """step * (clamp(round(input / step) + zero_point, 0, 2^bits - 1) - zero_point) in float32; the gradient passes straight through."""
     supported = input.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    return torch.ops.quantize.lsq(input if supported else input.float(), step, zero_point, bits, 1.0).to(input.dtype)
+    return torch.ops.quantize.lsq(input if supported else input.float(), step, zero_point, 2**bits - 1, 1.0).to(input.dtype)
 
 
 def run(layer, input: Tensor, output_padding=None) -> Tensor:

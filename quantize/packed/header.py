@@ -16,7 +16,10 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from .layout import METHODS, WIDTHS, storage_bits
+from . import layout
+from .form import GROUPED, METHODS, RANGES
+from .layout import WIDTHS, storage_bits
+from .stream import MOST_BITS
 
 FORMAT, VERSION = "quantize", 1
 MOST_HEADER_BYTES = 64 << 20
@@ -81,12 +84,11 @@ def _one_of(*values) -> Callable:
 _MANY = 2**48
 _SIZES = _list_of(_whole(0, _MANY), 1, 3)
 # Field of a layer: what it must be, in words and as a check, and whether it must be there.
-LAYER: dict[str, tuple[str, Callable, bool]] = {
+Fields = dict[str, tuple[str, Callable, bool]]
+LAYER: Fields = {
     "name": ("a string", _text, True),
     "kind": ("a string", _text, True),
     "method": (f"one of {', '.join(METHODS)}", _one_of(*METHODS), True),
-    "bits": ("an integer from 1 to 8", _whole(1, 8), True),
-    "storage": ("2, 4 or 8", _one_of(*WIDTHS), True),
     "shape": ("a list of 2 to 5 positive integers", _list_of(_whole(1, _MANY), 2, 5), True),
     "activation_bits": ("an integer from 2 to 8", _whole(2, 8), False),
     "bias": ("false, or not there", _one_of(False), False),
@@ -101,6 +103,17 @@ LAYER: dict[str, tuple[str, Callable, bool]] = {
     "batch_norm_bytes": ("an integer", _whole(0, _MANY), False),
     "decoded": ("a string", _text, False),
     "tied": ("an object of strings", lambda v: isinstance(v, dict) and all(map(_text, v.values())), False),
+}
+# What else a layer has whose codes are rows, or a stream of groups.
+ROWS: Fields = {
+    "bits": ("an integer from 1 to 8", _whole(1, 8), True),
+    "storage": ("2, 4 or 8", _one_of(*WIDTHS), True),
+}
+STREAM: Fields = {
+    "bits": (f"an integer from 1 to {MOST_BITS}", _whole(1, MOST_BITS), True),
+    "group_size": ("an integer, 0 for the whole tensor", _whole(0, _MANY), True),
+    "range": (f"one of {', '.join(RANGES)}", _one_of(*RANGES), True),
+    "code_bytes": ("a positive integer", _whole(1, _MANY), True),
 }
 
 
@@ -207,21 +220,33 @@ def _layer(layer, index: int) -> None:
     at = f"layers[{index}]"
     if not isinstance(layer, dict):
         raise Bad(f"{at} must be an object; got {short(layer)}")
-    for field, (words, check, needed) in LAYER.items():
+    fields = {**LAYER, **(STREAM if layer.get("method") == GROUPED else ROWS)}
+    for field, (words, check, needed) in fields.items():
         if field in layer and not check(layer[field]):
             raise Bad(f"{at}.{field} must be {words}; got {short(layer[field])}")
         if needed and field not in layer:
             raise Bad(f"{at}.{field} must be there: {words}")
-    unknown = sorted(set(layer) - set(LAYER))
+    unknown = sorted(set(layer) - set(fields))
     if unknown:
         raise Bad(f"{at} must have fields that version {VERSION} has; got {short(unknown)}")
-    method = METHODS[layer["method"]]
+    (_stream if layer["method"] == GROUPED else _rows)(layer, at)
+    if ("batch_norm" in layer) != ("batch_norm_bytes" in layer):
+        raise Bad(f"{at} must have batch_norm and batch_norm_bytes, or neither")
+
+
+def _rows(layer: dict, at: str) -> None:
+    method = layout.METHODS[layer["method"]]
     if not method.min_bits <= layer["bits"] <= method.max_bits:
         raise Bad(f"{at}.bits must be {method.min_bits} to {method.max_bits} for {layer['method']}; got {layer['bits']}")
     if layer["storage"] != storage_bits(layer["bits"]):
         raise Bad(f"{at}.storage must be {storage_bits(layer['bits'])} for {layer['bits']} bits; got {layer['storage']}")
-    if ("batch_norm" in layer) != ("batch_norm_bytes" in layer):
-        raise Bad(f"{at} must have batch_norm and batch_norm_bytes, or neither")
+
+
+def _stream(layer: dict, at: str) -> None:
+    numel = math.prod(layer["shape"])
+    least, most = -(-numel // 8), -(-numel * layer["bits"] // 8)
+    if not least <= layer["code_bytes"] <= most:
+        raise Bad(f"{at}.code_bytes must be {least} to {most}, for {numel} codes; got {layer['code_bytes']}")
 
 
 def metadata_text(layers: list[dict], checksum: int) -> str:

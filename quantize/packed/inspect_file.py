@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 
+from .form import GROUPED
 from .header import Bad, Header, read_header
-from .table import aligned, kib
+from .modules import TENSORS
+from .table import aligned, bits_text, kib
 
 
 def inspect_file(path) -> str:
@@ -29,13 +31,13 @@ def _table(header: Header) -> str:
     for layer in header.layers:
         decoded = layer.get("decoded")
         prefix = ".".join(part for part in (layer["name"], decoded) if part)
-        nbytes = sum(sizes.pop(f"{prefix}.{part}" if prefix else part, 0) for part in ("codes", "scales", "bias", "step", "zero_point"))
+        nbytes = sum(sizes.pop(f"{prefix}.{part}" if prefix else part, 0) for part in TENSORS)
         notes = [f"with {layer['batch_norm']}"] if "batch_norm" in layer else []
         notes += ["decoded when loaded"] if decoded else []
         notes += [f"{part} of {owner.rpartition('.')[0]}" for part, owner in layer.get("tied", {}).items()]
         shape, activation_bits = "x".join(map(str, layer["shape"])), str(layer.get("activation_bits", 32))
         name = prefix if decoded else layer["name"]
-        rows.append((name, layer["kind"], layer["method"], str(layer["bits"]), activation_bits, shape, kib(nbytes), ", ".join(notes)))
+        rows.append((name, layer["kind"], layer["method"], bits_text(_bits(layer)), activation_bits, shape, kib(nbytes), ", ".join(notes)))
         floats += 4 * math.prod(layer["shape"]) + layer.get("batch_norm_bytes", 0)
     rest = sum(sizes.values())
     if sizes:
@@ -43,3 +45,8 @@ def _table(header: Header) -> str:
     columns = ("layer", "kind", "method", "bits", "activation bits", "shape", "KiB", "note")
     totals = f"{len(header.layers)} packed weights; tensors: {kib(data)} KiB, header: {kib(header.size)} KiB"
     return f"{aligned(columns, rows, '<<<>><><')}\n{totals}; the packed weights in float32: {kib(floats)} KiB"
+
+
+def _bits(layer: dict) -> float:
+    """Of a code; on average, to the byte, where they differ."""
+    return 8 * layer["code_bytes"] / math.prod(layer["shape"]) if layer["method"] == GROUPED else layer["bits"]

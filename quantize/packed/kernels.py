@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .form import GROUPED
 from .layout import levels_table, storage_bits
 from .panels import panels, sums
 
 FLOAT_ROWS = 4  # float inputs of more rows are faster through the decoded weight and a matrix product
 FEWEST_INPUTS, FEWEST_OUTPUTS = 4, 8  # of a group: with fewer, most of a panel of 16 x 4 would be filling
+PLANNED = ("codes", "scales", "bias", "step", "zero_point")  # what the ops are given of a layer
 LONGEST = 2**31 // (255 * 127)  # products that an int32 sum holds in any case
 
 
 def reason(layer) -> str:
     """Why `layer` runs on a decoded float weight; empty where a kernel reads its codes."""
+    if layer.method == GROUPED:
+        return f"decoded at each use from {8 if layer.bits <= 8 else 16}-bit codes: groups have bits of their own"
     if layer.transposed:
         return "decoded at each use: transposed"
     if layer.spatial == 3:
@@ -45,17 +50,37 @@ def _length(layer) -> int:
 class _Plan(NamedTuple):
     """What a layer's calls have in common, made at the first one: beside the codes, as many bytes again."""
 
-    tensors: tuple  # the layer's buffers at that time
-    version: int  # of its codes
     reason: str
     arguments: tuple  # of the op, from the codes to the storage bits
     geometry: tuple  # of packed_conv2d; None: linear
     pad: list[int] | None  # around the input before the op
 
 
+def table(layer) -> Tensor:
+    """Form.table of the layer's tensors."""
+    return _kept(layer, "_table", layer.form.parts, lambda: layer.form.table(layer._buffers))
+
+
+def _kept(layer, name: str, parts: tuple[str, ...], make: Callable):
+    """What `make` makes of the buffers `parts`: at the first use, and again when they have changed."""
+    if torch.compiler.is_compiling():  # versions cannot be traced
+        return make()
+    buffers, kept = layer._buffers, layer.__dict__.get(name)
+    if kept is not None:
+        for part, tensor, version in kept[0]:
+            if buffers[part] is not tensor or (version is not None and tensor._version != version):
+                break
+        else:
+            return kept[1]
+    tensors = [(part, buffers[part]) for part in parts]
+    made_of = [(part, t, None if t is None or t.is_inference() else t._version) for part, t in tensors]
+    kept = layer.__dict__[name] = (made_of, make())
+    return kept[1]
+
+
 def run(layer, input: Tensor) -> Tensor | None:
     """`layer` on its float input by a kernel, or None where none takes it."""
-    if input.dtype != torch.float32 or not input.numel() or (torch.is_grad_enabled() and input.requires_grad):
+    if layer.method == GROUPED or input.dtype != torch.float32 or not input.numel() or (torch.is_grad_enabled() and input.requires_grad):
         return None
     plan = _plan(layer)
     if plan.reason:
@@ -64,37 +89,31 @@ def run(layer, input: Tensor) -> Tensor | None:
 
 
 def _plan(layer) -> _Plan:
-    buffers = layer._buffers
-    codes = buffers["codes"]
-    tensors = (codes, buffers["scales"], buffers["bias"], buffers["step"], buffers["zero_point"])
-    plan = layer.__dict__.get("_plan")
-    if plan is None or plan.version != codes._version or any(a is not b for a, b in zip(plan.tensors, tensors, strict=True)):
-        plan = layer.__dict__["_plan"] = _make_plan(layer, tensors)
-    return plan
+    return _kept(layer, "_plan", PLANNED, lambda: _make_plan(layer))
 
 
-def _make_plan(layer, tensors: tuple) -> _Plan:
-    codes, scales, bias, step, zero_point = tensors
+def _make_plan(layer) -> _Plan:
+    codes, scales, bias, step, zero_point = (layer._buffers[part] for part in PLANNED)
     why, width = reason(layer), storage_bits(layer.bits)
     if not why and width == 8 and layer.method != "uniform":
         why = "levels beyond 8-bit integers"
     if why:
-        return _Plan(tensors, codes._version, why, (), None, None)
+        return _Plan(why, (), None, None)
     length, channels = _length(layer), layer.shape[1]
     made = panels(codes, width, length // channels, channels, getattr(layer, "groups", 1))
     levels = levels_table(layer.method, width).to(codes.device)
     if layer.activation_bits is None:
-        return _Plan(tensors, codes._version, "", (codes, made, levels, scales, bias, width), None, None)
+        return _Plan("", (codes, made, levels, scales, bias, width), None, None)
     total = sums(codes, layer.method, layer.bits, length)
     arguments = (step, zero_point, layer.activation_bits, codes, made, levels, scales, total, bias, width)
     if layer.spatial == 0:
-        return _Plan(tensors, codes._version, "", arguments, None, None)
+        return _Plan("", arguments, None, None)
     padding = _symmetric_padding(layer)
     pad = None if padding is not None else layer._reversed_padding_repeated_twice
     geometry = [layer.kernel_size, layer.stride, padding or (0,) * layer.spatial, layer.dilation]
     if layer.spatial == 1:  # an image of one line
         geometry = [(1, *kernel) if part != 2 else (0, *kernel) for part, kernel in enumerate(geometry)]
-    return _Plan(tensors, codes._version, "", arguments, (*map(list, geometry), layer.groups), pad)
+    return _Plan("", arguments, (*map(list, geometry), layer.groups), pad)
 
 
 def _linear(layer, plan: _Plan, input: Tensor) -> Tensor | None:

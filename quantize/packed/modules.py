@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from . import functional, kernels
-from .layout import levels_table, storage_bits
+from .form import GROUPED, Form
 from .weight import PackedWeight
 
-KEPT = ("codes", "scales", "bias", "step", "zero_point", "levels")  # buffers that keep their dtype
+TENSORS = ("codes", "group_bits", "scales", "bias", "step", "zero_point")  # what is stored of a layer; they keep their dtype
+MADE = ("_plan", "_table")  # what kernels.py makes of them at the first use
 ATTRIBUTES = {  # what tells one layer of a kind from another, with the defaults that files leave out
     "stride": 1,
     "padding": 0,
@@ -22,12 +23,12 @@ ATTRIBUTES = {  # what tells one layer of a kind from another, with the defaults
 
 
 class KeepsDtypes(nn.Module):
-    """Mixin: `.half()` and the like leave the buffers named in KEPT as they are, and set `dtype`."""
+    """Mixin: `.half()` and the like leave the buffers named in TENSORS as they are, and set `dtype`."""
 
     dtype: torch.dtype
 
     def _apply(self, fn, recurse=True):
-        kept = {name: self._buffers[name] for name in KEPT if self._buffers.get(name) is not None}
+        kept = {name: self._buffers[name] for name in TENSORS if self._buffers.get(name) is not None}
         probe = fn(torch.empty(0, dtype=self.dtype, device=next(iter(kept.values())).device))
         super()._apply(fn, recurse)
         for name, before in kept.items():
@@ -60,15 +61,17 @@ class InputQuantizer(KeepsDtypes):
 class PackedLayer(KeepsDtypes):
     """Base of the packed layers. :func:`quantize.convert` and :func:`quantize.load` make them out of float ones, by a change of class.
 
-    Buffers: `codes` uint8[N, row_bytes], one row an output channel (quantize/packed/layout.py); `scales` float32[N]; `bias` float32[N] or
-    None; with `activation_bits` also `step` and `zero_point`, float32 scalars. They keep these dtypes under ``.half()`` and the like; the
-    output has the input's dtype. Everything else that the layer had (stride, hooks, attributes of one's own) it still has.
+    Buffers: `codes` uint8[N, row_bytes], one row an output channel (quantize/packed/layout.py), and `scales` float32[N]; where groups have
+    bits of their own `codes` uint8[bytes], `group_bits` uint8[ceil(groups / 2)] and `scales` float32[rows, 2] (quantize/packed/form.py).
+    `bias` float32[N] or None; with `activation_bits` also `step` and `zero_point`, float32 scalars. All keep these dtypes under ``.half()``
+    and the like; the output has the input's dtype. Whatever else the layer had (stride, hooks, attributes of one's own) it still has.
 
     For inference. The gradient flows to the input as through the float layer, straight through the rounding of activations; the weight
     has none.
     """
 
     plain: type[nn.Module]
+    form: Form
     spatial = 0
     transposed = False
 
@@ -79,20 +82,36 @@ class PackedLayer(KeepsDtypes):
     def become(cls, module: nn.Module, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype, plain_bias: bool) -> None:
         """Turns a layer into a packed one in place. The tensors are taken as they are; `weight` may be shared by several layers."""
         module.__class__ = cls
-        for name in ("weight", *KEPT):
+        for name in ("weight", *TENSORS):
             module._parameters.pop(name, None)
             module._buffers.pop(name, None)
+        for name in MADE:
+            vars(module).pop(name, None)
         drop_pre_hook(module, _no_fused_path)
-        module.method, module.bits, module.activation_bits = weight.method, weight.bits, None
-        module.shape, module.dtype = weight.shape, dtype
+        module.form, module.activation_bits, module.dtype = weight.form, None, dtype
         module.plain_bias, module.folded = plain_bias, None
-        module.register_buffer("codes", weight.codes)
-        module.register_buffer("scales", weight.scales)
-        module.register_buffer("bias", bias)
-        module.register_buffer("step", None)
-        module.register_buffer("zero_point", None)
-        levels = levels_table(weight.method, storage_bits(weight.bits)).to(weight.codes.device)
-        module.register_buffer("levels", levels, persistent=False)
+        for name, tensor in (*weight.parts.items(), ("bias", bias), ("step", None), ("zero_point", None)):
+            module.register_buffer(name, tensor)
+
+    @property
+    def packed_weight(self) -> PackedWeight:
+        """What stands behind `weight`; the tensors are the layer's buffers."""
+        return PackedWeight(self.form, {part: self._buffers[part] for part in self.form.parts})
+
+    @property
+    def method(self) -> str:
+        """Of quantization, as files name it."""
+        return self.form.method
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code, at most."""
+        return self.form.bits
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight."""
+        return self.form.shape
 
     def quantize_inputs(self, bits: int, step: Tensor, zero_point: Tensor) -> None:
         """Sets the levels of the input: step * ({0 .. 2^bits - 1} - zero_point)."""
@@ -107,7 +126,7 @@ class PackedLayer(KeepsDtypes):
 
     def decoded(self) -> Tensor:
         """The weight in float32, in the memory order of the codes."""
-        return functional.decode(self.codes, self.scales, self.levels, self.shape, self.transposed, self.groups if self.transposed else 1)
+        return self.form.decode(self._buffers, kernels.table(self))
 
     def forward(self, input: Tensor) -> Tensor:
         """As the float layer's with the quantized weight."""
@@ -128,14 +147,15 @@ class PackedLayer(KeepsDtypes):
         return functional.quantize_input(input, self.step, self.zero_point, self.activation_bits)
 
     def __getstate__(self):
-        """Without what kernels make of the codes."""
-        return {key: value for key, value in self.__dict__.items() if key != "_plan"}
+        """Without what is made of the codes at the first use."""
+        return {key: value for key, value in self.__dict__.items() if key not in MADE}
 
     def extra_repr(self) -> str:
         """The float layer's, then method and bits."""
         activations = "" if self.activation_bits is None else f", activation_bits={self.activation_bits}"
         plain = self.plain.extra_repr(self)
-        return f"{plain}, method={self.method}, bits={self.bits}{activations}"
+        bits = f"bits<={self.bits}" if self.method == GROUPED else f"bits={self.bits}"
+        return f"{plain}, method={self.method}, {bits}{activations}"
 
 
 def _no_fused_path(module, args):

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from .contents import attributes, identity, input_grid, join, own_tensors
 from .fold import BATCH_NORMS
+from .form import Form, form_of
 from .header import Bad, Header, Stored, short
-from .modules import ATTRIBUTES, PackedLayer
+from .modules import ATTRIBUTES, TENSORS, PackedLayer
 from .plain import kind_of
 from .replace import packed_class
-from .weight import is_transposed, tensor_shapes
+from .weight import conv_groups, is_transposed
 
 
 class Step(NamedTuple):
@@ -22,6 +23,7 @@ class Step(NamedTuple):
     entry: dict
     module: nn.Module
     tensor: str  # the parameter's name
+    form: Form
     parts: dict[str, str]
 
     @property
@@ -59,7 +61,7 @@ def make_plan(model: nn.Module, header: Header) -> Plan:
             step = _step(entry, module, header.tensors)
             plan.steps.append(step)
             used.update(step.parts.values())
-            without |= {step.tensor} if step.decoded else {"weight", "codes", "scales", "bias", "step", "zero_point"}
+            without |= {step.tensor} if step.decoded else {"weight", *TENSORS}
         if not without and isinstance(module, PackedLayer):
             raise Bad(f"layer {name!r}: expected {kind_of(module)}, packed, as the model has it; found no layer of that name")
         for part, tensor in own_tensors(module, without):
@@ -122,11 +124,10 @@ def _step(entry: dict, module: nn.Module, tensors: dict[str, Stored]) -> Step:
         has_bias = module.plain_bias if isinstance(module, PackedLayer) else module.bias is not None
         differ("bias", has_bias, entry.get("bias", True))
     prefix = "" if packable else f"{tensor}."
-    transposed = is_transposed(module)
-    groups = module.groups if transposed else 1
-    parts = tensor_shapes(tuple(shape), entry["bits"], transposed, groups)
+    form = form_of(entry, is_transposed(module), conv_groups(module))
+    parts = form.shapes()
     if packable and (has_bias or "batch_norm" in entry):
-        parts["bias"] = (torch.float32, parts["scales"][1])
+        parts["bias"] = (torch.float32, (form.channels,))
     if "activation_bits" in entry:
         parts |= {"step": (torch.float32, ()), "zero_point": (torch.float32, ())}
     tied, places = entry.get("tied", {}), {}
@@ -135,7 +136,7 @@ def _step(entry: dict, module: nn.Module, tensors: dict[str, Stored]) -> Step:
         _check_tensor(places[part], name, dtype, part_shape, tensors)
     if set(tied) - {prefix + part for part in parts}:
         raise Bad(f"layer {name!r}: tied must name tensors of the layer; got {short(sorted(tied))}")
-    return Step(entry, module, tensor, places)
+    return Step(entry, module, tensor, form, places)
 
 
 def _shape(name: str, module: nn.Module, tensor: str) -> list[int]:

@@ -45,6 +45,8 @@ def become_decoded(module: nn.Module, tensor: str, weight: PackedWeight, dtype: 
         memo[id(weight)] = nn.Parameter(weight.decode().to(dtype), requires_grad=False)
     module._parameters[tensor] = memo[id(weight)]
     vars(module).setdefault("packed_weights", {})[tensor] = weight
+    if isinstance(module, nn.RNNBase):  # which keeps a list of its own
+        module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
     if tensor == "weight":
         _set_input_grid(module, grid)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -12,18 +13,23 @@ from ..weight.prepare import prepared_weights
 from .contents import Item, contents, packed_parts, packed_weights
 from .convert import converted
 from .fold import BATCH_NORMS
+from .form import GROUPED
 from .modules import PACKED, PackedLayer
 from .plain import plain_class, refuse_wrappers
 from .replace import reason_decoded
-from .table import aligned, kib
+from .table import aligned, bits_text, kib
 
 
 class LayerSize(NamedTuple):
-    """One row: what is stored of a layer. `reason`: why its weight is in full precision, in the file or in memory; else empty."""
+    """One row: what is stored of a layer.
+
+    `bits`: a float, their average, where groups have bits of their own. `reason`: why the weight is in full precision, in the file or in
+    memory; else empty.
+    """
 
     name: str
     method: str
-    bits: int
+    bits: float
     bytes: int
     float_bytes: int
     reason: str
@@ -49,7 +55,7 @@ class SizeReport:
         return self.float_bytes / max(self.bytes, 1)
 
     def __str__(self):
-        rows = [(r.name, r.method, str(r.bits), kib(r.bytes), kib(r.float_bytes), r.reason) for r in self.layers]
+        rows = [(r.name, r.method, bits_text(r.bits), kib(r.bytes), kib(r.float_bytes), r.reason) for r in self.layers]
         table = aligned(("layer", "method", "bits", "KiB", "float KiB", "in full precision because"), rows, "<<>>><")
         return f"{table}\nstored: {kib(self.bytes)} KiB; the float model: {kib(self.float_bytes)} KiB ({self.ratio:.1f} times as much)"
 
@@ -81,9 +87,9 @@ def size_report(model: nn.Module) -> SizeReport:
         stored.setdefault((item.layer, item.weight), []).append(item)
     rows, seen = [], set()
     for name, module in model.named_modules():
-        for weight, entry, parts in packed_parts(name, module):
-            nbytes = _bytes(stored.pop((name, weight), []))
-            rows.append(LayerSize(name, entry["method"], entry["bits"], nbytes, _float_bytes(module, weight, entry, parts, seen), ""))
+        for tensor, weight, entry, parts in packed_parts(name, module):
+            nbytes, floats = _bytes(stored.pop((name, tensor), [])), _float_bytes(module, tensor, entry, parts, seen)
+            rows.append(LayerSize(name, entry["method"], weight.form.mean_bits(weight.parts), nbytes, floats, ""))
             if not isinstance(module, PackedLayer):
                 rows[-1] = rows[-1]._replace(reason=reason_decoded(module))
         plain = stored.pop((name, ""), [])
@@ -94,15 +100,26 @@ def size_report(model: nn.Module) -> SizeReport:
     return SizeReport(rows)
 
 
+@torch.no_grad()
+def bytes_beside_learned_bits(model: nn.Module) -> int:
+    """What save() would write of a prepared model, less header and the codes of groups with learned bits."""
+    model = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.nan_to_num_(0, 0, 0)  # a diverged model has a size too
+    stored = contents(converted(model, "size_penalty", calibrated=False))
+    codes = {f"{entry['name']}.{entry.get('decoded', '')}".rstrip(".") for entry in stored.layers if entry["method"] == GROUPED}
+    return sum(item.tensor.nbytes for name, item in stored.tensors.items() if name.removesuffix(".codes") not in codes)
+
+
 def _bytes(items: list[Item]) -> int:
     return sum(item.tensor.nbytes for item in items)
 
 
-def _float_bytes(module: nn.Module, weight: str, entry: dict, parts: dict[str, Tensor], seen: set[int]) -> int:
+def _float_bytes(module: nn.Module, tensor: str, entry: dict, parts: dict[str, Tensor], seen: set[int]) -> int:
     """Of weight and bias and the folded batch norm, as the float model has them; what is tied counts once."""
     packed = isinstance(module, PackedLayer)
-    size = (module.dtype if packed else getattr(module, weight).dtype).itemsize
-    codes, total = parts["codes" if packed else f"{weight}.codes"], entry.get("batch_norm_bytes", 0)
+    size = (module.dtype if packed else getattr(module, tensor).dtype).itemsize
+    codes, total = parts["codes" if packed else f"{tensor}.codes"], entry.get("batch_norm_bytes", 0)
     if id(codes) not in seen:
         total += size * math.prod(entry["shape"])
         seen.add(id(codes))
@@ -114,7 +131,7 @@ def _reason(module: nn.Module) -> str:
         return ""  # its biases
     if isinstance(module, BATCH_NORMS):
         return "a batch norm that could not be folded"
-    if plain_class(type(module)) in PACKED or isinstance(module, (nn.MultiheadAttention, *PACKED)):
+    if plain_class(type(module)) in PACKED or isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, *PACKED)):
         return "not prepared"
     return "no weight that prepare takes"
 

@@ -16,7 +16,7 @@ from .modules import PACKED, PackedLayer
 from .plain import kind_of, refuse_wrappers, shell
 from .replace import reason_decoded
 from .size_report import dtype_bits, size_report
-from .table import aligned, kib, short_count
+from .table import aligned, bits_text, kib, short_count
 from .weight import is_transposed
 
 COUNTED = (*PACKED, nn.MultiheadAttention, PackedLayer)
@@ -24,11 +24,14 @@ UNCOUNTED = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 
 
 class LayerSummary(NamedTuple):
-    """One row. `macs` of all calls together; `bit_ops` = macs * weight_bits * activation_bits; `bytes` as save() stores them."""
+    """One row. `macs` of all calls together; `bit_ops` = macs * weight_bits * activation_bits; `bytes` as save() stores them.
+
+    `weight_bits`: a float, the average over the weights, where groups have bits of their own.
+    """
 
     name: str
     kind: str
-    weight_bits: int
+    weight_bits: float
     activation_bits: int
     macs: int
     bit_ops: int
@@ -51,7 +54,16 @@ class Summary:
 
     def __str__(self):
         rows = [
-            (r.name, r.kind, str(r.weight_bits), str(r.activation_bits), short_count(r.macs), short_count(r.bit_ops), kib(r.bytes), r.note)
+            (
+                r.name,
+                r.kind,
+                bits_text(r.weight_bits),
+                str(r.activation_bits),
+                short_count(r.macs),
+                short_count(r.bit_ops),
+                kib(r.bytes),
+                r.note,
+            )
             for r in self.layers
         ]
         header = ("layer", "kind", "weight bits", "activation bits", "MACs", "bit operations", "KiB", "note")
@@ -86,21 +98,23 @@ def summary(model: nn.Module, *inputs) -> Summary:
     Source: bit operations as in UNIQ, arXiv 1804.10969, section 4.3, without accumulation.
     """
     refuse_wrappers(model, "summary")
-    sizes = Counter()
+    sizes, stored_bits = Counter(), {}
     report = size_report(model)
-    for row in report.layers:
+    for row in report.layers:  # a layer's packed weight first
         sizes[row.name] += row.bytes
+        stored_bits.setdefault(row.name, row.bits)
     macs, products, seen_bits = _count(model, inputs)
-    prepared = {w.module: w.quantizer.config.weight_bits for w in prepared_weights(model)}
+    prepared = {w.module for w in prepared_weights(model)}
     rows, out_projections = [], {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     for name, module in model.named_modules():
         if not isinstance(module, COUNTED):
             continue
-        weight_bits = _weight_bits(module, prepared)
+        quantized = module in prepared or isinstance(module, PackedLayer) or bool(packed_weights(module))
+        weight_bits = stored_bits[name] if quantized else _float_bits(module)
         activation_bits = _activation_bits(module) or seen_bits.get(name, 32)
         count = macs[name]
-        note = _note(module, prepared, called=name in seen_bits or module in out_projections)
-        kind, bit_ops = kind_of(module), count * weight_bits * activation_bits
+        note = _note(module, quantized, module in prepared, called=name in seen_bits or module in out_projections)
+        kind, bit_ops = kind_of(module), round(count * weight_bits * activation_bits)
         rows.append(LayerSummary(name, kind, weight_bits, activation_bits, count, bit_ops, sizes.pop(name, 0), note))
         if products[name]:
             bits = seen_bits[name]
@@ -162,15 +176,8 @@ def _attention_macs(module: nn.MultiheadAttention, args: tuple, kwargs: dict) ->
     return projections, query.numel() * width, 2 * query.numel() * keys
 
 
-def _weight_bits(module: nn.Module, prepared: dict[nn.Module, int]) -> int:
-    if module in prepared:
-        return prepared[module]
-    if isinstance(module, PackedLayer):
-        return module.bits
-    tensor = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
-    if tensor in packed_weights(module):
-        return packed_weights(module)[tensor].bits
-    weight = getattr(module, tensor, None)
+def _float_bits(module: nn.Module) -> int:
+    weight = getattr(module, "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight", None)
     return dtype_bits(weight if weight is not None else module.q_proj_weight)
 
 
@@ -182,16 +189,15 @@ def _activation_bits(module: nn.Module) -> int | None:
     return getattr(own, "bits", None)
 
 
-def _note(module: nn.Module, prepared: dict[nn.Module, int], called: bool) -> str:
+def _note(module: nn.Module, quantized: bool, prepared: bool, called: bool) -> str:
     notes = []
-    quantized = module in prepared or isinstance(module, PackedLayer) or packed_weights(module)
     if quantized:
         weight = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight
         channels = weight.detach().movedim(1, 0) if is_transposed(module) else weight.detach()
         zero = int((channels == 0).flatten(1).all(1).sum())
         if zero:
             notes.append(f"{zero} of {len(channels)} channels are all zero")
-    if module in prepared:
+    if prepared:
         notes.append("prepared: runs in full precision")
     elif isinstance(module, PackedLayer):
         notes.append(reason(module))

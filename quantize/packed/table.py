@@ -24,6 +24,11 @@ def kib(nbytes: int) -> str:
     return f"{nbytes / 1024:,.1f}"
 
 
+def bits_text(bits: float) -> str:
+    """A number of bits; averages with two decimals."""
+    return str(bits) if isinstance(bits, int) else f"{bits:.2f}"
+
+
 def short_count(number: int) -> str:
     """A large count with its decimal prefix: 41.0 M."""
     for limit, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):

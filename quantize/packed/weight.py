@@ -1,65 +1,65 @@
-"""A weight as codes and scales, wherever it is kept."""
+"""A weight as the tensors that are stored of it, wherever they are kept."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
-from . import functional
-from .layout import levels_table, pack, row_bytes, rows_and_k, storage_bits, to_rows, unpack
+from . import layout, stream
+from .form import Form, Rows, Stream
 
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """Codes uint8[N, row_bytes] and scales float32[N] of a float weight of `shape`.
+    """The stored tensors of a weight, by the names that its form has for them."""
 
-    `transposed`, `groups`: of a transposed convolution, whose output channels lie in dimension 1, a group's only.
-    """
-
-    method: str
-    bits: int
-    shape: tuple[int, ...]
-    codes: Tensor
-    scales: Tensor
-    transposed: bool = False
-    groups: int = 1
+    form: Form
+    parts: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, method: str, bits: int, levels: Tensor, scales: Tensor, transposed: bool, groups: int) -> PackedWeight:
+    def of_levels(cls, method: str, bits: int, levels: Tensor, scales: Tensor, transposed: bool, groups: int) -> PackedWeight:
         """From what WeightQuantizer.encode gives: levels with the channel axis first, and a scale for each of its entries."""
         if transposed:
             levels, scales = levels.movedim(0, 1), scales.repeat(groups)
-        else:
-            groups = 1
-        codes = pack(to_rows(levels, transposed, groups), method, bits)
-        return cls(method, bits, tuple(levels.shape), codes, scales.float().contiguous(), transposed, groups)
+        form = Rows(method, bits, tuple(levels.shape), transposed, groups)
+        codes = layout.pack(layout.to_rows(levels, transposed, groups), method, bits)
+        return cls(form, {"codes": codes, "scales": scales.float().contiguous()})
 
-    def scaled(self, factor: Tensor) -> PackedWeight:
-        """With scales multiplied by `factor`, float64[N]. The codes are shared."""
-        return replace(self, scales=(self.scales.double() * factor).float())
+    @classmethod
+    def of_groups(cls, config, found, shape: tuple[int, ...], transposed: bool, groups: int) -> PackedWeight:
+        """From what DiffQQuantizer.encode_groups gives (codes, bits and scales) for a weight of `shape`."""
+        bits = int(found.bits.max())
+        form = Stream(config.method, bits, shape, transposed, groups, config.group_size, config.range)
+        codes = stream.pack(found.codes, found.bits, form.size)
+        parts = {"codes": codes, "group_bits": stream.pack_bits(found.bits), "scales": found.scales.float().contiguous()}
+        return cls(replace(form, code_bytes=len(codes)), parts)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code, at most."""
+        return self.form.bits
+
+    def scaled(self, factor: Tensor) -> PackedWeight | None:
+        """As :meth:`Form.scaled`. The codes are shared."""
+        found = self.form.scaled(self.parts, factor)
+        return None if found is None else PackedWeight(*found)
 
     def decode(self) -> Tensor:
         """The float32 weight, contiguous."""
-        levels = levels_table(self.method, storage_bits(self.bits)).to(self.codes.device)
-        return functional.decode(self.codes, self.scales, levels, self.shape, self.transposed, self.groups).contiguous()
+        return self.form.decode(self.parts, self.form.table(self.parts)).contiguous()
 
     def check(self) -> None:
-        """ValueError for impossible codes, padding that is not zero, or scales that are not finite."""
-        _, k = rows_and_k(self.shape, self.transposed, self.groups)
-        unpack(self.codes, k, self.method, self.bits)
-        wrong = (~self.scales.isfinite()).nonzero()
-        if len(wrong):
-            raise ValueError(f"scales must be finite; got {float(self.scales[wrong[0]])} at [{int(wrong[0])}]")
-
-
-def tensor_shapes(shape: tuple[int, ...], bits: int, transposed: bool, groups: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """What dtype and shape `codes` and `scales` of a weight must have."""
-    n, k = rows_and_k(shape, transposed, groups)
-    return {"codes": (torch.uint8, (n, row_bytes(k, storage_bits(bits)))), "scales": (torch.float32, (n,))}
+        """As :meth:`Form.check`."""
+        self.form.check(self.parts)
 
 
 def is_transposed(module: nn.Module) -> bool:
     """Whether the weight's dimension 1 holds the output channels."""
     return isinstance(module, nn.modules.conv._ConvTransposeNd) or getattr(module, "transposed", False) is True
+
+
+def conv_groups(module: nn.Module) -> int:
+    """Groups that matter to the order of the weight's channels: a transposed convolution's."""
+    return module.groups if is_transposed(module) else 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 SCALES = ("least_squares", "max")
 
@@ -21,14 +22,15 @@ class WeightConfig:
     method = ""  # as files and reports name it
     codebook: str  # the ops' name of the levels (csrc/weight/codebook.h)
     scale: str
+    scales = SCALES  # what `scale` may be
     activation_bits: int | None
 
     def __post_init__(self):
         who = type(self).__name__
         if self.activation_bits is not None:
             _check_bits(who, "activation_bits", self.activation_bits)
-        if self.scale not in SCALES:
-            raise ValueError(f"{who}: scale must be one of {', '.join(map(repr, SCALES))}; got {self.scale!r}")
+        if self.scale not in self.scales:
+            raise ValueError(f"{who}: scale must be one of {', '.join(map(repr, self.scales))}; got {self.scale!r}")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ class Uniform(WeightConfig):
     Args:
         weight_bits: 2 to 8. Stored in 2, 4 or 8 bits.
         activation_bits: 2 to 8 quantizes the layer's input too, with a learned step (LSQ, arXiv 1902.08153); None leaves it alone.
-        scale: ``"least_squares"`` (the smallest squared error among several ranges) or ``"max"`` (the largest weight is the last level).
+        scale: ``"least_squares"`` (the smallest squared error among several ranges), ``"max"`` (the largest weight is the last level), or
+            ``"learned"``: one scale for the whole layer, trained as LSQ does (arXiv 1902.08153). It starts from the weights' mean and
+            deviation (LSQ+, arXiv 2004.09576) and is a new float32 parameter (``module.parametrizations.weight[0].step``) that an
+            optimizer made after prepare will train.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -54,6 +59,7 @@ class Uniform(WeightConfig):
     scale: str = "least_squares"
 
     method = "uniform"
+    scales = (*SCALES, "learned")
 
     def __post_init__(self):
         _check_bits("Uniform", "weight_bits", self.weight_bits)
@@ -108,3 +114,65 @@ class PowerOfTwo(WeightConfig):
     def codebook(self) -> str:
         """The ops' name of the levels (csrc/weight/codebook.h)."""
         return "po2plus" if self.plus else "po2"
+
+
+@dataclass(frozen=True)
+class DiffQ(WeightConfig):
+    """Learned bits for each group of weights, by pseudo quantization noise (DiffQ, arXiv 2104.09987).
+
+    In training ``w + range * n / (2^b - 1)``, with n of the deviation of a true rounding error and ``b = min_bits + (max_bits - min_bits)
+    sigmoid(logit)``; in evaluation b is rounded and the weight lies on the grid of 2^b levels between the range's ends. The logits are
+    parameters: train them with :func:`quantize.add_bit_parameters`, and add :func:`quantize.size_penalty` to the loss, else nothing keeps
+    the bits down. Equation 4 of the paper, with two changes that `range` and `noise` undo.
+
+    Args:
+        group_size: weights in a row that share their bits, counted over the whole tensor; the last group may be short. 0: the whole tensor.
+        min_bits, max_bits: 1 to 16; need not be whole. init_bits: where all groups start.
+        range: ``"channel"``: lowest to highest weight of each output channel; ``"tensor"``: of all, as in the paper, where one outlier
+            coarsens a whole layer; ``"group"``: of each group, which costs 8 bytes a group.
+        noise: ``"uniform"``, of deviation 1/sqrt(12), or ``"gaussian"``, of deviation 1/2, as in the paper: 1.73 times what rounding does.
+        activation_bits: 2 to 8 quantizes the layer's input too, with a learned step (LSQ, arXiv 1902.08153); None leaves it alone.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> model = quantize.prepare(nn.Sequential(nn.Linear(8, 4)), quantize.DiffQ(group_size=16))
+        >>> quantize.weight_bits(model)
+        {'0.weight': tensor([8., 8.])}
+    """
+
+    group_size: int = 8
+    min_bits: float = 2
+    max_bits: float = 15
+    init_bits: float = 8
+    range: str = "channel"
+    noise: str = "uniform"
+    activation_bits: int | None = None
+
+    method = "diffq"
+    scale = "max"  # as the other methods call it
+
+    def __post_init__(self):
+        if isinstance(self.group_size, bool) or not isinstance(self.group_size, Integral):
+            raise TypeError(f"DiffQ: group_size must be an integer of at least 0; got {self.group_size!r}")
+        if self.group_size < 0:
+            raise ValueError(f"DiffQ: group_size must be an integer of at least 0; got {self.group_size!r}")
+        for name in ("min_bits", "max_bits", "init_bits"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"DiffQ: {name} must be a number from 1 to 16; got {value!r}")
+            if not 1 <= value <= 16:
+                raise ValueError(f"DiffQ: {name} must be a number from 1 to 16; got {value!r}")
+        if self.min_bits > self.max_bits:
+            raise ValueError(f"DiffQ: min_bits must be at most max_bits, {self.max_bits}; got {self.min_bits}")
+        if not self.min_bits <= self.init_bits <= self.max_bits:
+            raise ValueError(
+                f"DiffQ: init_bits must be from min_bits to max_bits, {self.min_bits} to {self.max_bits}; got {self.init_bits}"
+            )
+        if math.ceil(self.min_bits) > math.floor(self.max_bits):
+            raise ValueError(f"DiffQ: min_bits to max_bits must hold a whole number; got {self.min_bits} to {self.max_bits}")
+        for name, choices in (("range", ("channel", "tensor", "group")), ("noise", ("uniform", "gaussian"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"DiffQ: {name} must be one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}")
+        super().__post_init__()

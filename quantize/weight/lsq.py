@@ -48,7 +48,7 @@ class ActivationQuantizer(nn.Module):
             self.start(observer, "mse")
         features = x.shape[1:].numel() if x.dim() > 1 else x.numel()
         scale = 1 / math.sqrt(max(features, 1) * self.levels)
-        return torch.ops.quantize.lsq(x, self.step, self.zero_point, self.bits, scale)
+        return torch.ops.quantize.lsq(x, self.step.float(), self.zero_point.float(), self.levels, scale)  # model.half() takes them along
 
     @torch.no_grad()
     def start(self, observer: Observer, method: str) -> None:

@@ -12,11 +12,12 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from ..patterns import check, resolve, unmatched
-from .config import PowerOfTwo, Uniform, WeightConfig
+from .config import DiffQ, PowerOfTwo, Uniform, WeightConfig
+from .diffq import DiffQQuantizer, draw_together
 from .lsq import METHODS, ActivationQuantizer, Observer
-from .quantizer import WeightQuantizer
+from .quantizer import WeightQuantizer, make_quantizer
 
-CONFIGS = (Uniform, PowerOfTwo)
+CONFIGS = (Uniform, PowerOfTwo, DiffQ)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 
@@ -26,7 +27,7 @@ class PreparedWeight(NamedTuple):
 
     layer: str  # the module's name
     module: nn.Module
-    tensor: str  # "weight"; "in_proj_weight" of nn.MultiheadAttention
+    tensor: str  # "weight"; "in_proj_weight" of nn.MultiheadAttention; "weight_ih_l0" and so on of nn.LSTM
     quantizer: WeightQuantizer
 
     @property
@@ -43,11 +44,11 @@ class PreparedWeight(NamedTuple):
 def parametrized_without(module: nn.Module, tensor: str, quantizer: WeightQuantizer) -> Tensor:
     """What `quantizer` is given: the parameter, or what other parametrizations before it make of it."""
     chain = module.parametrizations[tensor]
-    value = chain.original
+    value = chain.original if chain.is_tensor else tuple(getattr(chain, f"original{i}") for i in range(chain.ntensors))
     for other in chain:
         if other is quantizer:
             return value
-        value = other(value)
+        value = other(*value) if isinstance(value, tuple) else other(value)
     raise ValueError(f"{tensor} has no such quantizer")
 
 
@@ -63,7 +64,7 @@ def prepared_weights(model: nn.Module) -> Iterator[PreparedWeight]:
 
 
 def prepare(model: nn.Module, config) -> nn.Module:
-    """Quantizes the weights of convolutions, linear layers and attention projections while the model trains. In place.
+    """Quantizes the weights of convolutions, linear and recurrent layers and attention projections while the model trains. In place.
 
     ``module.weight`` is then the quantized weight, computed from the full-precision parameter at each use; its gradient goes straight
     through (STE). The parameter objects stay what they are, so an optimizer made before goes on working; `state_dict` keeps them under
@@ -73,8 +74,8 @@ def prepare(model: nn.Module, config) -> nn.Module:
 
     Args:
         model: any nn.Module, or a single layer.
-        config: :class:`quantize.Uniform` or :class:`quantize.PowerOfTwo`, or a mapping from glob patterns over module names to one of these
-            or to None, which leaves the layer alone; the last match wins.
+        config: :class:`quantize.Uniform`, :class:`quantize.PowerOfTwo` or :class:`quantize.DiffQ`, or a mapping from glob patterns over
+            module names to one of these or to None, which leaves the layer alone; the last match wins.
 
     Returns:
         The same object.
@@ -104,24 +105,32 @@ def prepare(model: nn.Module, config) -> nn.Module:
         layers = ", ".join(repr(name) for name, _ in found[:5]) or "none"
         raise ValueError(f"prepare: model must have a layer that config chooses; its convolution and linear layers are {layers}")
     for name, module, _ in chosen:
-        _check_weight(name, module)
+        for tensor in tensor_names(module):
+            _check_weight(name, module, tensor)
+    shared: dict[tuple, WeightQuantizer] = {}
     for _, module, own in chosen:
-        _prepare_layer(module, own)
+        _prepare_layer(module, own, shared)
+    if any(isinstance(own, DiffQ) for _, _, own in chosen):
+        draw_together(model)
     return model
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model.named_modules():
-        if isinstance(module, LAYERS) or (isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None):
-            yield name, module
+    return ((name, module) for name, module in model.named_modules() if tensor_names(module))
 
 
-def _tensor_name(module: nn.Module) -> str:
-    return "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+def tensor_names(module: nn.Module) -> list[str]:
+    """The weights of `module` that prepare takes."""
+    if isinstance(module, LAYERS):
+        return ["weight"]
+    if isinstance(module, nn.MultiheadAttention):
+        return ["in_proj_weight"] if module.in_proj_weight is not None else []
+    if isinstance(module, nn.RNNBase):
+        return [name for name in module._flat_weights_names if name.startswith("weight")]
+    return ["weight_ih", "weight_hh"] if isinstance(module, nn.RNNCellBase) else []
 
 
-def _check_weight(name: str, module: nn.Module) -> None:
-    tensor = _tensor_name(module)
+def _check_weight(name: str, module: nn.Module, tensor: str) -> None:
     at = f"prepare: {tensor} of layer {name!r}"
     if parametrize.is_parametrized(module, tensor) and any(isinstance(q, WeightQuantizer) for q in module.parametrizations[tensor]):
         raise ValueError(f"{at} must not be prepared already; make a new model for another configuration")
@@ -136,15 +145,32 @@ def _check_weight(name: str, module: nn.Module) -> None:
         raise ValueError(f"{at} must be finite; got {int((~weight.isfinite()).sum())} values that are NaN or infinite")
 
 
-def _prepare_layer(module: nn.Module, config: WeightConfig) -> None:
-    tensor = _tensor_name(module)
-    quantizer = WeightQuantizer(config, axis=1 if isinstance(module, TRANSPOSED) else 0)
-    parametrize.register_parametrization(module, tensor, quantizer)
-    quantizer.train(module.training)
-    # nn.MultiheadAttention reads its layers' weights and does not call them: no input of theirs could be quantized.
-    if config.activation_bits is not None and not isinstance(module, (nn.MultiheadAttention, NonDynamicallyQuantizableLinear)):
-        module.activation_quantizer = ActivationQuantizer(config.activation_bits, device=module.parametrizations[tensor].original.device)
+def _prepare_layer(module: nn.Module, config: WeightConfig, shared: dict[tuple, WeightQuantizer]) -> None:
+    axis = 1 if isinstance(module, TRANSPOSED) else 0
+    for tensor in tensor_names(module):
+        weight = getattr(module, tensor)
+        key = (id(weight), config, axis)  # what a quantizer learns of a tied weight is learned once
+        quantizer = shared.get(key) if module._parameters.get(tensor) is weight else None
+        if quantizer is None:
+            quantizer = (DiffQQuantizer if isinstance(config, DiffQ) else make_quantizer)(config, weight, axis)
+        if module._parameters.get(tensor) is weight:
+            shared[key] = quantizer
+        parametrize.register_parametrization(module, tensor, quantizer, unsafe=True)  # safe: drawing noise to check the shape would not be
+        quantizer.train(module.training)
+    if isinstance(module, nn.RNNBase):
+        _flatten_at_use(module)
+    # Modules that read weights without calling their layers have no input to quantize.
+    if config.activation_bits is not None and isinstance(module, LAYERS) and not isinstance(module, NonDynamicallyQuantizableLinear):
+        module.activation_quantizer = ActivationQuantizer(config.activation_bits, device=module.parametrizations["weight"].original.device)
         module.register_forward_pre_hook(quantize_input_of, with_kwargs=True)
+
+
+def _flatten_at_use(module: nn.RNNBase) -> None:
+    """Recurrent layers keep a list of their weights: quantized ones in it would be of another forward pass, and of a graph."""
+    vars(module).pop("_flat_weights", None)
+    type(module)._flat_weights = property(  # parametrize gives each module a class of its own
+        lambda own: [getattr(own, name, None) for name in own._flat_weights_names], lambda own, weights: None
+    )
 
 
 def quantize_input_of(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -157,13 +183,19 @@ def quantize_input_of(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tup
 def weight_bits(model: nn.Module) -> dict[str, Tensor]:
     """The bits now in force, by the plain model's parameter names: a scalar, or a number for each group where they are learned.
 
+    Learned bits are those of the noise in training mode and whole ones, as files have them, in evaluation mode.
+
     Example:
         >>> quantize.weight_bits(quantize.prepare(nn.Linear(8, 4), quantize.Uniform(weight_bits=4)))
         {'weight': tensor(4.)}
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"weight_bits: model must be an nn.Module; got {type(model).__name__}")
-    return {weight.name: torch.tensor(float(weight.quantizer.config.weight_bits)) for weight in prepared_weights(model)}
+    found = {}
+    for weight in prepared_weights(model):
+        own = weight.quantizer
+        found[weight.name] = own.bits() if isinstance(own, DiffQQuantizer) else torch.tensor(float(own.config.weight_bits))
+    return found
 
 
 def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Module:

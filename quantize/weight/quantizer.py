@@ -1,11 +1,15 @@
-"""The parametrization that prepare() registers on a weight."""
+"""The parametrizations that prepare() registers on a weight."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
 
 from .config import WeightConfig
+
+SMALLEST_STEP = 2.0**-100  # what a learned step at zero or below counts as (csrc/weight/lsq.h)
 
 
 class WeightQuantizer(nn.Module):
@@ -39,3 +43,42 @@ class WeightQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """The configuration."""
         return repr(self.config)
+
+
+class LearnedStepQuantizer(WeightQuantizer):
+    """A weight on the grid ``step * {-L, ..., L}``, L = 2^(bits-1) - 1, with one learned step for the layer (LSQ, arXiv 1902.08153).
+
+    The step's gradient is scaled by 1/sqrt(elements * L), section 2.2 of the paper. It starts at max(|mean - 3 std|, |mean + 3 std|) /
+    2^(bits-1) of `weight` (LSQ+, arXiv 2004.09576), or at 1 where that is zero.
+    """
+
+    def __init__(self, config: WeightConfig, weight: Tensor, axis: int = 0):
+        super().__init__(config, axis)
+        std, mean = torch.std_mean(weight.detach().double(), correction=0)
+        step = (mean.abs() + 3 * std) / 2 ** (config.weight_bits - 1)
+        self.step = nn.Parameter(torch.where(step > SMALLEST_STEP, step, 1).float())
+
+    @property
+    def largest(self) -> int:
+        """L, the largest level."""
+        return 2 ** (self.config.weight_bits - 1) - 1
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The quantized weight: shape and dtype as given."""
+        scale = 1 / math.sqrt(weight.numel() * self.largest)
+        step = self.step.float()  # model.half() takes it along
+        return torch.ops.quantize.lsq(weight, step, torch.full_like(step, self.largest), 2 * self.largest, scale)
+
+    @torch.no_grad()
+    def encode(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """As WeightQuantizer's, the scales all alike. ValueError if the step is not finite."""
+        step = self.step.float().clamp(min=SMALLEST_STEP)
+        if not step.isfinite():
+            raise ValueError(f"Uniform: the learned step must be finite; got {float(step)}")
+        rows = weight.float().movedim(self.axis, 0).contiguous()
+        return (self(rows) / step).round(), step.repeat(len(rows))
+
+
+def make_quantizer(config: WeightConfig, weight: Tensor, axis: int = 0) -> WeightQuantizer:
+    """What `config` asks for, for a `weight` with its output channels in dimension `axis`."""
+    return LearnedStepQuantizer(config, weight, axis) if config.scale == "learned" else WeightQuantizer(config, axis)

@@ -11,4 +11,5 @@ int main() {
   report("sign_mask", check_sign_mask());
   report("allocate_bits", check_allocate_bits());
   report("weight", check_weight());
+  report("packed", check_packed());
 }

@@ -39,15 +39,15 @@ int64_t check_channels(const Case& c, Pattern pattern, const Codebook& book) {
 }
 
 template <typename T>
-int64_t check_step(int64_t n, Pattern pattern, float step, float zero_point, int bits) {
+int64_t check_step(int64_t n, Pattern pattern, float step, float zero_point, int levels) {
   const Buffer<T> x(n, 0), y(n, 0), grad_x(n, 0);
   const Buffer<float> sums(ElementTraits::sums, 0);
   fill(x, pattern);
   simt::Launcher launch(1);
-  launch(lsq_elements<T>, dim3(3), ElementTraits::threads, static_cast<const T*>(x.data()), n, &step, &zero_point, bits, y.data());
+  launch(lsq_elements<T>, dim3(3), ElementTraits::threads, static_cast<const T*>(x.data()), n, &step, &zero_point, levels, y.data());
   launch(lsq_gradients<T>, dim3(2), ElementTraits::threads, static_cast<const T*>(x.data()), static_cast<const T*>(x.data()), n, &step,
-         &zero_point, bits, grad_x.data(), sums.data());
-  const LsqRange range = lsq_range(step, zero_point, bits);
+         &zero_point, levels, grad_x.data(), sums.data());
+  const LsqRange range = lsq_range(step, zero_point, levels);
   std::vector<T> want(n), want_gradient(n);
   quantize_run<T>(x.data(), n, range, want.data());
   const float total = backward_run<T>(x.data(), x.data(), n, range, want_gradient.data()), got = sums.data()[0] + sums.data()[1];
@@ -70,7 +70,8 @@ int64_t check() {
           for (int kind : {0, 1, 2}) count += check_channels<T>(c, pattern, make_codebook(kind > 0, kind == 2, bits, least_squares));
   for (int64_t n : {1, 31, 257, 2000})
     for (Pattern pattern : kPatterns) {
-      count += check_step<T>(n, pattern, 0.13f, 0.f, 8) + check_step<T>(n, pattern, 0.5f, 7.f, 4) + check_step<T>(n, pattern, -1.f, 1.f, 2);
+      count +=
+          check_step<T>(n, pattern, 0.13f, 0.f, 255) + check_step<T>(n, pattern, 0.5f, 7.f, 14) + check_step<T>(n, pattern, -1.f, 1.f, 3);
       const Buffer<T> x(n, 0), y(n, 0);
       fill(x, pattern);
       for (bool plus : {false, true}) {

@@ -1,8 +1,16 @@
+import os
 import signal
+import subprocess
 
 import pytest
 import torch
-from small_runs import SMALL
+from small_runs import EXAMPLES, SMALL
+
+STAND_IN = """#!/usr/bin/env bash
+echo "$*" >>"$CALLS"
+if [ -n "${FAIL:-}" ] && [[ "$*" == *$FAIL* ]]; then exit "$STATUS"; fi
+for word in "$@"; do if [ "${previous:-}" = --workspace ]; then touch "$word/last.pt"; fi; previous=$word; done
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -24,5 +32,23 @@ def train(tmp_path):
         status = train.main([*SMALL, "--workspace", str(workspace), *map(str, flags)])
         last, log = workspace / "last.pt", workspace / "log.jsonl"
         return status, torch.load(last, weights_only=True) if last.exists() else None, logs.read(log) if log.exists() else []
+
+    return run
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """Function running a shell script with a stand-in for Python: exit status, output, and the command lines that were started."""
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+
+    def run(script, arguments, **variables):
+        calls.write_text("")
+        own = {"PYTHON": str(python), "CALLS": str(calls), "WORKSPACE": str(tmp_path / "runs")}
+        done = subprocess.run(
+            [EXAMPLES / script, *arguments.split()], env=os.environ | own | variables, capture_output=True, text=True, timeout=60
+        )
+        return done.returncode, done.stdout + done.stderr, calls.read_text().splitlines()
 
     return run

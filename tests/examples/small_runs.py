@@ -18,6 +18,8 @@ COMPRESSIONS = {
     "adaptive": ["-c", "quantize", "--usegradient"],
     "qlinear": ["-c", "qlinear", "--no-perlayer"],
     "po2plus": ["--weights", "po2plus"],
+    "diffq": ["--arch", "lenet", "--weights", "diffq", "--bits-lr", "0.3", "--amp", "fp16", "--clip-grad-norm", "1"],
+    "diffq-same": ["--arch", "lenet", "--weights", "diffq", "--bits-lr", "1e4", "--bits-optimizer", "same"],
     "both": ["--weights", "po2", "--weight-bits", "3", "--weight-activation-bits", "4", "-c", "quantize"],
 }
 

@@ -10,29 +10,11 @@ import pytest
 import torch
 from small_runs import EXAMPLES, SMALL, environment
 
-STAND_IN = """#!/usr/bin/env bash
-echo "$*" >>"$CALLS"
-if [ -n "${FAIL:-}" ] && [[ "$*" == *$FAIL* ]]; then exit "$STATUS"; fi
-for word in "$@"; do if [ "${previous:-}" = --workspace ]; then touch "$word/last.pt"; fi; previous=$word; done
-"""
-
 
 @pytest.fixture
-def launch(tmp_path):
+def launch(stand_in):
     """Function running launch.sh with the stand-in: exit status, output, and the command lines that were started."""
-    python, calls = tmp_path / "python", tmp_path / "calls"
-    python.write_text(STAND_IN)
-    python.chmod(0o755)
-
-    def run(arguments="resnet20 digits 10 32 0.1 0", **variables):
-        calls.write_text("")
-        own = {"PYTHON": str(python), "CALLS": str(calls), "WORKSPACE": str(tmp_path / "runs")}
-        done = subprocess.run(
-            [EXAMPLES / "launch.sh", *arguments.split()], env=os.environ | own | variables, capture_output=True, text=True, timeout=60
-        )
-        return done.returncode, done.stdout + done.stderr, calls.read_text().splitlines()
-
-    return run
+    return lambda arguments="resnet20 digits 10 32 0.1 0", **variables: stand_in("launch.sh", arguments, **variables)
 
 
 def workspaces(calls):

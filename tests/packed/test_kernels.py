@@ -60,7 +60,7 @@ def expected_conv(arguments, levels):
     """In float64: whole numbers are multiplied exactly, and the epilogue is float32's."""
     x, step, zero_point, activation_bits, *_, total, bias, _, _, stride, padding, dilation, groups = arguments
     scales = arguments[7]
-    whole = (ops.lsq_quantize(x, step, zero_point, activation_bits).double() / step.double()).round()
+    whole = (ops.lsq_quantize(x, step, zero_point, 2**activation_bits - 1).double() / step.double()).round()
     sums_exact = F.conv2d(whole, levels.double(), None, stride, padding, dilation, groups)
     return sums_exact.float() * (step * scales).view(-1, 1, 1) + bias.view(-1, 1, 1)
 
@@ -85,7 +85,7 @@ def test_linear_is_exact(each_isa, method, bits, activation_bits, rows, inputs, 
     zero_point = torch.tensor(1.0)
     made, total = panels(codes, width, 1, inputs, 1), sums(codes, method, bits, inputs)
     out = ops.packed_linear(x, step, zero_point, activation_bits, codes, made, table, scales, total, bias, width)
-    whole = (ops.lsq_quantize(x, step, zero_point, activation_bits).double() / step.double()).round()
+    whole = (ops.lsq_quantize(x, step, zero_point, 2**activation_bits - 1).double() / step.double()).round()
     assert torch.equal(out, (whole @ levels.double().T).float() * (step * scales) + bias)
 
 
@@ -106,6 +106,13 @@ def test_linear_of_floats(method, bits, _, rows, inputs, outputs):
         assert torch.equal(out, found[0])
     want = (x.double() @ levels.double().T) * scales.double() + bias.double()
     torch.testing.assert_close(found[0].double(), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+
+
+def test_nan_counts_as_the_lower_end(each_isa):
+    arguments, _ = conv_arguments(CONVS[3], "uniform", 4, 4)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.where(torch.rand(arguments[0].shape) < 0.1, torch.nan, arguments[0]).contiguous(memory_format=layout)
+        assert torch.equal(ops.packed_conv2d(x, *arguments[1:]), ops.packed_conv2d(x.nan_to_num(-torch.inf), *arguments[1:]))
 
 
 def test_extremes_do_not_saturate(each_isa):

@@ -77,7 +77,7 @@ int64_t check_images(Isa isa, Fence fence, int64_t channels, int64_t width) {
     const auto run = [&](Isa which, const Buffer<uint8_t>& image, const Buffer<float>& out) {
       quantize::set_cpu_isa(which);
       const auto& kernels = image_kernels();
-      const auto range = quantize::weight::lsq_range(0.05f, 7.f, 8);
+      const auto range = quantize::weight::lsq_range(0.05f, 7.f, 255);
       kernels.from_planes(values, plane, channels, height, width, range, image.data(), width * pixel, pixel);
       kernels.from_rows(values, channels, channels, plane, range, image.data() + plane * pixel, pixel);
       kernels.finish(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(), out.data(),

@@ -20,12 +20,12 @@ int64_t check(Isa isa, Fence fence) {
     fill(grad, Pattern::noise);
     for (Pattern pattern : kPatterns) {
       fill(x, pattern);
-      for (const int bits : {2, 4, 8})
-        for (const float step : {0.3f, 1e-3f, 0.f, 1e30f})
-          for (const float zero_point : {0.f, float(1 << (bits - 1))}) {
-            const auto range = lsq_range(step, zero_point, bits);
-            const std::string what = "n " + std::to_string(n) + ", pattern " + kPatternNames[int(pattern)] + ", " + std::to_string(bits) +
-                                     " bits, step " + std::to_string(step);
+      for (const int levels : {2, 3, 15, 255})
+        for (const float step : {0.3f, 1e-3f, 0.f, 1e30f, std::numeric_limits<float>::quiet_NaN()})
+          for (const float zero_point : {0.f, float((levels + 1) / 2)}) {
+            const auto range = lsq_range(step, zero_point, levels);
+            const std::string what = "n " + std::to_string(n) + ", pattern " + kPatternNames[int(pattern)] + ", " + std::to_string(levels) +
+                                     " levels, step " + std::to_string(step);
             portable.quantize(x.data(), n, range, want.data());
             k.quantize(x.data(), n, range, y.data());
             expect_same(y, want, "lsq: " + what);

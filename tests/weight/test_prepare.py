@@ -146,9 +146,9 @@ def poison(model):
     [
         (3, Uniform(4), TypeError, "prepare: model must be an nn.Module; got int"),
         (nn.Linear, Uniform(4), TypeError, "prepare: model must be an nn.Module; got type"),
-        (Net(), 4, TypeError, "prepare: config must be a Uniform or a PowerOfTwo or a mapping from glob patterns to it; got 4"),
+        (Net(), 4, TypeError, "prepare: config must be a Uniform, a PowerOfTwo or a DiffQ or a mapping from glob patterns to it; got 4"),
         (Net(), None, TypeError, "prepare: config must be"),
-        (Net(), {"fc": 4}, TypeError, "prepare: config must be a Uniform or a PowerOfTwo for 'fc'; got 4"),
+        (Net(), {"fc": 4}, TypeError, "prepare: config must be a Uniform, a PowerOfTwo or a DiffQ for 'fc'; got 4"),
         (Net(), {3: Uniform(4)}, TypeError, "config's keys must be glob patterns over module names; got 3"),
         (Net(), {}, ValueError, "its convolution and linear layers are 'conv', 'body.2', 'fc'"),
         (Net(), {"*": None}, ValueError, "model must have a layer that config chooses"),
@@ -183,7 +183,7 @@ def test_empty_weights_are_named():
         (lambda: Uniform(4.0), TypeError, "got 4.0"),
         (lambda: Uniform(True), TypeError, "got True"),
         (lambda: Uniform(4, activation_bits=1), ValueError, "Uniform: activation_bits must be an integer from 2 to 8; got 1"),
-        (lambda: Uniform(4, scale="mean"), ValueError, "scale must be one of 'least_squares', 'max'; got 'mean'"),
+        (lambda: Uniform(4, scale="mean"), ValueError, "scale must be one of 'least_squares', 'max', 'learned'; got 'mean'"),
         (lambda: PowerOfTwo(0), ValueError, "PowerOfTwo: bits must be an integer from 2 to 8; got 0"),
         (lambda: PowerOfTwo("4"), TypeError, "got '4'"),
         (lambda: PowerOfTwo(4, plus=None), TypeError, "PowerOfTwo: plus must be a bool; got None"),
@@ -264,9 +264,10 @@ def test_a_transformer_layer_quantizes_its_inputs_in_evaluation_too():
         torch.testing.assert_close(model.eval()(x), trained)
 
 
-def test_recurrent_layers_are_left_alone():
+def test_recurrent_layers_are_prepared_and_embeddings_are_not():
     model = nn.ModuleDict({"lstm": nn.LSTM(4, 4), "norm": nn.LayerNorm(4), "embedding": nn.Embedding(3, 4), "fc": nn.Linear(4, 2)})
-    assert weight_bits(prepare(model, Uniform(4))) == {"fc.weight": 4}
+    names = ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "fc.weight"]
+    assert weight_bits(prepare(model, Uniform(4))) == dict.fromkeys(names, 4)
     assert model.lstm(torch.randn(3, 2, 4))[0].shape == (3, 2, 4)
 
 

@@ -52,14 +52,19 @@ def test_power_of_two(dtype):
 @pytest.mark.parametrize("n", [0, 1, 257, 100_003])
 def test_lsq(n, dtype):
     x, grad, step, zero_point = (torch.randn(n) * 3).to(dtype), torch.randn(n).to(dtype), torch.tensor(0.3), torch.tensor(3.0)
-    for bits in (2, 4, 8):
-        arguments = (step, zero_point, bits)
-        on_gpu = (step.cuda(), zero_point.cuda(), bits)
+    for levels in (2, 15, 255):
+        arguments = (step, zero_point, levels)
+        on_gpu = (step.cuda(), zero_point.cuda(), levels)
         assert_same_bits([ops.lsq_quantize(x.cuda(), *on_gpu)], [ops.lsq_quantize(x, *arguments)])
         got, want = ops.lsq_backward(grad.cuda(), x.cuda(), *on_gpu, 0.1), ops.lsq_backward(grad, x, *arguments, 0.1)
         assert_same_bits(got[:1], want[:1])
         # Up to 100,003 products of at most 255 * 4, added up in fp32 in another order.
         torch.testing.assert_close(got[1].cpu(), want[1], rtol=1e-4, atol=1e-2)
+        if n > 6:
+            bad = nasty((n,), dtype)
+            assert_same_bits([ops.lsq_quantize(bad.cuda(), *on_gpu)], [ops.lsq_quantize(bad, *arguments)])
+            got, want = ops.lsq_backward(grad.cuda(), bad.cuda(), *on_gpu, 0.1), ops.lsq_backward(grad, bad, *arguments, 0.1)
+            assert_same_bits(got, want)  # the step's is NaN
 
 
 @pytest.mark.parametrize(

@@ -37,21 +37,21 @@ SAMPLES = {
         lambda: (gaps(), gaps(), torch.rand(10)),
     ],
     "lsq_quantize": [
-        lambda: (torch.randn(4, 9), HALF, ONE, 2),
-        lambda: (images(torch.float16), HALF, ONE, 8),
-        lambda: (gaps(), HALF.view(1), ONE.view(1), 4),
+        lambda: (torch.randn(4, 9), HALF, ONE, 3),
+        lambda: (images(torch.float16), HALF, ONE, 255),
+        lambda: (gaps(), HALF.view(1), ONE.view(1), 15),
     ],
     "lsq_backward": [
         lambda: (torch.randn(4, 9), torch.randn(4, 9), HALF, ONE, 2, 0.1),
-        lambda: (torch.randn(4, 3, 5, 7), images(), HALF, ONE, 8, 0.1),
-        lambda: (torch.randn(10, 8, 3), gaps(), HALF.view(1), ONE, 4, 0.1),
+        lambda: (torch.randn(4, 3, 5, 7), images(), HALF, ONE, 255, 0.1),
+        lambda: (torch.randn(10, 8, 3), gaps(), HALF.view(1), ONE, 15, 0.1),
     ],
 }
 # Differentiable.
 COMPOSITE = {
     "power_of_two": lambda x: ops.power_of_two(x, True),
     "fake_quantize": lambda x: ops.fake_quantize(x, "po2plus", 4, True),
-    "lsq": lambda x: ops.lsq(x, STEP, ONE, 4, 0.1),
+    "lsq": lambda x: ops.lsq(x, STEP, ONE, 15, 0.1),
 }
 
 
@@ -76,7 +76,7 @@ def test_opcheck_of_the_differentiable():
     opcheck(ops.power_of_two.default, (torch.randn(4, 9).requires_grad_(), True))
     opcheck(ops.fake_quantize.default, (torch.randn(4, 9).requires_grad_(), "po2plus", 4, True))
     opcheck(ops.fake_quantize.default, (images(torch.bfloat16).requires_grad_(), "uniform", 4, False))
-    opcheck(ops.lsq.default, (images().requires_grad_(), STEP, ONE, 4, 0.1))
+    opcheck(ops.lsq.default, (images().requires_grad_(), STEP, ONE, 15, 0.1))
 
 
 @pytest.mark.parametrize("op", COMPOSITE)
@@ -108,14 +108,14 @@ ERRORS = [
     ("clip_gradient", (FLOAT.half(), FLOAT, torch.ones(3)), TypeError, "grad must be Float; got Half"),
     ("clip_gradient", (FLOAT.t(), FLOAT, torch.ones(3)), ValueError, r"grad must be \[3, 2\]; got \[2, 3\]"),
     ("clip_gradient", (FLOAT, FLOAT, torch.ones(2)), ValueError, r"limit must have 3 elements; got \[2\]"),
-    ("lsq_quantize", (FLOAT.double(), HALF, ONE, 4), TypeError, "x must be float32, float16 or bfloat16; got Double"),
-    ("lsq_quantize", (FLOAT, HALF, ONE, 1), ValueError, "bits must be between 2 and 8; got 1"),
-    ("lsq_quantize", (FLOAT, HALF, ONE, 9), ValueError, "bits must be between 2 and 8; got 9"),
-    ("lsq_quantize", (FLOAT, HALF.half(), ONE, 4), TypeError, "step must be Float; got Half"),
-    ("lsq_quantize", (FLOAT, torch.ones(3), ONE, 4), ValueError, r"step must have 1 elements; got \[3\]"),
-    ("lsq_quantize", (FLOAT, HALF, torch.ones(2), 4), ValueError, r"zero_point must have 1 elements; got \[2\]"),
-    ("lsq_backward", (FLOAT.half(), FLOAT, HALF, ONE, 4, 0.1), TypeError, "grad must be Float; got Half"),
-    ("lsq_backward", (FLOAT.t(), FLOAT, HALF, ONE, 4, 0.1), ValueError, r"grad must be \[3, 2\]; got \[2, 3\]"),
+    ("lsq_quantize", (FLOAT.double(), HALF, ONE, 15), TypeError, "x must be float32, float16 or bfloat16; got Double"),
+    ("lsq_quantize", (FLOAT, HALF, ONE, 1), ValueError, "levels must be between 2 and 255; got 1"),
+    ("lsq_quantize", (FLOAT, HALF, ONE, 256), ValueError, "levels must be between 2 and 255; got 256"),
+    ("lsq_quantize", (FLOAT, HALF.half(), ONE, 15), TypeError, "step must be Float; got Half"),
+    ("lsq_quantize", (FLOAT, torch.ones(3), ONE, 15), ValueError, r"step must have 1 elements; got \[3\]"),
+    ("lsq_quantize", (FLOAT, HALF, torch.ones(2), 15), ValueError, r"zero_point must have 1 elements; got \[2\]"),
+    ("lsq_backward", (FLOAT.half(), FLOAT, HALF, ONE, 15, 0.1), TypeError, "grad must be Float; got Half"),
+    ("lsq_backward", (FLOAT.t(), FLOAT, HALF, ONE, 15, 0.1), ValueError, r"grad must be \[3, 2\]; got \[2, 3\]"),
 ]
 
 

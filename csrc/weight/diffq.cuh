@@ -1,0 +1,269 @@
+// diffq on the device: all tensors of a call in a few launches. Sums are those of the CPU's pieces, by sixteen threads in its order.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../core/grid.h"
+#include "../core/warp.cuh"
+#include "diffq_kernels.h"
+
+namespace quantize::weight {
+
+struct DiffQDeviceTraits {
+  static constexpr int threads = 128, team = 16, teams = threads / team;
+  static constexpr int tensors = 20;  // of a launch, whose arguments have 4 KB
+  static_assert(threads * DiffQTraits::slots == DiffQTraits::piece && Warp::lanes % team == 0);
+};
+
+// A tensor of a launch; what a kernel does not need is null.
+struct DiffQDeviceTensor {
+  DiffQTensor t;
+  const void* source;  // weights, or gradients
+  void* target;
+  int32_t* extremes;
+  float *logits, *rows, *cut_groups, *cut_rows;  // as DiffQSums; cut: [pieces, 2]
+};
+
+struct DiffQBatch {
+  DiffQDeviceTensor tensor[DiffQDeviceTraits::tensors];
+  int64_t first[DiffQDeviceTraits::tensors + 1];  // of the work items of each tensor
+  int count;
+};
+static_assert(sizeof(DiffQBatch) <= 4000);
+
+struct DiffQItem {
+  const DiffQDeviceTensor& own;
+  int64_t index;
+};
+
+// Whose work item `item` is, and which of its own.
+QUANTIZE_DEVICE DiffQItem find_item(const DiffQBatch& batch, int64_t item) {
+  int i = 0;
+  while (i + 1 < batch.count && item >= batch.first[i + 1]) ++i;
+  return {batch.tensor[i], item - batch.first[i]};
+}
+
+// Which group or row: of less than 2^31 elements, and much faster than in 64 bits.
+QUANTIZE_DEVICE uint32_t unit_of(int64_t i, int64_t size) { return uint32_t(i) / uint32_t(size); }
+
+// body(place, noise) for this thread's sixteen elements of the piece that its block works on.
+template <typename Body>
+QUANTIZE_DEVICE void for_noise(const DiffQTensor& t, int64_t piece, const Body& body) {
+  using Traits = DiffQTraits;
+  const int64_t block = piece * (Traits::piece / Traits::block) + threadIdx.x / Traits::counters;
+  const int counter = threadIdx.x % Traits::counters;
+  if (block * Traits::block >= t.n) return;
+  const Philox4 draw = philox4x32(uint32_t(block) * Traits::counters + counter, t.stream, t.seed);
+  static_for<Traits::slots>([&]<int slot>() {
+    const int64_t i = block * Traits::block + slot * Traits::counters + counter;
+    const uint32_t own = draw.word[slot % 8 / 2], word = slot < 8 ? own : exchange_bytes(own);
+    if (i < t.n) body(i, noise_of(slot % 2 ? word >> 16 : word & 0xffffu, t.quantiles));
+  });
+}
+
+QUANTIZE_DEVICE float team_sum(float value) {
+  for (int mask = DiffQDeviceTraits::team / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(Warp::all, value, mask);
+  return value;
+}
+
+// Work items: rows of ranges, a warp each.
+template <typename T>
+__global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_ranges(DiffQBatch batch) {
+  constexpr int warps = DiffQDeviceTraits::threads / Warp::lanes;
+  const int lane = threadIdx.x % Warp::lanes;
+  for (int64_t item = int64_t(blockIdx.x) * warps + threadIdx.x / Warp::lanes; item < batch.first[batch.count];
+       item += int64_t(gridDim.x) * warps) {
+    const DiffQItem work = find_item(batch, item);
+    const DiffQTensor& t = work.own.t;
+    const T* w = static_cast<const T*>(work.own.source);
+    const int64_t begin = work.index * t.span, end = begin + t.span < t.n ? begin + t.span : t.n;
+    float low = to_float_device(w[begin]), high = low, poison = 0.f;
+    int lowest = int(begin), highest = lowest;
+    for (int64_t i = begin + lane; i < end; i += Warp::lanes) {
+      const float v = to_float_device(w[i]);
+      if (v < low) low = v, lowest = int(i);
+      if (v > high) high = v, highest = int(i);
+      poison += v * 0.f;
+    }
+    for (int mask = Warp::lanes / 2; mask > 0; mask /= 2) {
+      const float other_low = __shfl_xor_sync(Warp::all, low, mask), other_high = __shfl_xor_sync(Warp::all, high, mask);
+      const int low_at = __shfl_xor_sync(Warp::all, lowest, mask), high_at = __shfl_xor_sync(Warp::all, highest, mask);
+      if (other_low < low || (other_low == low && low_at < lowest)) low = other_low, lowest = low_at;
+      if (other_high > high || (other_high == high && high_at < highest)) high = other_high, highest = high_at;
+      poison += __shfl_xor_sync(Warp::all, poison, mask);
+    }
+    if (lane != 0) continue;
+    const bool sound = poison == 0.f;
+    t.ranges[2 * work.index] = sound ? low : poison, t.ranges[2 * work.index + 1] = sound ? high - low : poison;
+    work.own.extremes[2 * work.index] = sound ? lowest : int(begin), work.own.extremes[2 * work.index + 1] = sound ? highest : int(begin);
+  }
+}
+
+// Work items: pieces, a block each.
+template <typename T>
+__global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_add_noise(DiffQBatch batch) {
+  for (int64_t item = blockIdx.x; item < batch.first[batch.count]; item += gridDim.x) {
+    const DiffQItem work = find_item(batch, item);
+    const DiffQTensor& t = work.own.t;
+    const T* w = static_cast<const T*>(work.own.source);
+    T* y = static_cast<T*>(work.own.target);
+    for_noise(t, work.index, [&](int64_t i, float noise) {
+      const float inverse = noise_scale(learned_bits(t.logits[unit_of(i, t.group_size)], t.bounds)).inverse;
+      y[i] = round_nearest(to_float_device(w[i]) + noise * (t.ranges[2 * unit_of(i, t.span) + 1] * inverse), T{});
+    });
+  }
+}
+
+// Work items: pieces, a block each.
+template <typename T>
+__global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_round_to_grid(DiffQBatch batch) {
+  for (int64_t item = blockIdx.x; item < batch.first[batch.count]; item += gridDim.x) {
+    const DiffQItem work = find_item(batch, item);
+    const DiffQTensor& t = work.own.t;
+    const T* w = static_cast<const T*>(work.own.source);
+    T* y = static_cast<T*>(work.own.target);
+    const int64_t begin = work.index * DiffQTraits::piece;
+    for (int64_t i = begin + threadIdx.x; i < begin + DiffQTraits::piece && i < t.n; i += blockDim.x) {
+      const float bits = rounded_bits(learned_bits(t.logits[unit_of(i, t.group_size)], t.bounds).bits, t.bounds);
+      const float* range = t.ranges + 2 * unit_of(i, t.span);
+      y[i] = round_nearest(on_grid(to_float_device(w[i]), range[0], range[1], exp2_near(bits) - 1.f), T{});
+    }
+  }
+}
+
+// Sums of the units of `size` elements within a piece, from `products` of its elements: write(unit, sum).
+template <typename Write>
+QUANTIZE_DEVICE void sum_units(const float* products, int64_t begin, int64_t end, int64_t size, const Write& write) {
+  using Traits = DiffQDeviceTraits;
+  const int lane = threadIdx.x % Traits::team;
+  const int64_t first = begin / size, units = (end - 1) / size - first + 1, rounds = (units + Traits::teams - 1) / Traits::teams;
+  for (int64_t round = 0; round < rounds; ++round) {
+    const int64_t unit = first + round * Traits::teams + threadIdx.x / Traits::team;
+    int64_t from = unit * size, to = from + size;
+    from = from > begin ? from : begin, to = to < end ? to : end;  // an empty stretch beyond the last unit: warps stay whole
+    float sum = 0.f;
+    for (int64_t i = from + lane; i < to; i += Traits::team) sum += products[i - begin];
+    sum = team_sum(sum);
+    if (lane == 0 && unit < first + units) write(unit, sum);
+  }
+}
+
+// Work items: pieces, a block each.
+template <typename T>
+__global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_gradients(DiffQBatch batch) {
+  __shared__ float by_group[DiffQTraits::piece], by_row[DiffQTraits::piece];
+  for (int64_t item = blockIdx.x; item < batch.first[batch.count]; item += gridDim.x) {
+    const DiffQItem work = find_item(batch, item);
+    const DiffQTensor& t = work.own.t;
+    const T* grad = static_cast<const T*>(work.own.source);
+    const int64_t begin = work.index * DiffQTraits::piece, end = begin + DiffQTraits::piece < t.n ? begin + DiffQTraits::piece : t.n;
+    for_noise(t, work.index, [&](int64_t i, float noise) {
+      const float product = to_float_device(grad[i]) * noise;
+      by_group[i - begin] = product * t.ranges[2 * unit_of(i, t.span) + 1];
+      by_row[i - begin] = product * noise_scale(learned_bits(t.logits[unit_of(i, t.group_size)], t.bounds)).inverse;
+    });
+    __syncthreads();
+    const auto place = [&](int64_t unit, int64_t size, float* whole, float* cut) -> float& {
+      if (unit * size < begin) return cut[2 * work.index];
+      return (unit + 1) * size > end && end < t.n ? cut[2 * work.index + 1] : whole[unit];
+    };
+    sum_units(by_group, begin, end, t.group_size, [&](int64_t group, float sum) {
+      place(group, t.group_size, work.own.logits, work.own.cut_groups) = sum * noise_scale(learned_bits(t.logits[group], t.bounds)).slope;
+    });
+    sum_units(by_row, begin, end, t.span, [&](int64_t row, float sum) { place(row, t.span, work.own.rows, work.own.cut_rows) = sum; });
+    __syncthreads();
+  }
+}
+
+// The sum of the unit that boundary `index` between two pieces cuts, if none before has cut it.
+QUANTIZE_DEVICE void join_unit(int64_t n, int64_t size, int64_t index, const float* cut, float* sums) {
+  constexpr int64_t piece = DiffQTraits::piece;
+  const int64_t boundary = index * piece, unit = boundary / size, first = unit * size / piece;
+  if (boundary % size == 0 || first + 1 != index) return;
+  const int64_t end = (unit + 1) * size < n ? (unit + 1) * size : n;
+  float sum = cut[2 * first + 1];
+  for (int64_t p = index; p * piece < end; ++p) sum += cut[2 * p];
+  sums[unit] = sum;
+}
+
+// Work items: pieces, a thread each.
+template <typename T>
+__global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_join(DiffQBatch batch) {
+  for (int64_t item = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; item < batch.first[batch.count];
+       item += int64_t(gridDim.x) * blockDim.x) {
+    const DiffQItem work = find_item(batch, item);
+    if (work.index == 0) continue;
+    join_unit(work.own.t.n, work.own.t.group_size, work.index, work.own.cut_groups, work.own.logits);
+    join_unit(work.own.t.n, work.own.t.span, work.index, work.own.cut_rows, work.own.rows);
+  }
+}
+
+// Work items: rows of ranges, a thread each. The range is highest - lowest.
+template <typename T>
+__global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_range_gradients(DiffQBatch batch) {
+  for (int64_t item = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; item < batch.first[batch.count];
+       item += int64_t(gridDim.x) * blockDim.x) {
+    const DiffQItem work = find_item(batch, item);
+    T* w = static_cast<T*>(work.own.target);
+    const int32_t* place = work.own.extremes + 2 * work.index;
+    const float sum = work.own.rows[work.index];
+    w[place[0]] = round_nearest(to_float_device(w[place[0]]) - sum, T{});
+    w[place[1]] = round_nearest(to_float_device(w[place[1]]) + sum, T{});
+  }
+}
+
+inline int64_t pieces_of(const DiffQTensor& t) { return (t.n + DiffQTraits::piece - 1) / DiffQTraits::piece; }
+inline int64_t rows_of(const DiffQTensor& t) { return (t.n + t.span - 1) / t.span; }
+
+// The kernel over all tensors; `per_block` work items of items(tensor) at once.
+template <typename Kernel, typename Items, typename Launcher>
+void launch_diffq(Kernel kernel, const std::vector<DiffQDeviceTensor>& tensors, const Items& items, int per_block, Launcher& launch) {
+  for (size_t begin = 0; begin < tensors.size(); begin += DiffQDeviceTraits::tensors) {
+    DiffQBatch batch{};
+    batch.count = int(std::min<size_t>(DiffQDeviceTraits::tensors, tensors.size() - begin));
+    for (int i = 0; i < batch.count; ++i) {
+      batch.tensor[i] = tensors[begin + i];
+      batch.first[i + 1] = batch.first[i] + items(tensors[begin + i].t);
+    }
+    const int64_t grid = grid_size(launch.processors(), 8, batch.first[batch.count], per_block);
+    launch(kernel, dim3(unsigned(grid)), DiffQDeviceTraits::threads, batch);
+  }
+}
+
+template <typename T, typename Launcher>
+void launch_diffq_noise(const std::vector<DiffQDeviceTensor>& tensors, Launcher& launch) {
+  launch_diffq(diffq_ranges<T>, tensors, rows_of, DiffQDeviceTraits::threads / Warp::lanes, launch);
+  launch_diffq(diffq_add_noise<T>, tensors, pieces_of, 1, launch);
+}
+
+template <typename T, typename Launcher>
+void launch_diffq_round(const std::vector<DiffQDeviceTensor>& tensors, Launcher& launch) {
+  launch_diffq(diffq_ranges<T>, tensors, rows_of, DiffQDeviceTraits::threads / Warp::lanes, launch);
+  launch_diffq(diffq_round_to_grid<T>, tensors, pieces_of, 1, launch);
+}
+
+template <typename T, typename Launcher>
+void launch_diffq_backward(const std::vector<DiffQDeviceTensor>& tensors, Launcher& launch) {
+  launch_diffq(diffq_gradients<T>, tensors, pieces_of, 1, launch);
+  launch_diffq(diffq_join<T>, tensors, pieces_of, DiffQDeviceTraits::threads, launch);
+  launch_diffq(diffq_range_gradients<T>, tensors, rows_of, DiffQDeviceTraits::threads, launch);
+}
+
+static __global__ void __launch_bounds__(DiffQDeviceTraits::threads)
+    diffq_find_bits(const float* __restrict__ logits, int64_t n, BitsBounds bounds, bool rounded, float* bits) {
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x) {
+    const float own = learned_bits(logits[i], bounds).bits;
+    bits[i] = rounded ? rounded_bits(own, bounds) : own;
+  }
+}
+
+// The gradient of a tensor's bits: groups of `size` weights, the last one of `last`. grad: one number on the device.
+static __global__ void __launch_bounds__(DiffQDeviceTraits::threads)
+    diffq_bits_gradients(const float* __restrict__ logits, int64_t n, BitsBounds bounds, const float* grad, float size, float last,
+                         float* out) {
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x)
+    out[i] = learned_bits(logits[i], bounds).slope * (*grad * (i + 1 < n ? size : last));
+}
+
+}  // namespace quantize::weight

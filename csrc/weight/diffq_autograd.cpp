@@ -1,0 +1,162 @@
+// The differentiable ops over diffq_noise, diffq_round and diffq_bits, for every backend.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+namespace quantize::weight {
+namespace {
+
+using at::Tensor;
+using std::tuple;
+using std::vector;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Tensors = vector<Tensor>;
+using Quantiles = const std::optional<Tensor>&;
+using Ints = at::IntArrayRef;
+using Doubles = at::ArrayRef<double>;
+
+template <typename Signature>
+auto find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// A gradient for each tensor among the first arguments, nothing for the rest.
+variable_list gradients(size_t arguments) { return variable_list(arguments); }
+
+// Whether nobody else holds these tensors or their memory, so that they may be changed. Never while ops are being traced.
+bool are_ours(const Tensors& tensors) {
+  if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return false;
+  for (const Tensor& t : tensors)
+    if (!t.is_contiguous() || !t.has_storage() || t.use_count() > 1 || t.storage().use_count() > 1) return false;
+  return true;
+}
+
+struct DiffQ : torch::autograd::Function<DiffQ> {
+  static variable_list forward(AutogradContext* ctx, at::TensorList weights, at::TensorList logits, const Tensor& seed, Ints streams,
+                               Ints group_sizes, Ints spans, Doubles min_bits, Doubles max_bits, Quantiles quantiles) {
+    static const auto op = find<tuple<Tensors, Tensors, Tensors>(at::TensorList, at::TensorList, const Tensor&, Ints, Ints, Ints, Doubles,
+                                                                 Doubles, Quantiles)>("quantize::diffq_noise");
+    ctx->set_materialize_grads(false);  // a weight that was not used gets no gradient
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [y, ranges, extremes] = op.call(weights, logits, seed, streams, group_sizes, spans, min_bits, max_bits, quantiles);
+    variable_list saved(logits.begin(), logits.end());
+    saved.insert(saved.end(), ranges.begin(), ranges.end());
+    saved.insert(saved.end(), extremes.begin(), extremes.end());
+    saved.push_back(seed);
+    saved.push_back(quantiles.value_or(Tensor()));
+    ctx->save_for_backward(saved);
+    ctx->saved_data["streams"] = streams.vec();
+    ctx->saved_data["group_sizes"] = group_sizes.vec();
+    ctx->saved_data["spans"] = spans.vec();
+    ctx->saved_data["min_bits"] = min_bits.vec();
+    ctx->saved_data["max_bits"] = max_bits.vec();
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    static const auto op = find<tuple<Tensors, Tensors>(at::TensorList, at::TensorList, at::TensorList, at::TensorList, const Tensor&, Ints,
+                                                        Ints, Ints, Doubles, Doubles, Quantiles)>("quantize::diffq_backward");
+    static const auto in_place = find<Tensors(at::TensorList, at::TensorList, at::TensorList, at::TensorList, const Tensor&, Ints, Ints,
+                                              Ints, Doubles, Doubles, Quantiles)>("quantize::diffq_backward_");
+    TORCH_CHECK(!at::GradMode::is_enabled(), "diffq: the backward of a quantized weight is not differentiable (create_graph=True)");
+    const size_t n = grads.size();
+    const auto saved = ctx->get_saved_variables();
+    const auto streams = ctx->saved_data["streams"].toIntVector(), group_sizes = ctx->saved_data["group_sizes"].toIntVector(),
+               spans = ctx->saved_data["spans"].toIntVector();
+    const auto min_bits = ctx->saved_data["min_bits"].toDoubleVector(), max_bits = ctx->saved_data["max_bits"].toDoubleVector();
+    variable_list result = gradients(2 * n + 7);
+    Tensors own, logits, ranges, extremes;
+    vector<int64_t> places, own_streams, own_groups, own_spans;
+    vector<double> own_min, own_max;
+    for (size_t i = 0; i < n; ++i) {
+      if (!grads[i].defined()) continue;  // a weight that this forward did not use
+      places.push_back(int64_t(i));
+      own.push_back(std::move(grads[i])), logits.push_back(saved[i]), ranges.push_back(saved[n + i]), extremes.push_back(saved[2 * n + i]);
+      own_streams.push_back(streams[i]), own_groups.push_back(group_sizes[i]), own_spans.push_back(spans[i]);
+      own_min.push_back(min_bits[i]), own_max.push_back(max_bits[i]);
+    }
+    if (own.empty()) return result;
+    const Tensor& table = saved[3 * n + 1];
+    const auto quantiles = table.defined() ? std::optional<Tensor>(table) : std::nullopt;
+    Tensors grad_logits;
+    if (are_ours(own))
+      grad_logits =
+          in_place.call(own, logits, ranges, extremes, saved[3 * n], own_streams, own_groups, own_spans, own_min, own_max, quantiles);
+    else
+      std::tie(own, grad_logits) =
+          op.call(own, logits, ranges, extremes, saved[3 * n], own_streams, own_groups, own_spans, own_min, own_max, quantiles);
+    for (size_t j = 0; j < places.size(); ++j) result[places[j]] = own[j], result[n + places[j]] = grad_logits[j];
+    return result;
+  }
+};
+
+struct OnGrid : torch::autograd::Function<OnGrid> {
+  static variable_list forward(AutogradContext* ctx, at::TensorList weights, at::TensorList logits, Ints group_sizes, Ints spans,
+                               Doubles min_bits, Doubles max_bits) {
+    static const auto op =
+        find<tuple<Tensors, Tensors>(at::TensorList, at::TensorList, Ints, Ints, Doubles, Doubles)>("quantize::diffq_round");
+    ctx->set_materialize_grads(false);
+    at::AutoDispatchBelowADInplaceOrView below;
+    return std::get<0>(op.call(weights, logits, group_sizes, spans, min_bits, max_bits));
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {  // straight through, to the weights alone
+    variable_list result = gradients(2 * grads.size() + 4);
+    std::copy(grads.begin(), grads.end(), result.begin());
+    return result;
+  }
+};
+
+struct TotalBits : torch::autograd::Function<TotalBits> {
+  static Tensor forward(AutogradContext* ctx, at::TensorList logits, Ints numels, Ints group_sizes, Doubles min_bits, Doubles max_bits,
+                        bool rounded) {
+    static const auto op = find<Tensor(at::TensorList, Ints, Ints, Doubles, Doubles, bool)>("quantize::diffq_bits");
+    ctx->set_materialize_grads(false);
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward(logits.vec());
+    ctx->saved_data["numels"] = numels.vec();
+    ctx->saved_data["group_sizes"] = group_sizes.vec();
+    ctx->saved_data["min_bits"] = min_bits.vec();
+    ctx->saved_data["max_bits"] = max_bits.vec();
+    return op.call(logits, numels, group_sizes, min_bits, max_bits, rounded);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {  // of rounded bits: straight through
+    static const auto op = find<Tensors(const Tensor&, at::TensorList, Ints, Ints, Doubles, Doubles)>("quantize::diffq_bits_backward");
+    TORCH_CHECK(!at::GradMode::is_enabled(), "diffq_total_bits: the backward is not differentiable (create_graph=True)");
+    const auto logits = ctx->get_saved_variables();
+    variable_list result = gradients(logits.size() + 5);
+    if (!grads[0].defined()) return result;
+    auto own = op.call(grads[0], logits, ctx->saved_data["numels"].toIntVector(), ctx->saved_data["group_sizes"].toIntVector(),
+                       ctx->saved_data["min_bits"].toDoubleVector(), ctx->saved_data["max_bits"].toDoubleVector());
+    std::move(own.begin(), own.end(), result.begin());
+    return result;
+  }
+};
+
+Tensors diffq(at::TensorList weights, at::TensorList logits, const Tensor& seed, Ints streams, Ints group_sizes, Ints spans,
+              Doubles min_bits, Doubles max_bits, Quantiles quantiles) {
+  return DiffQ::apply(weights, logits, seed, streams, group_sizes, spans, min_bits, max_bits, quantiles);
+}
+
+Tensors diffq_on_grid(at::TensorList weights, at::TensorList logits, Ints group_sizes, Ints spans, Doubles min_bits, Doubles max_bits) {
+  return OnGrid::apply(weights, logits, group_sizes, spans, min_bits, max_bits);
+}
+
+Tensor diffq_total_bits(at::TensorList logits, Ints numels, Ints group_sizes, Doubles min_bits, Doubles max_bits, bool rounded) {
+  return TotalBits::apply(logits, numels, group_sizes, min_bits, max_bits, rounded);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) {
+  m.impl("diffq", diffq);
+  m.impl("diffq_on_grid", diffq_on_grid);
+  m.impl("diffq_total_bits", diffq_total_bits);
+}
+
+}  // namespace quantize::weight

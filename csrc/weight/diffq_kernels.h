@@ -1,0 +1,58 @@
+// CPU kernels of diffq: one body, compiled once per ISA, the same bits from each.
+#pragma once
+
+#include "../core/cpu_isa.h"
+#include "diffq.h"
+
+namespace quantize::weight {
+
+// One tensor of a call. Pointers are to the whole tensor.
+struct DiffQTensor {
+  int64_t n, group_size, span;
+  const float* logits;  // [ceil(n / group_size)]
+  float* ranges;        // [ceil(n / span), 2]: low, range
+  BitsBounds bounds;
+  Seed seed;
+  uint32_t stream;
+  const float* quantiles;  // [65536]; null: uniform noise
+};
+
+// Where the sums of one piece go. A group or row of ranges that lies within the piece goes to its own place; one that is cut leaves its
+// part in `cut`: [0] if it began before the piece, else [1].
+struct DiffQSums {
+  float* logits;      // the logits' gradient
+  float* ranges;      // [rows]: the ranges' gradient
+  float* cut_groups;  // [2]
+  float* cut_rows;    // [2]
+};
+
+struct DiffQExtent {
+  float low, range;         // NaN if any weight is NaN or infinite
+  int32_t lowest, highest;  // where, the first of equals
+};
+
+struct DiffQKernels {
+  DiffQExtent (*extent)(const void* w, int64_t n);
+  // Elements [begin, end).
+  void (*noise)(const DiffQTensor& t, const void* w, int64_t begin, int64_t end, void* y);
+  void (*round)(const DiffQTensor& t, const void* w, int64_t begin, int64_t end, void* y);
+  // The sums of one piece.
+  void (*backward)(const DiffQTensor& t, const void* grad, int64_t piece, DiffQSums sums);
+  // bits[i] = what is in force for logits[i]; slope: its derivative; either may be null. Returns their sum.
+  double (*bits)(const float* logits, int64_t n, BitsBounds bounds, bool rounded, float* bits, float* slope);
+};
+
+// Indexed by Scalar.
+extern const DiffQKernels diffq_portable[3];
+extern const DiffQKernels diffq_avx2[3];
+extern const DiffQKernels diffq_avx512[3];
+
+inline const DiffQKernels& diffq_kernels(Isa isa, Scalar scalar) {
+#ifdef QUANTIZE_X86
+  if (isa == Isa::avx512) return diffq_avx512[int(scalar)];
+  if (isa == Isa::avx2) return diffq_avx2[int(scalar)];
+#endif
+  return diffq_portable[int(scalar)];
+}
+
+}  // namespace quantize::weight

@@ -1,0 +1,306 @@
+// The body of diffq_kernels.h, included by one file per ISA.
+#pragma once
+
+#include <algorithm>
+
+#include "../core/philox_lanes.h"
+#include "diffq_kernels.h"
+
+namespace quantize::weight {
+namespace {
+
+constexpr int block = DiffQTraits::block, piece = DiffQTraits::piece;
+
+// noise_of for a block of elements.
+QUANTIZE_INLINE void draw_noise(const DiffQTensor& t, int64_t index, float* noise) {
+  Words word[4];
+  philox_lanes(uint32_t(index) * DiffQTraits::counters, t.stream, t.seed, word);
+  for (int slot = 0; slot < DiffQTraits::slots; ++slot) {
+    Lanes v;
+    for (int p = 0; p < Lanes::parts; ++p) {
+      const Words::Part own = word[slot % 8 / 2].part[p], w = slot < 8 ? own : exchange_bytes(own), u = slot % 2 ? w >> 16 : w & 0xffffu;
+      if (t.quantiles)
+        for (int l = 0; l < Lanes::width; ++l) v.part[p][l] = t.quantiles[u[l]];
+      else
+        v.part[p] = __builtin_convertvector((Lanes::Whole)u, Lanes::Part) * 0x1p-16f + (0x1p-17f - 0.5f);
+    }
+    store_lanes(v, noise + slot * lanes);
+  }
+}
+
+QUANTIZE_INLINE Lanes over(Lanes a, Lanes b) {
+  for (int i = 0; i < Lanes::parts; ++i) a.part[i] /= b.part[i];
+  return a;
+}
+
+QUANTIZE_INLINE Lanes to_whole(Lanes x) { return (x + 12582912.f) - 12582912.f; }
+
+QUANTIZE_INLINE Lanes exp2_lanes(Lanes x) {
+  const Lanes whole = to_whole(x), f = x - whole;
+  Lanes p = 1.5403530e-4f;
+  for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.f}) p = p * f + c;
+  for (int i = 0; i < Lanes::parts; ++i)
+    p.part[i] = (Lanes::Part)((Lanes::Whole)p.part[i] + (__builtin_convertvector(whole.part[i], Lanes::Whole) << 23));
+  return p;
+}
+
+struct BitsLanes {
+  Lanes bits, slope;
+};
+
+// learned_bits for each lane.
+QUANTIZE_INLINE BitsLanes bits_lanes(Lanes logit, BitsBounds bounds) {
+  Lanes l;
+  for (int i = 0; i < Lanes::parts; ++i) {
+    const Lanes::Part x = logit.part[i], upper = x < 60.f ? x : Lanes::Part{} + 60.f;
+    l.part[i] = upper > -60.f ? upper : Lanes::Part{} - 60.f;
+  }
+  const Lanes sigmoid = over(1.f, Lanes(1.f) + exp2_lanes(l * -1.44269504f));
+  return {Lanes(bounds.low) + sigmoid * bounds.span, (sigmoid * (Lanes(1.f) - sigmoid)) * bounds.span};
+}
+
+QUANTIZE_INLINE Lanes rounded_lanes(Lanes bits, BitsBounds bounds) { return lower(higher(to_whole(bits), bounds.least), bounds.greatest); }
+
+// inverse and slope of noise_scale for groups [first, first + count); the arrays have room for `abreast` more lanes.
+constexpr int abreast = 4;  // a chain of two exponentials and two divisions is long: several at a time
+
+template <bool with_slope>
+QUANTIZE_INLINE void noise_scales(const DiffQTensor& t, int64_t first, int64_t count, float* inverse, float* slope) {
+  const auto several = [&](int64_t i, const auto& load) __attribute__((always_inline)) {
+    BitsLanes b[abreast];
+    for (int j = 0; j < abreast; ++j) b[j] = bits_lanes(load(i + j * lanes), t.bounds);
+    for (int j = 0; j < abreast; ++j) {
+      const Lanes levels = exp2_lanes(b[j].bits), own = over(1.f, levels - 1.f);
+      store_lanes(own, inverse + i + j * lanes);
+      if constexpr (with_slope) store_lanes(levels * -0.69314718f * own * own * b[j].slope, slope + i + j * lanes);
+    }
+  };
+  const float* logits = t.logits + first;
+  int64_t i = 0;
+  for (; i + abreast * lanes <= count; i += abreast * lanes) several(i, [&](int64_t k) { return load_lanes(logits + k); });
+  if (i < count) several(i, [&](int64_t k) { return load_part(logits + k, std::max<int64_t>(count - k, 0)); });
+}
+
+// 2^b - 1 with whole b.
+QUANTIZE_INLINE void grid_steps(const DiffQTensor& t, int64_t first, int64_t count, float* steps) {
+  for (int64_t i = 0; i < count; i += lanes)
+    store_lanes(exp2_lanes(rounded_lanes(bits_lanes(load_part(t.logits + first + i, count - i), t.bounds).bits, t.bounds)) - 1.f,
+                steps + i);
+}
+
+// body(unit, from, to): the parts of [begin, end) that lie in one unit of `size` elements each; counted from begin.
+template <typename Body>
+QUANTIZE_INLINE void for_units(int64_t begin, int64_t end, int64_t size, const Body& body) {
+  int64_t unit = begin / size, next = (unit + 1) * size;
+  for (int64_t i = begin; i < end; ++unit, next += size) {
+    const int64_t stop = std::min(next, end);
+    body(unit, i - begin, stop - begin);
+    i = stop;
+  }
+}
+
+template <int size>
+QUANTIZE_INLINE void repeat_each(const float* values, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int j = 0; j < size; ++j) out[i * size + j] = values[i];
+}
+
+// out[i] = values of element begin + i's unit; values[0] is the first unit's. Room for a unit of 16 more.
+QUANTIZE_INLINE void spread(const float* values, int64_t begin, int64_t end, int64_t size, float* out) {
+  if (begin % size == 0 && (size == 4 || size == 8 || size == 16)) {
+    const int64_t count = (end - begin + size - 1) / size;
+    return size == 4   ? repeat_each<4>(values, count, out)
+           : size == 8 ? repeat_each<8>(values, count, out)
+                       : repeat_each<16>(values, count, out);
+  }
+  const int64_t first = begin / size;
+  for_units(begin, end, size, [&](int64_t unit, int64_t from, int64_t to) { std::fill(out + from, out + to, values[unit - first]); });
+}
+
+// The ranges (part 1) or lower ends (part 0) of elements [begin, end).
+QUANTIZE_INLINE void spread_ranges(const DiffQTensor& t, int part, int64_t begin, int64_t end, float* out) {
+  for_units(begin, end, t.span, [&](int64_t row, int64_t from, int64_t to) { std::fill(out + from, out + to, t.ranges[2 * row + part]); });
+}
+
+constexpr int room = piece + 64;  // of a piece's elements, with what whole lanes and segments touch beyond
+
+template <typename T>
+DiffQExtent find_extent(const void* source, int64_t n) {
+  const T* w = static_cast<const T*>(source);
+  constexpr int64_t part = 16 * lanes;
+  float low = to_float(w[0]), high = low, poison = 0.f;
+  int64_t low_part = 0, high_part = 0;  // where the lowest was met first
+  for (int64_t first = 0; first < n; first += part) {
+    const int64_t stop = std::min(first + part, n);
+    float own_low = to_float(w[first]), own_high = own_low;
+    int64_t i = first;
+    if (i + lanes <= stop) {
+      Lanes lows = load_lanes(w + i), highs = lows, poisons = lows * 0.f;
+      for (i += lanes; i + lanes <= stop; i += lanes) {
+        const Lanes v = load_lanes(w + i);
+        lows = lower(lows, v), highs = higher(highs, v), poisons += v * 0.f;
+      }
+      own_low = reduce_lanes(lows, [](auto a, auto b) { return b < a ? b : a; });
+      own_high = reduce_lanes(highs, [](auto a, auto b) { return b > a ? b : a; });
+      poison += sum_of(poisons);
+    }
+    for (; i < stop; ++i) {
+      const float v = to_float(w[i]);
+      own_low = v < own_low ? v : own_low, own_high = v > own_high ? v : own_high, poison += v * 0.f;
+    }
+    if (own_low < low) low = own_low, low_part = first;
+    if (own_high > high) high = own_high, high_part = first;
+  }
+  if (poison != 0.f) return {poison, poison, 0, 0};  // NaN
+  const auto find = [&](float value, int64_t i) {
+    while (i + 1 < n && !(to_float(w[i]) == value)) ++i;
+    return int32_t(i);
+  };
+  return {low, high - low, find(low, low_part), find(high, high_part)};
+}
+
+// The noise of elements [begin, end), at most a piece, all of one block-aligned stretch or the ends of it.
+QUANTIZE_INLINE const float* draw(const DiffQTensor& t, int64_t begin, int64_t end, float* buffer) {
+  const int64_t first = begin / block;
+  for (int64_t index = first; index * block < end; ++index) draw_noise(t, index, buffer + (index - first) * block);
+  return buffer + begin % block;
+}
+
+template <typename T>
+void add_noise(const DiffQTensor& t, const void* source, int64_t begin, int64_t end, void* target) {
+  const T* w = static_cast<const T*>(source);
+  T* y = static_cast<T*>(target);
+  alignas(64) float noise[piece + 2 * block], scale[room], range[room], inverse[room];
+  for (int64_t next; begin < end; begin = next) {
+    next = std::min(end, begin / piece * piece + piece);
+    const int64_t first = begin / t.group_size, n = next - begin;
+    noise_scales<false>(t, first, (next - 1) / t.group_size - first + 1, inverse, nullptr);
+    spread(inverse, begin, next, t.group_size, scale);
+    spread_ranges(t, 1, begin, next, range);
+    const float* own = draw(t, begin, next, noise);
+    for (int64_t i = 0; i < n; i += lanes) {
+      const Lanes factor = load_lanes(range + i) * load_lanes(scale + i);
+      store_part(load_part(w + begin + i, n - i) + load_lanes(own + i) * factor, y + begin + i, n - i);
+    }
+  }
+}
+
+template <typename T>
+void round_to_grid(const DiffQTensor& t, const void* source, int64_t begin, int64_t end, void* target) {
+  const T* w = static_cast<const T*>(source);
+  T* y = static_cast<T*>(target);
+  alignas(64) float steps[room], low[room], range[room], own[room];
+  for (int64_t next; begin < end; begin = next) {
+    next = std::min(end, begin + piece);
+    const int64_t first = begin / t.group_size, n = next - begin;
+    grid_steps(t, first, (next - 1) / t.group_size - first + 1, own);
+    spread(own, begin, next, t.group_size, steps);
+    spread_ranges(t, 0, begin, next, low), spread_ranges(t, 1, begin, next, range);
+    for (int64_t i = 0; i < n; i += lanes) {
+      const Lanes most = load_lanes(steps + i), base = load_lanes(low + i), step = over(load_lanes(range + i), most);
+      Lanes ratio = over(load_part(w + begin + i, n - i) - base, step);
+      for (int p = 0; p < Lanes::parts; ++p) ratio.part[p] = step.part[p] > 0.f ? ratio.part[p] : Lanes::Part{};
+      store_part(base + lower(higher(to_whole(ratio), 0.f), most) * step, y + begin + i, n - i);
+    }
+  }
+}
+
+// The sum of n floats: lane by lane, then over the lanes.
+QUANTIZE_INLINE float sum_segment(const float* p, int64_t n) {
+  Lanes sum = 0.f;
+  for (int64_t i = 0; i < n; i += lanes) sum += load_part(p + i, n - i);
+  return sum_of(sum);
+}
+
+// sum_segment of each `size` floats (4, 8, 16), four at a time and without adding the zeros; sums has room for three more.
+template <int size>
+QUANTIZE_INLINE void sum_segments(const float* p, int64_t count, float* sums) {
+  using Quarter = float __attribute__((vector_size(16)));
+  using Places = int32_t __attribute__((vector_size(16)));
+  const auto quarter = [&](int64_t segment, int i) {
+    Quarter q;
+    std::memcpy(&q, p + segment * size + 4 * i, sizeof q);
+    return q;
+  };
+  for (int64_t i = 0; i < count; i += 4) {
+    Quarter own[4];
+    for (int j = 0; j < 4; ++j) {
+      if constexpr (size == 4) own[j] = quarter(i + j, 0);
+      if constexpr (size == 8) own[j] = quarter(i + j, 0) + quarter(i + j, 1);
+      if constexpr (size == 16) own[j] = (quarter(i + j, 0) + quarter(i + j, 2)) + (quarter(i + j, 1) + quarter(i + j, 3));
+    }
+    const Places low = {0, 1, 4, 5}, high = {2, 3, 6, 7}, even = {0, 2, 4, 6}, odd = {1, 3, 5, 7};
+    const Quarter first = __builtin_shuffle(own[0], own[1], low) + __builtin_shuffle(own[0], own[1], high);
+    const Quarter second = __builtin_shuffle(own[2], own[3], low) + __builtin_shuffle(own[2], own[3], high);
+    const Quarter all = __builtin_shuffle(first, second, even) + __builtin_shuffle(first, second, odd);
+    std::memcpy(sums + i, &all, sizeof all);
+  }
+}
+
+template <typename T>
+void backward_piece(const DiffQTensor& t, const void* source, int64_t index, DiffQSums sums) {
+  const T* grad = static_cast<const T*>(source);
+  alignas(64) float noise[piece + 2 * block], by_group[room], by_row[room], inverse[room], slope[room];
+  const int64_t begin = index * piece, end = std::min(t.n, begin + piece), n = end - begin, first = begin / t.group_size;
+  noise_scales<true>(t, first, (end - 1) / t.group_size - first + 1, inverse, slope);
+  spread(inverse, begin, end, t.group_size, by_row);
+  spread_ranges(t, 1, begin, end, by_group);
+  draw(t, begin, end, noise);
+  for (int64_t i = 0; i < n; i += lanes) {
+    const Lanes product = load_part(grad + begin + i, n - i) * load_lanes(noise + i);
+    store_lanes(product * load_lanes(by_group + i), by_group + i);
+    store_lanes(product * load_lanes(by_row + i), by_row + i);
+  }
+  const auto place = [&](int64_t unit, int64_t size, float* whole, float* cut) -> float& {
+    if (unit * size < begin) return cut[0];
+    return std::min((unit + 1) * size, t.n) > end ? cut[1] : whole[unit];
+  };
+  if (t.group_size == 4 || t.group_size == 8 || t.group_size == 16) {  // none is cut; what the last one lacks are zeros
+    const int64_t count = (n + t.group_size - 1) / t.group_size;
+    std::fill(by_group + n, by_group + std::min<int64_t>(n + 64, room), 0.f);
+    (t.group_size == 4 ? sum_segments<4> : t.group_size == 8 ? sum_segments<8> : sum_segments<16>)(by_group, count, inverse);
+    for (int64_t i = 0; i < count; ++i) sums.logits[first + i] = inverse[i] * slope[i];
+  } else {
+    for_units(begin, end, t.group_size, [&](int64_t group, int64_t from, int64_t to) {
+      place(group, t.group_size, sums.logits, sums.cut_groups) = sum_segment(by_group + from, to - from) * slope[group - first];
+    });
+  }
+  for_units(begin, end, t.span, [&](int64_t row, int64_t from, int64_t to) {
+    place(row, t.span, sums.ranges, sums.cut_rows) = sum_segment(by_row + from, to - from);
+  });
+}
+
+// Zeros behind the first `count` lanes.
+QUANTIZE_INLINE Lanes first_lanes(Lanes v, int64_t count) {
+  float values[lanes];
+  store_lanes(v, values);
+  return load_part(values, count);
+}
+
+double find_bits(const float* logits, int64_t n, BitsBounds bounds, bool rounded, float* bits, float* slope) {
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += piece) {
+    Lanes sum[abreast];
+    for (Lanes& own : sum) own = 0.f;
+    const int64_t end = std::min<int64_t>(n, begin + piece);
+    for (int64_t i = begin; i < end; i += abreast * lanes)
+      for (int j = 0; j < abreast; ++j) {
+        const int64_t at = i + j * lanes, left = end - at;
+        if (left <= 0) break;
+        const BitsLanes b = bits_lanes(load_part(logits + at, left), bounds);
+        Lanes own = rounded ? rounded_lanes(b.bits, bounds) : b.bits;
+        if (bits) store_part(own, reinterpret_cast<F32*>(bits + at), left);
+        if (slope) store_part(b.slope, reinterpret_cast<F32*>(slope + at), left);
+        if (left < lanes) own = first_lanes(own, left);
+        sum[j] += own;
+      }
+    total += sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  }
+  return total;
+}
+
+template <typename T>
+constexpr DiffQKernels diffq_of{find_extent<T>, add_noise<T>, round_to_grid<T>, backward_piece<T>, find_bits};
+
+}  // namespace
+}  // namespace quantize::weight

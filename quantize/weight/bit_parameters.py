@@ -1,0 +1,131 @@
+"""Training the learned bits: their place in an optimizer, and the guard that keeps a bad step away from them."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from .diffq import diffq_quantizers
+
+FARTHEST = 8.0  # logits are kept within +-8: bits then lie within 0.04 % of a bound, and still have a slope to come back by
+WINDOW, OFTEN = 100, 10  # a warning for each window of steps in which so many were skipped
+
+
+class BitGuard:
+    """What :func:`add_bit_parameters` returns: an optimizer's step is skipped whole if a gradient is NaN or infinite.
+
+    Attributes:
+        steps: of the optimizer since. skipped: how many of them changed nothing.
+    """
+
+    def __init__(self, logits: list[nn.Parameter]):
+        self.steps = self.skipped = 0
+        self.logits = logits
+        self._recent = 0
+
+    def before_step(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+        """The optimizer's step pre-hook."""
+        self.steps += 1
+        owned = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not all_finite([p.grad for p in owned]):
+            for parameter in owned:
+                parameter.grad = None
+            self.skipped += 1
+            self._recent += 1
+        if self.steps % WINDOW == 0:
+            if self._recent >= OFTEN:
+                warnings.warn(
+                    f"add_bit_parameters: {self._recent} of the last {WINDOW} steps were skipped because of gradients that are NaN or "
+                    f"infinite ({self.skipped} of {self.steps} in all); a lower learning rate or loss scale may help",
+                    stacklevel=2,
+                )
+            self._recent = 0
+
+    @torch.no_grad()
+    def after_step(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+        """The optimizer's step post-hook: projects the bits into their bounds."""
+        torch._foreach_clamp_max_(self.logits, FARTHEST)
+        torch._foreach_clamp_min_(self.logits, -FARTHEST)
+
+    def __repr__(self):
+        return f"BitGuard(steps={self.steps}, skipped={self.skipped})"
+
+
+@torch.no_grad()
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether no element is NaN or infinite (nor a tensor's sum). Waits for the device once."""
+    sums = [(t._values() if t.is_sparse else t).sum(dtype=torch.float32) for t in tensors]
+    return not sums or bool(torch.stack([s.to(sums[0].device) for s in sums]).isfinite().all())
+
+
+def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: float = 1e-3) -> BitGuard:
+    """Gives an optimizer the learned bits of a DiffQ model, as a parameter group of their own, and guards its steps.
+
+    A step of `optimizer` is skipped whole, and counted, if one of its gradients is NaN or infinite. That is what keeps a second optimizer
+    alive beside a gradient scaler: after an overflow the scaler skips the step of the first one only, while ``clip_grad_norm_`` has
+    multiplied the bits' gradients by NaN too. The bits' gradients are small: an optimizer that is invariant to their scale suits them, such
+    as Adam, either for all parameters or as a second one, ``torch.optim.Adam([{"params": []}])``.
+
+    Call it after prepare and DistributedDataParallel, and before a learning-rate scheduler is made.
+
+    Args:
+        optimizer: any of torch.optim, without closures. If it was made with ``model.parameters()`` after prepare, the bits leave their old
+            group. model: the prepared one, DistributedDataParallel around it or not.
+        lr: of the bits' group, whose weight decay is 0.
+
+    Returns:
+        A BitGuard with the counts `steps` and `skipped`; it warns when 10 of 100 steps are skipped.
+
+    Raises:
+        TypeError: naming the argument. ValueError: the model has no learned bits; they are in another optimizer; DistributedDataParallel
+            was made before prepare; or a scheduler before this call.
+
+    Example:
+        >>> model = quantize.prepare(nn.Linear(8, 4), quantize.DiffQ())
+        >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        >>> guard = quantize.add_bit_parameters(optimizer, model, lr=0.01)
+        >>> (model(torch.randn(2, 8)).sum() + 5 * quantize.size_penalty(model)).backward()
+        >>> optimizer.step()
+        >>> guard
+        BitGuard(steps=1, skipped=0)
+    """
+    who = "add_bit_parameters"
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"{who}: optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{who}: model must be an nn.Module; got {type(model).__name__}")
+    if isinstance(lr, bool) or not isinstance(lr, (Real, Tensor)):
+        raise TypeError(f"{who}: lr must be a number of at least 0; got {lr!r}")
+    if not lr >= 0:
+        raise ValueError(f"{who}: lr must be a number of at least 0; got {lr!r}")
+    quantizers = list(diffq_quantizers(model))
+    if not quantizers:
+        raise ValueError(f"{who}: model must have learned bits; call quantize.prepare(model, quantize.DiffQ()) first")
+    logits = [q.logits for q in quantizers]
+    if any("initial_lr" in group for group in optimizer.param_groups):
+        raise ValueError(
+            f"{who}: optimizer must not have a learning-rate scheduler yet, which would not know the bits' group; make it after"
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        known = {id(p) for p in model._module_parameters}
+        if any(id(p) not in known for p in logits):
+            raise ValueError(f"{who}: model must be prepared before it is wrapped in DistributedDataParallel, which does not know its bits")
+    for quantizer in quantizers:
+        other = quantizer.optimizer and quantizer.optimizer()
+        if other is not None:
+            which = "this optimizer" if other is optimizer else "another optimizer"
+            raise ValueError(f"{who}: the bits of model must be in one optimizer, once; they are in {which} already")
+    own = set(logits)
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p not in own]
+    optimizer.add_param_group({"params": logits, "lr": lr, "weight_decay": 0.0})
+    guard = BitGuard(logits)
+    optimizer.register_step_pre_hook(guard.before_step)
+    optimizer.register_step_post_hook(guard.after_step)
+    for quantizer in quantizers:
+        quantizer.optimizer = weakref.ref(optimizer)
+    return guard

@@ -1,0 +1,206 @@
+"""Learned bits: the quantizer that prepare() registers for DiffQ, and how a model's quantizers draw their noise at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .config import DiffQ
+from .quantizer import WeightQuantizer
+
+BUCKET = 4 << 20  # weights of one call: the gradients of late layers are ready, and reduced over processes, while early ones compute
+NEAR = 1 / 64  # how near to its bounds the bits may start, as a part of their distance: at the bounds the sigmoid has no slope
+
+
+class GroupCodes(NamedTuple):
+    """A weight as files store it, its output channels first: ``low + code * range / (2^bits - 1)``.
+
+    `codes`: int32 [numel]. `bits`: uint8 [groups]. `scales`: float32 [rows, 2], low and range; as many weights in a row share one.
+    """
+
+    codes: Tensor
+    bits: Tensor
+    scales: Tensor
+
+
+class DiffQQuantizer(WeightQuantizer):
+    """A weight with noise (training) or on its grid (evaluation). `logits`: float32 [groups], by which the bits are learned."""
+
+    # Of the forward pass under way; no part of the state.
+    ready: Tensor | None = None  # the weight with noise, made together with the others
+    beginner: int | None = None  # the id of the module whose call it is
+    optimizer = None  # a weak reference to the one that trains the bits
+
+    def __init__(self, config: DiffQ, weight: Tensor, axis: int = 0):
+        super().__init__(config, axis)
+        self.numel, self.channels = weight.numel(), weight.shape[axis]
+        groups = math.ceil(self.numel / self.group_size)
+        self.logits = nn.Parameter(torch.full((groups,), _first_logit(config), dtype=torch.float32, device=weight.device))
+
+    @property
+    def group_size(self) -> int:
+        """Weights of a group."""
+        return self.config.group_size or self.numel
+
+    @property
+    def span(self) -> int:
+        """Weights in a row that share a range."""
+        return {"channel": self.numel // self.channels, "tensor": self.numel, "group": self.group_size}[self.config.range]
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight as training or evaluation sees it: shape and dtype as given."""
+        if not self.training:
+            return on_grid(self, weight)
+        # Inside a checkpoint the weight is made inside as well: code that is run again must save the same tensors, and finds the generator
+        # as it was, hence the same noise.
+        in_checkpoint = self.ready is not None and (
+            torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+            or self.ready.requires_grad != (torch.is_grad_enabled() and weight.requires_grad)
+        )
+        if self.ready is None or in_checkpoint or torch.compiler.is_compiling():
+            return with_noise([(self, weight)])[0]
+        return self.ready
+
+    @torch.no_grad()
+    def bits(self) -> Tensor:
+        """The bits now in force, float32 [groups]: those of the noise in training, whole ones in evaluation."""
+        config = self.config
+        return torch.ops.quantize.diffq_group_bits(self.logits.detach().float(), config.min_bits, config.max_bits, not self.training)
+
+    @torch.no_grad()
+    def encode_groups(self, weight: Tensor) -> GroupCodes:
+        """What evaluation makes of `weight`, as codes."""
+        config, rows = self.config, _rows(self, weight.detach().float())
+        bits = torch.ops.quantize.diffq_group_bits(self.logits.detach().float(), config.min_bits, config.max_bits, True)
+        scales = torch.ops.quantize.diffq_round([rows], *_lists([self]))[1][0]
+        low, extent = (scales[:, part].repeat_interleave(self.span)[: self.numel] for part in range(2))
+        most = (2.0**bits - 1).repeat_interleave(self.group_size)[: self.numel]
+        step = extent / most
+        codes = torch.where(step > 0, (rows.flatten() - low) / step, 0).round().clamp(torch.zeros(()).to(most), most)
+        return GroupCodes(codes.int(), bits.to(torch.uint8), scales)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        self.ready = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key not in ("ready", "beginner", "optimizer")}
+
+
+def _first_logit(config: DiffQ) -> float:
+    extent = config.max_bits - config.min_bits
+    part = (config.init_bits - config.min_bits) / extent if extent else 0.5
+    part = min(max(part, NEAR), 1 - NEAR)
+    return math.log(part / (1 - part))
+
+
+def _rows(quantizer: DiffQQuantizer, weight: Tensor) -> Tensor:
+    return weight.movedim(quantizer.axis, 0).contiguous()
+
+
+def _lists(quantizers: list[DiffQQuantizer]) -> tuple[list, ...]:
+    """The ops' arguments after the weights, streams left out."""
+    return (
+        [q.logits.float() for q in quantizers],  # model.half() takes them along
+        [q.group_size for q in quantizers],
+        [q.span for q in quantizers],
+        [float(q.config.min_bits) for q in quantizers],
+        [float(q.config.max_bits) for q in quantizers],
+    )
+
+
+def draw_seed() -> Tensor:
+    """(seed, offset) from PyTorch's default generator."""
+    return torch.randint(2**63 - 1, (2,))
+
+
+@cache
+def gaussian_quantiles(device: torch.device) -> Tensor:
+    """The 65,536 quantiles of a normal variable of deviation 1/2, float32."""
+    places = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
+    return (torch.special.ndtri(places) / 2).float().to(device)
+
+
+def with_noise(pairs: list[tuple[DiffQQuantizer, Tensor]]) -> list[Tensor]:
+    """The weights of all `pairs` with noise, in one call. They must be on one device and have one kind of noise."""
+    quantizers, weights = [q for q, _ in pairs], [w for _, w in pairs]
+    logits, group_sizes, spans, low, high = _lists(quantizers)
+    quantiles = gaussian_quantiles(weights[0].device) if quantizers[0].config.noise == "gaussian" else None
+    rows = [_rows(q, w) for q, w in pairs]
+    noisy = torch.ops.quantize.diffq(rows, logits, draw_seed(), list(range(len(rows))), group_sizes, spans, low, high, quantiles)
+    return [y.movedim(0, q.axis) if q.axis else y for q, y in zip(quantizers, noisy, strict=True)]
+
+
+def on_grid(quantizer: DiffQQuantizer, weight: Tensor) -> Tensor:
+    """The weight on the grid of its rounded bits; the gradient passes straight through."""
+    y = torch.ops.quantize.diffq_on_grid([_rows(quantizer, weight)], *_lists([quantizer]))[0]
+    return y.movedim(0, quantizer.axis) if quantizer.axis else y
+
+
+def diffq_quantizers(model: nn.Module) -> Iterator[DiffQQuantizer]:
+    """All quantizers of `model` with learned bits, each once, in module order."""
+    return (module for module in model.modules() if isinstance(module, DiffQQuantizer))
+
+
+def begin_forward(model: nn.Module, args=None) -> None:
+    """Forward pre-hook of a prepared model: all weights of this step get their noise, bucket by bucket."""
+    if not model.training or torch.compiler.is_compiling():
+        return
+    buckets: dict[tuple, list] = {}
+    for quantizer, weight in _parameters_with_noise(model):
+        if not quantizer.training or quantizer.beginner not in (None, id(model)):
+            continue  # frozen; or begun by a module around this one
+        quantizer.beginner = id(model)
+        key = (weight.device, quantizer.config.noise)
+        bucket = buckets.setdefault(key, [])
+        bucket.append((quantizer, weight))
+        if sum(q.numel for q, _ in bucket) > BUCKET:
+            _fill(buckets.pop(key))
+    for bucket in buckets.values():
+        _fill(bucket)
+
+
+def _parameters_with_noise(model: nn.Module) -> Iterator[tuple[DiffQQuantizer, Tensor]]:
+    """Every quantizer with the parameter that it alone stands before, once."""
+    found = set()
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            for chain in module.parametrizations.values():
+                quantizer = chain[0]
+                if isinstance(quantizer, DiffQQuantizer) and len(chain) == 1 and chain.is_tensor and quantizer not in found:
+                    found.add(quantizer)
+                    yield quantizer, chain.original
+
+
+def _fill(pairs: list[tuple[DiffQQuantizer, Tensor]]) -> None:
+    for (quantizer, _), ready in zip(pairs, with_noise(pairs), strict=True):
+        quantizer.ready = ready
+
+
+def end_forward(model: nn.Module, args=None, output=None) -> None:
+    """Forward hook, called after an exception too: what this call made is let go of."""
+    for quantizer in diffq_quantizers(model):
+        if quantizer.beginner == id(model):
+            quantizer.ready = quantizer.beginner = None
+
+
+def draw_together(model: nn.Module) -> None:
+    """Registers the two hooks, once."""
+    if begin_forward not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(begin_forward)
+        model.register_forward_hook(end_forward, always_call=True)
+
+
+def stop_drawing(model: nn.Module) -> None:
+    """Takes the hooks out, wherever they are."""
+    for module in model.modules():
+        for hooks, own in ((module._forward_pre_hooks, begin_forward), (module._forward_hooks, end_forward)):
+            for key in [key for key, hook in hooks.items() if hook is own]:
+                del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)

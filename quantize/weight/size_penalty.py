@@ -1,0 +1,89 @@
+"""The size of a model with learned bits as a differentiable number."""
+
+from __future__ import annotations
+
+import weakref
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from .diffq import DiffQQuantizer, diffq_quantizers
+
+MIB = 1 << 20
+SMOOTH = 0.01  # within this part of the target the penalty is quadratic, so that the size comes to rest
+
+_others: weakref.WeakKeyDictionary[nn.Module, tuple[tuple, int]] = weakref.WeakKeyDictionary()
+
+
+def size_penalty(model: nn.Module, target_size: float | None = None) -> Tensor:
+    """The size of the file that the model would be saved to, in MiB, as a function of its learned bits; to be added to the loss.
+
+    In training it counts the bits of the noise, in evaluation the rounded ones of the file: then it is ``size_report(model).bytes`` to
+    within a byte a tensor. Everything else of the file is a constant, found by converting a copy at the first call. No later call waits
+    for the device, and none raises because of values: a logit that is NaN counts as max_bits, without a gradient.
+
+    Args:
+        model: prepared with :class:`quantize.DiffQ`, DistributedDataParallel around it or not.
+        target_size: MiB. If given, the result is instead a penalty for missing that size, ``|size / target_size - 1|`` of the rounded
+            bits (quadratic within 1 %): with a weight of 10 or more the size ends there, from either side.
+
+    Returns:
+        float32 scalar on the bits' device.
+
+    Raises:
+        TypeError: naming the argument. ValueError: no learned bits, or a `target_size` that min_bits does not allow: it says the least.
+
+    Example:
+        >>> model = quantize.prepare(nn.Linear(1024, 1024, bias=False), quantize.DiffQ(init_bits=8))
+        >>> loss = 5 * quantize.size_penalty(model)
+        >>> round(float(loss), 3)  # 1 MiB of codes, 64 KiB of bits a group, 8 KiB of ranges; times 5
+        5.352
+        >>> round(float(quantize.size_penalty(model, target_size=0.5)), 2)
+        1.14
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"size_penalty: model must be an nn.Module; got {type(model).__name__}")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    quantizers = list(diffq_quantizers(model))
+    if not quantizers:
+        raise ValueError("size_penalty: model must have learned bits; call quantize.prepare(model, quantize.DiffQ()) first")
+    constant = _other_bytes(model, quantizers) / MIB
+    if target_size is None:
+        return _bits(quantizers, not quantizers[0].training).sum() / (8 * MIB) + constant
+    _check_target(target_size, constant, quantizers)
+    missed = (_bits(quantizers, True).sum() / (8 * MIB) + constant) / target_size - 1
+    return nn.functional.huber_loss(missed, torch.zeros_like(missed), delta=SMOOTH) / SMOOTH
+
+
+def _bits(quantizers: list[DiffQQuantizer], rounded: bool) -> Tensor:
+    """float32 [quantizers]: bits of each one's weight."""
+    return torch.ops.quantize.diffq_total_bits(
+        [q.logits.float() for q in quantizers],
+        [q.numel for q in quantizers],
+        [q.group_size for q in quantizers],
+        [float(q.config.min_bits) for q in quantizers],
+        [float(q.config.max_bits) for q in quantizers],
+        rounded,
+    )
+
+
+def _check_target(target_size, constant: float, quantizers: list[DiffQQuantizer]) -> None:
+    if isinstance(target_size, bool) or not isinstance(target_size, Real):
+        raise TypeError(f"size_penalty: target_size must be a number of MiB; got {target_size!r}")
+    least = constant + sum(q.numel * -(-q.config.min_bits // 1) for q in quantizers) / (8 * MIB)
+    if not target_size >= least:
+        raise ValueError(
+            f"size_penalty: target_size must be at least {least:.4f} MiB, the size with min_bits everywhere; got {target_size!r}"
+        )
+
+
+def _other_bytes(model: nn.Module, quantizers: list[DiffQQuantizer]) -> int:
+    """Bytes of the saved model without the codes of learned bits."""
+    key = (len(quantizers), sum(t.nbytes for t in (*model.parameters(), *model.buffers())))
+    if model not in _others or _others[model][0] != key:
+        from ..packed.size_report import bytes_beside_learned_bits  # the packed room stands on this one
+
+        _others[model] = key, bytes_beside_learned_bits(model)
+    return _others[model][1]

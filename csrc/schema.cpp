@@ -75,12 +75,17 @@ TORCH_LIBRARY(quantize, m) {
   m.def("diffq_bits(Tensor[] logits, int[] numels, int[] group_sizes, float[] min_bits, float[] max_bits, bool rounded) -> Tensor");
   m.def(
       "diffq_bits_backward(Tensor grad, Tensor[] logits, int[] numels, int[] group_sizes, float[] min_bits, float[] max_bits) -> Tensor[]");
+  // An activation with learned ends and bits: clip(x, ends[0], ends[1]) + n * ends[2], n even noise in (-1/2, 1/2); ends: float32 [3].
+  // sums: float32 [3] of the gradient: times n, above the upper end, below the lower.
+  m.def("clipped_noise(Tensor x, Tensor ends, Tensor seed) -> Tensor");
+  m.def("clipped_noise_backward(Tensor grad, Tensor x, Tensor ends, Tensor seed) -> (Tensor grad_x, Tensor sums)");
 
   // ---- weight: differentiable ops over them, straight through.
   m.def("power_of_two(Tensor x, bool plus) -> Tensor");
   m.def("fake_quantize(Tensor w, str codebook, int bits, bool least_squares) -> Tensor");
   // grad_scale: of the step's gradient.
   m.def("lsq(Tensor x, Tensor step, Tensor zero_point, int levels, float grad_scale) -> Tensor");
+  m.def("clipped(Tensor x, Tensor ends, Tensor seed) -> Tensor");
   // diffq_noise, diffq_round and diffq_bits with their gradients; rounding passes them straight through.
   m.def(
       "diffq(Tensor[] weights, Tensor[] logits, Tensor seed, int[] streams, int[] group_sizes, int[] spans, float[] min_bits, float[] "

@@ -113,13 +113,13 @@ def train_step(run: Run, images: Tensor, targets: Tensor, indices: Tensor) -> No
         loss = F.cross_entropy(output, targets, label_smoothing=run.args.label_smoothing)
     # Both before the backward pass is queued: a GPU then works on it while the next batch is prepared.
     value, hits = loss.item(), (output.detach().argmax(1) == targets).sum().item()
+    if not math.isfinite(value) and not run.scaler.is_enabled():
+        raise FloatingPointError(lament(run, value, images))
+    update(run, loss if run.bits is None else loss + run.bits.loss(run.model))
     if not math.isfinite(value):
-        if not run.scaler.is_enabled():
-            raise FloatingPointError(lament(run, value, images))
-        # The scaler will keep the overflow from the weights; batch norms have it in their running statistics by now.
+        # The scaler has kept the overflow from the weights, but batch norms have it in their running statistics.
         for buffer, before in zip(run.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
-    update(run, loss if run.bits is None else loss + run.bits.loss(run.model))
     if run.skipped_in_a_row >= PATIENCE:
         raise FloatingPointError(f"{PATIENCE} steps in a row were skipped for gradients that are not finite; {lament(run, value, images)}")
     run.step += 1
@@ -133,7 +133,7 @@ def update(run: Run, loss: Tensor) -> None:
     if run.args.clip_grad_norm:
         for optimizer in run.optimizers:
             run.scaler.unscale_(optimizer)
-        # Over all of them: where one is infinite, this makes every gradient NaN, also of an optimizer that the scaler found in order.
+        # Where a gradient is NaN, this makes all of them NaN, those of an optimizer too that the scaler has found in order.
         nn.utils.clip_grad_norm_(run.model.parameters(), run.args.clip_grad_norm)
     scale, guarded = run.scaler.get_scale(), run.bits and run.bits.guard.skipped
     for optimizer in run.optimizers:

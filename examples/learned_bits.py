@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-DEFAULTS = {"group_size": 8, "min_bits": 2.0, "max_bits": 15.0, "init_bits": 8.0, "bits_lr": 1e-2, "bits_optimizer": "adam"}
+DEFAULTS = {"group_size": 8, "min_bits": 2.0, "max_bits": 15.0, "init_bits": 8.0, "bits_lr": 0.03, "bits_optimizer": "adam"}
 PENALTY, TARGET_PENALTY = 5.0, 10.0  # of a MiB, as in the paper; of a target, with which the size ends there
 
 
@@ -22,7 +22,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--bits-lr",
         type=float,
-        help="peak learning rate of the bits, on --lr's schedule; 0.01 if not given, 0.001 is for 100 epochs or more",
+        help="peak learning rate of the bits, on --lr's schedule; 0.03 if not given, for some 300 steps; 0.001 for 10,000 or more",
     )
     text = "an Adam of their own, or a group of the SGD, which needs a --bits-lr of a thousand or so; adam if not given"
     add("--bits-optimizer", choices=("adam", "same"), help=text)
@@ -49,7 +49,7 @@ def check(args: argparse.Namespace, error) -> None:
 
 
 def words(args: argparse.Namespace) -> list[str]:
-    """The bits' part of a run's label: `g8`, `p5`; `g8`, `t0.1`; with bounds that are not the usual ones `b3-8`."""
+    """The bits' part of a run's label: `g8`, `p5`; `g8`, `t0.1`; with bounds that are not the usual ones `b3-8`, in SGD `same`."""
     found = [f"g{args.group_size}"]
     if args.target_size is None or args.penalty != _usual_penalty(args):
         found.append(f"p{args.penalty:g}")
@@ -57,6 +57,8 @@ def words(args: argparse.Namespace) -> list[str]:
         found.append(f"t{args.target_size:g}")
     if (args.min_bits, args.max_bits) != (DEFAULTS["min_bits"], DEFAULTS["max_bits"]):
         found.append(f"b{args.min_bits:g}-{args.max_bits:g}")
+    if args.bits_optimizer == "same":
+        found.append("same")
     return found
 
 
@@ -94,8 +96,8 @@ class LearnedBits:
         }
 
     def load_state(self, state: dict) -> None:
-        """Continue where `state` was taken. One of another kind of optimizer leaves the bits' moments at their start."""
-        if self.alone and state["optimizer"]:
+        """Continue where `state` was taken."""
+        if self.alone:
             self.optimizer.load_state_dict(state["optimizer"])
         self.guard.steps, self.guard.skipped = state["steps"], state["skipped"]
 

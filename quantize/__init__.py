@@ -51,8 +51,9 @@ from .packed.modules import (
 )
 from .packed.size_report import SizeReport, size_report
 from .packed.summary import Summary, summary
-from .weight.bit_parameters import BitGuard, add_bit_parameters
+from .weight.bit_parameters import add_bit_parameters
 from .weight.config import DiffQ, PowerOfTwo, Uniform
+from .weight.learned_activation import activation_penalty
 from .weight.power_of_two import power_of_two
 from .weight.prepare import calibrate, prepare, weight_bits
 from .weight.size_penalty import size_penalty
@@ -61,7 +62,6 @@ __version__ = _C.build_info()["version"]
 
 __all__ = [
     "ActivationConfig",
-    "BitGuard",
     "DiffQ",
     "MemoryReport",
     "PackedActivations",
@@ -103,6 +103,7 @@ __all__ = [
     "Summary",
     "Uniform",
     "VarianceReport",
+    "activation_penalty",
     "add_bit_parameters",
     "calibrate",
     "convert",

@@ -31,6 +31,17 @@ struct DiffQExtent {
   int32_t lowest, highest;  // where, the first of equals
 };
 
+// Noise on an activation with learned ends and bits (NIPQ, CVPR 2023): clip(x, low, high) + n * scale. One group, one range.
+struct ClippedNoise {
+  float low, high, scale;
+  Seed seed;
+};
+
+// Of the gradient g over a piece: of g * n, of g where x is above high, of g where x is below low.
+struct ClippedSums {
+  float noise, above, below;
+};
+
 struct DiffQKernels {
   DiffQExtent (*extent)(const void* w, int64_t n);
   // Elements [begin, end).
@@ -38,6 +49,10 @@ struct DiffQKernels {
   void (*round)(const DiffQTensor& t, const void* w, int64_t begin, int64_t end, void* y);
   // The sums of one piece.
   void (*backward)(const DiffQTensor& t, const void* grad, int64_t piece, DiffQSums sums);
+  // Elements [begin, end) of an activation.
+  void (*clipped)(const ClippedNoise& noise, const void* x, int64_t begin, int64_t end, void* y);
+  // One piece of it: grad_x = grad where x is within the ends, else 0.
+  ClippedSums (*clipped_backward)(const ClippedNoise& noise, const void* grad, const void* x, int64_t n, int64_t piece, void* grad_x);
   // bits[i] = what is in force for logits[i]; slope: its derivative; either may be null. Returns their sum.
   double (*bits)(const float* logits, int64_t n, BitsBounds bounds, bool rounded, float* bits, float* slope);
 };

@@ -12,15 +12,15 @@ namespace {
 constexpr int block = DiffQTraits::block, piece = DiffQTraits::piece;
 
 // noise_of for a block of elements.
-QUANTIZE_INLINE void draw_noise(const DiffQTensor& t, int64_t index, float* noise) {
+QUANTIZE_INLINE void draw_noise(Seed seed, uint32_t stream, const float* quantiles, int64_t index, float* noise) {
   Words word[4];
-  philox_lanes(uint32_t(index) * DiffQTraits::counters, t.stream, t.seed, word);
+  philox_lanes(uint32_t(index) * DiffQTraits::counters, stream, seed, word);
   for (int slot = 0; slot < DiffQTraits::slots; ++slot) {
     Lanes v;
     for (int p = 0; p < Lanes::parts; ++p) {
       const Words::Part own = word[slot % 8 / 2].part[p], w = slot < 8 ? own : exchange_bytes(own), u = slot % 2 ? w >> 16 : w & 0xffffu;
-      if (t.quantiles)
-        for (int l = 0; l < Lanes::width; ++l) v.part[p][l] = t.quantiles[u[l]];
+      if (quantiles)
+        for (int l = 0; l < Lanes::width; ++l) v.part[p][l] = quantiles[u[l]];
       else
         v.part[p] = __builtin_convertvector((Lanes::Whole)u, Lanes::Part) * 0x1p-16f + (0x1p-17f - 0.5f);
     }
@@ -160,9 +160,9 @@ DiffQExtent find_extent(const void* source, int64_t n) {
 }
 
 // The noise of elements [begin, end), at most a piece, all of one block-aligned stretch or the ends of it.
-QUANTIZE_INLINE const float* draw(const DiffQTensor& t, int64_t begin, int64_t end, float* buffer) {
+QUANTIZE_INLINE const float* draw(Seed seed, uint32_t stream, const float* quantiles, int64_t begin, int64_t end, float* buffer) {
   const int64_t first = begin / block;
-  for (int64_t index = first; index * block < end; ++index) draw_noise(t, index, buffer + (index - first) * block);
+  for (int64_t index = first; index * block < end; ++index) draw_noise(seed, stream, quantiles, index, buffer + (index - first) * block);
   return buffer + begin % block;
 }
 
@@ -177,7 +177,7 @@ void add_noise(const DiffQTensor& t, const void* source, int64_t begin, int64_t 
     noise_scales<false>(t, first, (next - 1) / t.group_size - first + 1, inverse, nullptr);
     spread(inverse, begin, next, t.group_size, scale);
     spread_ranges(t, 1, begin, next, range);
-    const float* own = draw(t, begin, next, noise);
+    const float* own = draw(t.seed, t.stream, t.quantiles, begin, next, noise);
     for (int64_t i = 0; i < n; i += lanes) {
       const Lanes factor = load_lanes(range + i) * load_lanes(scale + i);
       store_part(load_part(w + begin + i, n - i) + load_lanes(own + i) * factor, y + begin + i, n - i);
@@ -245,7 +245,7 @@ void backward_piece(const DiffQTensor& t, const void* source, int64_t index, Dif
   noise_scales<true>(t, first, (end - 1) / t.group_size - first + 1, inverse, slope);
   spread(inverse, begin, end, t.group_size, by_row);
   spread_ranges(t, 1, begin, end, by_group);
-  draw(t, begin, end, noise);
+  draw(t.seed, t.stream, t.quantiles, begin, end, noise);
   for (int64_t i = 0; i < n; i += lanes) {
     const Lanes product = load_part(grad + begin + i, n - i) * load_lanes(noise + i);
     store_lanes(product * load_lanes(by_group + i), by_group + i);
@@ -300,7 +300,44 @@ double find_bits(const float* logits, int64_t n, BitsBounds bounds, bool rounded
 }
 
 template <typename T>
-constexpr DiffQKernels diffq_of{find_extent<T>, add_noise<T>, round_to_grid<T>, backward_piece<T>, find_bits};
+void clip_with_noise(const ClippedNoise& t, const void* source, int64_t begin, int64_t end, void* target) {
+  const T* x = static_cast<const T*>(source);
+  T* y = static_cast<T*>(target);
+  alignas(64) float noise[piece + 2 * block];
+  for (int64_t next; begin < end; begin = next) {
+    next = std::min(end, begin / piece * piece + piece);
+    const float* own = draw(t.seed, 0, nullptr, begin, next, noise);
+    for (int64_t i = begin; i < next; i += lanes)
+      store_part(lower(higher(load_part(x + i, next - i), t.low), t.high) + load_lanes(own + i - begin) * t.scale, y + i, next - i);
+  }
+}
+
+template <typename T>
+ClippedSums clip_backward(const ClippedNoise& t, const void* gradient, const void* source, int64_t n, int64_t index, void* target) {
+  const T *grad = static_cast<const T*>(gradient), *x = static_cast<const T*>(source);
+  T* grad_x = static_cast<T*>(target);
+  alignas(64) float noise[piece + 2 * block];
+  const int64_t begin = index * piece, end = std::min(n, begin + piece);
+  draw(t.seed, 0, nullptr, begin, end, noise);
+  Lanes by_noise = 0.f, above = 0.f, below = 0.f;
+  for (int64_t i = begin; i < end; i += lanes) {
+    const Lanes g = load_part(grad + i, end - i), v = load_part(x + i, end - i);
+    Lanes high, low, inside;
+    for (int p = 0; p < Lanes::parts; ++p) {
+      const auto is_above = v.part[p] > t.high, is_below = v.part[p] < t.low;
+      high.part[p] = is_above ? g.part[p] : Lanes::Part{};
+      low.part[p] = is_below ? g.part[p] : Lanes::Part{};
+      inside.part[p] = is_above | is_below ? Lanes::Part{} : g.part[p];
+    }
+    by_noise += g * load_lanes(noise + i - begin), above += high, below += low;
+    store_part(inside, grad_x + i, end - i);
+  }
+  return {sum_of(by_noise), sum_of(above), sum_of(below)};
+}
+
+template <typename T>
+constexpr DiffQKernels diffq_of{find_extent<T>,     add_noise<T>,     round_to_grid<T>, backward_piece<T>,
+                                clip_with_noise<T>, clip_backward<T>, find_bits};
 
 }  // namespace
 }  // namespace quantize::weight

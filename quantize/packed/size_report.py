@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..weight.prepare import prepared_weights
-from .contents import Item, contents, packed_parts, packed_weights
+from .contents import Item, contents, join, packed_parts, packed_weights
 from .convert import converted
 from .fold import BATCH_NORMS
 from .form import GROUPED
@@ -107,8 +107,8 @@ def bytes_beside_learned_bits(model: nn.Module) -> int:
     for parameter in model.parameters():
         parameter.nan_to_num_(0, 0, 0)  # a diverged model has a size too
     stored = contents(converted(model, "size_penalty", calibrated=False))
-    codes = {f"{entry['name']}.{entry.get('decoded', '')}".rstrip(".") for entry in stored.layers if entry["method"] == GROUPED}
-    return sum(item.tensor.nbytes for name, item in stored.tensors.items() if name.removesuffix(".codes") not in codes)
+    codes = {join(entry["name"], entry.get("decoded", ""), "codes") for entry in stored.layers if entry["method"] == GROUPED}
+    return sum(item.tensor.nbytes for name, item in stored.tensors.items() if name not in codes)
 
 
 def _bytes(items: list[Item]) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .diffq import diffq_quantizers
+from .learned_activation import learned_activations
 
 FARTHEST = 8.0  # logits are kept within +-8: bits then lie within 0.04 % of a bound, and still have a slope to come back by
 WINDOW, OFTEN = 100, 10  # a warning for each window of steps in which so many were skipped
@@ -70,6 +71,9 @@ def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: f
     multiplied the bits' gradients by NaN too. The bits' gradients are small: an optimizer that is invariant to their scale suits them, such
     as Adam, either for all parameters or as a second one, ``torch.optim.Adam([{"params": []}])``.
 
+    Bits that all groups of a weight still share are spread over half a bit up and down, evenly: else groups that move together would change
+    their whole bits together, and the size of the file would jump.
+
     Call it after prepare and DistributedDataParallel, and before a learning-rate scheduler is made.
 
     Args:
@@ -102,7 +106,7 @@ def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: f
         raise TypeError(f"{who}: lr must be a number of at least 0; got {lr!r}")
     if not lr >= 0:
         raise ValueError(f"{who}: lr must be a number of at least 0; got {lr!r}")
-    quantizers = list(diffq_quantizers(model))
+    quantizers = [*diffq_quantizers(model), *learned_activations(model)]
     if not quantizers:
         raise ValueError(f"{who}: model must have learned bits; call quantize.prepare(model, quantize.DiffQ()) first")
     logits = [q.logits for q in quantizers]
@@ -123,6 +127,8 @@ def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: f
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if p not in own]
     optimizer.add_param_group({"params": logits, "lr": lr, "weight_decay": 0.0})
+    for quantizer in diffq_quantizers(model):
+        quantizer.spread()
     guard = BitGuard(logits)
     optimizer.register_step_pre_hook(guard.before_step)
     optimizer.register_step_post_hook(guard.after_step)

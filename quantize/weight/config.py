@@ -131,7 +131,9 @@ class DiffQ(WeightConfig):
         range: ``"channel"``: lowest to highest weight of each output channel; ``"tensor"``: of all, as in the paper, where one outlier
             coarsens a whole layer; ``"group"``: of each group, which costs 8 bytes a group.
         noise: ``"uniform"``, of deviation 1/sqrt(12), or ``"gaussian"``, of deviation 1/2, as in the paper: 1.73 times what rounding does.
-        activation_bits: 2 to 8 quantizes the layer's input too, with a learned step (LSQ, arXiv 1902.08153); None leaves it alone.
+        activation_bits: 2 to 8 quantizes the layer's input too, with a learned step (LSQ, arXiv 1902.08153); ``"learned"``: with the same
+            noise, learned bits from min_bits to 8 at most and a learned end (NIPQ, CVPR 2023; see
+            :func:`quantize.activation_penalty`); None leaves it alone.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -148,7 +150,7 @@ class DiffQ(WeightConfig):
     init_bits: float = 8
     range: str = "channel"
     noise: str = "uniform"
-    activation_bits: int | None = None
+    activation_bits: int | str | None = None
 
     method = "diffq"
     scale = "max"  # as the other methods call it
@@ -175,4 +177,7 @@ class DiffQ(WeightConfig):
         for name, choices in (("range", ("channel", "tensor", "group")), ("noise", ("uniform", "gaussian"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"DiffQ: {name} must be one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}")
-        super().__post_init__()
+        if self.activation_bits != "learned":
+            super().__post_init__()
+        elif not 2 <= self.min_bits <= 8:
+            raise ValueError(f'DiffQ: min_bits must be from 2 to 8 with activation_bits="learned"; got {self.min_bits}')

@@ -40,8 +40,8 @@ class DiffQQuantizer(WeightQuantizer):
     def __init__(self, config: DiffQ, weight: Tensor, axis: int = 0):
         super().__init__(config, axis)
         self.numel, self.channels = weight.numel(), weight.shape[axis]
-        groups = math.ceil(self.numel / self.group_size)
-        self.logits = nn.Parameter(torch.full((groups,), _first_logit(config), dtype=torch.float32, device=weight.device))
+        groups, first = math.ceil(self.numel / self.group_size), first_logit(config.min_bits, config.max_bits, config.init_bits)
+        self.logits = nn.Parameter(torch.full((groups,), first, dtype=torch.float32, device=weight.device))
 
     @property
     def group_size(self) -> int:
@@ -74,6 +74,17 @@ class DiffQQuantizer(WeightQuantizer):
         return torch.ops.quantize.diffq_group_bits(self.logits.detach().float(), config.min_bits, config.max_bits, not self.training)
 
     @torch.no_grad()
+    def spread(self) -> None:
+        """Spreads bits that are all alike evenly over half a bit up and down: rounded, groups that move together would change together."""
+        config, groups = self.config, len(self.logits)
+        if config.max_bits == config.min_bits or not bool((self.logits == self.logits[0]).all()):
+            return
+        places = torch.arange(groups, dtype=torch.float64) * (math.sqrt(5) - 1) / 2  # the golden ratio's multiples fill an interval evenly
+        bits = config.min_bits + (config.max_bits - config.min_bits) * torch.sigmoid(self.logits[0].double().cpu()) + places % 1 - 0.5
+        part = ((bits - config.min_bits) / (config.max_bits - config.min_bits)).clamp(NEAR, 1 - NEAR)
+        self.logits.copy_(torch.logit(part))
+
+    @torch.no_grad()
     def encode_groups(self, weight: Tensor) -> GroupCodes:
         """What evaluation makes of `weight`, as codes."""
         config, rows = self.config, _rows(self, weight.detach().float())
@@ -93,9 +104,9 @@ class DiffQQuantizer(WeightQuantizer):
         return {key: value for key, value in self.__dict__.items() if key not in ("ready", "beginner", "optimizer")}
 
 
-def _first_logit(config: DiffQ) -> float:
-    extent = config.max_bits - config.min_bits
-    part = (config.init_bits - config.min_bits) / extent if extent else 0.5
+def first_logit(low: float, high: float, first: float) -> float:
+    """The logit of `first` bits between `low` and `high`, or as near as they may start to these."""
+    part = (first - low) / (high - low) if high > low else 0.5
     part = min(max(part, NEAR), 1 - NEAR)
     return math.log(part / (1 - part))
 

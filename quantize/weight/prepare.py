@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from ..patterns import check, resolve, unmatched
 from .config import DiffQ, PowerOfTwo, Uniform, WeightConfig
 from .diffq import DiffQQuantizer, draw_together
+from .learned_activation import LearnedBitsQuantizer
 from .lsq import METHODS, ActivationQuantizer, Observer
 from .quantizer import WeightQuantizer, make_quantizer
 
@@ -161,7 +162,10 @@ def _prepare_layer(module: nn.Module, config: WeightConfig, shared: dict[tuple, 
         _flatten_at_use(module)
     # Modules that read weights without calling their layers have no input to quantize.
     if config.activation_bits is not None and isinstance(module, LAYERS) and not isinstance(module, NonDynamicallyQuantizableLinear):
-        module.activation_quantizer = ActivationQuantizer(config.activation_bits, device=module.parametrizations["weight"].original.device)
+        device = module.parametrizations["weight"].original.device
+        learned = config.activation_bits == "learned"
+        own = LearnedBitsQuantizer(config, device) if learned else ActivationQuantizer(config.activation_bits, device)
+        module.activation_quantizer = own.train(module.training)
         module.register_forward_pre_hook(quantize_input_of, with_kwargs=True)
 
 

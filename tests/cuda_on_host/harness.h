@@ -120,6 +120,7 @@ int64_t check_group_variance();
 int64_t check_sign_mask();
 int64_t check_allocate_bits();
 int64_t check_weight();
+int64_t check_diffq();
 int64_t check_packed();
 
 }  // namespace cuda_on_host

@@ -11,5 +11,6 @@ int main() {
   report("sign_mask", check_sign_mask());
   report("allocate_bits", check_allocate_bits());
   report("weight", check_weight());
+  report("diffq", check_diffq());
   report("packed", check_packed());
 }

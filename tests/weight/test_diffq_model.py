@@ -1121,7 +1121,7 @@ def test_the_penalty_for_missing_a_target():
     for factor in (0.5, 0.9, 1.2, 3.0):
         missed = abs(1 / factor - 1)
         penalty = size_penalty(model, size * factor)
-        assert float(penalty) == pytest.approx(missed, abs=0.0051)
+        assert penalty.item() == pytest.approx(missed, abs=0.0051)
         (grad, *_) = torch.autograd.grad(penalty, logits_of(model))
         assert bool(((grad > 0) == (factor < 1)).all())
     assert size_penalty(model, size * 1.002).item() < 0.0003  # quadratic near by

@@ -94,3 +94,67 @@ def test_training_step(config):
         own(inputs).square().mean().backward()
     for a, b in zip(other.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(a.grad.cpu(), b.grad, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group_size", [1, 8, 17, 10**6])
+def test_diffq(group_size, dtype):
+    shapes = [(3, 7), (64, 3, 3, 3), (33, 257), (1, 2049)] * 8  # more than one launch takes
+    weights = [(torch.randn(shape) * 0.1).to(dtype) for shape in shapes]
+    weights[0][0, 0] = torch.nan
+    groups = [min(group_size, w.numel()) for w in weights]
+    logits = [torch.randn(-(-w.numel() // g)) for w, g in zip(weights, groups, strict=True)]
+    spans, low, high = [w.numel() // len(w) for w in weights], [2.0] * len(weights), [15.0] * len(weights)
+    seed, streams = torch.tensor([5, 6]), list(range(len(weights)))
+    quantiles = torch.linspace(-1, 1, 65536)
+    for table in (None, quantiles):
+        on_gpu = table if table is None else table.cuda()
+        device = [[t.cuda() for t in tensors] for tensors in (weights, logits)]
+        want = ops.diffq_noise(weights, logits, seed, streams, groups, spans, low, high, table)
+        got = ops.diffq_noise(*device, seed, streams, groups, spans, low, high, on_gpu)
+        for a, b in zip(got, want, strict=True):
+            assert_same_bits(a, b)
+        want = ops.diffq_backward(weights, logits, *want[1:], seed, streams, groups, spans, low, high, table)
+        got = ops.diffq_backward(*device, *got[1:], seed, streams, groups, spans, low, high, on_gpu)
+        for a, b in zip(got, want, strict=True):
+            assert_same_bits(a, b)
+    for a, b in zip(
+        ops.diffq_round(*device, groups, spans, low, high), ops.diffq_round(weights, logits, groups, spans, low, high), strict=True
+    ):
+        assert_same_bits(a, b)
+    numels = [w.numel() for w in weights]
+    for rounded in (False, True):
+        arguments = (numels, groups, low, high, rounded)
+        torch.testing.assert_close(ops.diffq_bits(device[1], *arguments).cpu(), ops.diffq_bits(logits, *arguments))
+    grad = torch.randn(len(weights))
+    got, want = (ops.diffq_bits_backward(g, own, numels, groups, low, high) for g, own in ((grad.cuda(), device[1]), (grad, logits)))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.cpu(), b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [1, 257, 100_003])
+def test_clipped_noise(n, dtype):
+    x, grad, ends, seed = torch.randn(n).to(dtype), torch.randn(n).to(dtype), torch.tensor([-0.5, 0.7, 0.1]), torch.tensor([1, 2])
+    assert_same_bits([ops.clipped_noise(x.cuda(), ends.cuda(), seed)], [ops.clipped_noise(x, ends, seed)])
+    got, want = ops.clipped_noise_backward(grad.cuda(), x.cuda(), ends.cuda(), seed), ops.clipped_noise_backward(grad, x, ends, seed)
+    assert_same_bits(got[:1], want[:1])
+    torch.testing.assert_close(got[1].cpu(), want[1], rtol=1e-4, atol=1e-3)
+
+
+def test_a_step_of_learned_bits():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10)).cuda()
+    quantize.prepare(model, quantize.DiffQ(activation_bits="learned"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    guard = quantize.add_bit_parameters(optimizer, model, lr=1e-2)
+    for _ in range(3):
+        loss = model(torch.randn(8, 3, 8, 8, device="cuda")).square().mean()
+        (loss + 5 * quantize.size_penalty(model) + quantize.activation_penalty(model)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert guard.steps == 3 and guard.skipped == 0
+    assert all(p.isfinite().all() for p in model.parameters())
+    x = torch.randn(4, 3, 8, 8, device="cuda")
+    packed = quantize.convert(model.eval())
+    torch.testing.assert_close(packed(x), model(x), rtol=1e-4, atol=1e-4)

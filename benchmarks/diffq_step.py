@@ -67,12 +67,12 @@ def training_step(model: torch.nn.Module, optimizers: list, x: torch.Tensor, tar
         optimizer.step()
 
 
-def measure_step(arch: str, batch: int, rounds: int, group_size: int) -> dict:
+def measure_step(arch: str, batch: int, rounds: int, group_size: int, device: str = "cpu") -> dict:
     """Medians and ratios of the plain step and DiffQ's, optimizers, penalty and guard included."""
     torch.manual_seed(0)
-    plain = create_model(arch, num_classes=10, in_channels=3)
+    plain = create_model(arch, num_classes=10, in_channels=3).to(device)
     learned = quantize.prepare(copy.deepcopy(plain), quantize.DiffQ(group_size))
-    x, target = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
+    x, target = torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
     sgd = [torch.optim.SGD(plain.parameters(), 0.01, 0.9, weight_decay=1e-4)]
     weights = [p for name, p in learned.named_parameters() if not name.endswith("logits")]
     both = [torch.optim.SGD(weights, 0.01, 0.9, weight_decay=1e-4), torch.optim.Adam([{"params": []}], fused=True)]

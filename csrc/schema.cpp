@@ -42,8 +42,8 @@ TORCH_LIBRARY(quantize, m) {
   //
   // sign(x) 2^k, k the exponent that log2 |x| rounds to (plus: the nearest power of two), for any floating-point tensor.
   m.def("round_power_of_two(Tensor x, bool plus) -> Tensor");
-  // Fake quantization with a scale for each entry of dimension 0. codebook: uniform, po2, po2plus (csrc/weight/codebook.h). y = scale *
-  // level; scale, limit: float32 [channels]; weights beyond the limit get no gradient.
+  // Fake quantization with a scale for each entry of dimension 0. codebook: uniform, po2, po2plus, ternary (csrc/weight/codebook.h). y =
+  // scale * level; scale, limit: float32 [channels]; weights beyond the limit get no gradient.
   m.def("channel_quantize(Tensor w, str codebook, int bits, bool least_squares) -> (Tensor y, Tensor scale, Tensor limit)");
   m.def("clip_gradient(Tensor grad, Tensor w, Tensor limit) -> Tensor");
   // y = step * (clamp(round(x / step) + zero_point, 0, levels) - zero_point); step, zero_point: float32 scalars on x's device. NaN in x

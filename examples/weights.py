@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 import learned_bits
 
-QUANTIZERS = ("po2", "po2plus", "uniform", "lsq")  # with a number of bits that is given; "diffq" learns it
+QUANTIZERS = ("po2", "po2plus", "uniform", "lsq", "ternary")  # with a number of bits that is given; "diffq" learns it
 FLOAT = "float"  # what checkpoints call weights in full precision
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of low-bit weights."""
     add = parser.add_argument_group("low-bit weights").add_argument
-    text = "powers of two, nearest powers of two, evenly spaced levels, such with a learned step, or with learned bits (DiffQ); "
+    text = "powers of two, nearest powers of two, evenly spaced levels, such with a learned step, ternary, or with learned bits (DiffQ); "
     add("--weights", choices=(*QUANTIZERS, "diffq"), help=text + "full precision if not given")
-    add("--weight-bits", type=int, metavar="B", help="bits of a weight, 2 to 8; 4 if not given")
+    add("--weight-bits", type=int, metavar="B", help="bits of a weight, 2 to 8; 4 if not given, 2 if ternary")
     add("--weight-activation-bits", type=int, metavar="A", help="quantize the layers' inputs too, to 2 to 8 bits with a learned step")
     add("--float-layers", nargs="+", metavar="GLOB", help="layers left in full precision; none if not given, not even first and last")
 
@@ -30,7 +30,10 @@ def check(args: argparse.Namespace, error) -> None:
         if getattr(args, name) is not None and args.weights not in those:
             error(f"--{name.replace('_', '-')} belongs to --weights {'|'.join(those)}")
     if args.weights in QUANTIZERS:
-        args.weight_bits = 4 if args.weight_bits is None else args.weight_bits
+        usual = 2 if args.weights == "ternary" else 4
+        args.weight_bits = usual if args.weight_bits is None else args.weight_bits
+        if args.weights == "ternary" and args.weight_bits != usual:
+            error(f"--weight-bits must be 2 with --weights ternary; got {args.weight_bits}")
     for name in ("weight_bits", "weight_activation_bits"):
         bits = getattr(args, name)
         if bits is not None and not 2 <= bits <= 8:
@@ -64,6 +67,8 @@ def prepare(model: nn.Module, args: argparse.Namespace) -> nn.Module:
             raise ValueError(f"--float-layers: expected globs over names from {layers[0]} to {layers[-1]}; got {glob!r}, which fits none")
     if args.weights == "diffq":
         config = quantize.DiffQ(args.group_size, args.min_bits, args.max_bits, args.init_bits, activation_bits=args.weight_activation_bits)
+    elif args.weights == "ternary":
+        config = quantize.Ternary(args.weight_activation_bits)
     elif args.weights in ("uniform", "lsq"):
         scale = "learned" if args.weights == "lsq" else "least_squares"
         config = quantize.Uniform(args.weight_bits, args.weight_activation_bits, scale)

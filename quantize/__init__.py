@@ -52,11 +52,12 @@ from .packed.modules import (
 from .packed.size_report import SizeReport, size_report
 from .packed.summary import Summary, summary
 from .weight.bit_parameters import add_bit_parameters
-from .weight.config import DiffQ, PowerOfTwo, Uniform
+from .weight.config import DiffQ, PowerOfTwo, Ternary, Uniform
 from .weight.learned_activation import activation_penalty
 from .weight.power_of_two import power_of_two
 from .weight.prepare import calibrate, prepare, weight_bits
 from .weight.size_penalty import size_penalty
+from .weight.ternary import ternary
 
 __version__ = _C.build_info()["version"]
 
@@ -101,6 +102,7 @@ __all__ = [
     "QUpsample",
     "SizeReport",
     "Summary",
+    "Ternary",
     "Uniform",
     "VarianceReport",
     "activation_penalty",
@@ -116,6 +118,7 @@ __all__ = [
     "size_penalty",
     "size_report",
     "summary",
+    "ternary",
     "variance_report",
     "weight_bits",
 ]

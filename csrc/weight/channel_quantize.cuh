@@ -28,6 +28,25 @@ QUANTIZE_DEVICE float channel_max(float value) {
 
 QUANTIZE_DEVICE float magnitude_of(float x) { return bits_float(float_bits(x) & 0x7fffffffu); }
 
+// A channel of ternary weights; y: where it goes, if anywhere. Not sound: NaN.
+template <typename T>
+QUANTIZE_DEVICE ChannelScale ternary_row(const T* row, int64_t n, int lane, bool sound, T* y) {
+  float total = 0.f, above = 0.f, count = 0.f;
+  for (int64_t i = lane; i < n; i += ChannelTraits::lanes) total += magnitude_of(to_float_device(row[i]));
+  const float threshold = ternary_threshold(channel_sum(total), n);
+  for (int64_t i = lane; i < n; i += ChannelTraits::lanes) {
+    const float m = magnitude_of(to_float_device(row[i]));
+    above += m > threshold ? m : 0.f, count += m > threshold ? 1.f : 0.f;
+  }
+  const float whole = channel_sum(above), kept = channel_sum(count);
+  const ChannelScale own = sound ? ternary_scale(whole, kept) : poisoned_channel();
+  for (int64_t i = lane; i < n && y; i += ChannelTraits::lanes) {
+    const float v = to_float_device(row[i]), q = magnitude_of(v) > threshold ? own.step : 0.f;
+    y[i] = round_nearest(!sound ? own.step : v < 0.f ? 0.f - q : q, T{});
+  }
+  return own;
+}
+
 // w, y: [channels, n]. scale, limit: [channels].
 template <typename T>
 __global__ void __launch_bounds__(ChannelTraits::threads)
@@ -44,6 +63,11 @@ __global__ void __launch_bounds__(ChannelTraits::threads)
       high = m > high ? m : high, poison += v * 0.f;
     }
     const float largest = channel_max(high) + channel_sum(poison);
+    if (book.ternary) {
+      const ChannelScale own = ternary_row(row, n, lane, largest == largest, there ? y + channel * n : nullptr);
+      if (there && lane == 0) scale[channel] = own.scale, limit[channel] = own.limit;
+      continue;
+    }
     const bool sound = largest == largest && !is_zero_channel(largest, book);
     const float unit = 1.f / largest;
     float best = -1.f, product = 1.f, square = 1.f, ratio = book.ratio[0];

@@ -5,6 +5,9 @@
 // candidate's levels are kept, with their least-squares scale. A single candidate r = 1 without that last step is the max-based scale.
 // Candidates that give the same levels tie exactly, whatever was rounded; the first one, the widest, cuts off the fewest gradients.
 //
+// Ternary weight networks (arXiv 1605.04711) have a rule of their own: levels -1, 0 and 1, of which 0 is for |w| up to 0.7 of the channel's
+// mean |w|, and the mean of the others as scale.
+//
 // Sixteen partial sums in fixed places, added up in one order (core/lanes.h), give every backend the same bits.
 #pragma once
 
@@ -19,6 +22,7 @@ struct Codebook {
   static constexpr int max_candidates = 17;
 
   bool power_of_two;
+  bool ternary;    // of the rest only least_squares, false, counts
   float anchor;    // of the largest level, in the units of t: 2^(b-1) - 1 for uniform levels, 1 for powers of two
   float lowest;    // powers of two: the smallest level but zero; half of it and less is zero
   uint32_t carry;  // power_of_two_carry
@@ -27,6 +31,13 @@ struct Codebook {
   bool least_squares;
   int candidates;
   float ratio[max_candidates];
+};
+
+struct ChannelScale {
+  float inverse;  // t = |w| * inverse
+  float step;     // |quantized| = step * q
+  float scale;    // of the levels as stored: step * unit
+  float limit;    // |w| beyond it gets no gradient
 };
 
 // power_of_two: 0 and +-2^e, e = 0 .. 2^(bits-1) - 2, at most 62. Else: -(2^(bits-1) - 1) .. 2^(bits-1) - 1.
@@ -55,6 +66,21 @@ inline Codebook make_codebook(bool power_of_two, bool plus, int bits, bool least
   return book;
 }
 
+inline Codebook make_ternary_codebook() {
+  Codebook book{};
+  book.ternary = true;
+  return book;
+}
+
+// Magnitudes above it are not zero. total: of n magnitudes.
+QUANTIZE_HOST_DEVICE float ternary_threshold(float total, int64_t n) { return 0.7f * (total / float(n)); }
+
+// above: the sum of the `count` magnitudes above the threshold. No weight is beyond the largest level.
+QUANTIZE_HOST_DEVICE ChannelScale ternary_scale(float above, float count) {
+  const float scale = count > 0.f ? above / count : 0.f;
+  return {0.f, scale, scale, bits_float(0x7f800000u)};
+}
+
 // The level of t >= 0.
 QUANTIZE_HOST_DEVICE float level_of(float t, const Codebook& book) {
   if (book.power_of_two) {
@@ -64,13 +90,6 @@ QUANTIZE_HOST_DEVICE float level_of(float t, const Codebook& book) {
   const float q = (t + 12582912.f) - 12582912.f;  // 1.5 * 2^23: to nearest, ties to even
   return q > book.anchor ? book.anchor : q;
 }
-
-struct ChannelScale {
-  float inverse;  // t = |w| * inverse
-  float step;     // |quantized| = step * q
-  float scale;    // of the levels as stored: step * unit
-  float limit;    // |w| beyond it gets no gradient
-};
 
 QUANTIZE_HOST_DEVICE float part_explained(float product, float square) { return product * (product / square); }
 

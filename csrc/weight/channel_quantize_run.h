@@ -52,10 +52,34 @@ ChannelScale quantize_levels(const T* w, int64_t n, const Codebook& book, T* y, 
 }
 
 template <typename T>
+ChannelScale quantize_ternary(const T* w, int64_t n, T* y) {
+  Lanes total = 0.f, above = 0.f, count = 0.f;
+  for (int64_t i = 0; i < n; i += lanes) total += magnitude(load_part(w + i, n - i));
+  const float threshold = ternary_threshold(sum_of(total), n);
+  for (int64_t i = 0; i < n; i += lanes) {
+    const Lanes m = magnitude(load_part(w + i, n - i));
+    for (int p = 0; p < Lanes::parts; ++p) {
+      const auto kept = m.part[p] > threshold;
+      above.part[p] += kept ? m.part[p] : Lanes::Part{};
+      count.part[p] += kept ? Lanes::Part{} + 1.f : Lanes::Part{};
+    }
+  }
+  const ChannelScale scale = ternary_scale(sum_of(above), sum_of(count));
+  for (int64_t i = 0; i < n; i += lanes) {
+    const Lanes v = load_part(w + i, n - i), m = magnitude(v);
+    Lanes q;
+    for (int p = 0; p < Lanes::parts; ++p) q.part[p] = m.part[p] > threshold ? Lanes::Part{} + scale.step : Lanes::Part{};
+    store_part(with_sign(q, v), y + i, n - i);
+  }
+  return scale;
+}
+
+template <typename T>
 ChannelScale quantize_channel(const void* source, int64_t n, const Codebook& book, void* target) {
   const T* w = static_cast<const T*>(source);
   T* y = static_cast<T*>(target);
   const float largest = largest_magnitude(w, n);
+  if (largest == largest && book.ternary) return quantize_ternary(w, n, y);
   if (largest == largest && !is_zero_channel(largest, book))
     return book.power_of_two ? quantize_levels<true>(w, n, book, y, largest) : quantize_levels<false>(w, n, book, y, largest);
   const ChannelScale scale = largest == largest ? zero_channel() : poisoned_channel();

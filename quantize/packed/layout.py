@@ -42,6 +42,7 @@ def _power_of_two(width: int) -> list[float]:
 
 METHODS = {
     "uniform": Method(2, 8, _uniform, lambda bits: 2 ** (bits - 1) - 1),
+    "ternary": Method(2, 2, _uniform, lambda bits: 1.0),
     "power_of_two": Method(2, 8, _power_of_two, lambda bits: 2.0 ** (2 ** (bits - 1) - 2)),
 }
 

@@ -117,6 +117,33 @@ class PowerOfTwo(WeightConfig):
 
 
 @dataclass(frozen=True)
+class Ternary(WeightConfig):
+    """Ternary weight networks (arXiv 1605.04711): ``scale * {-1, 0, 1}`` with a scale for each output channel, stored in 2 bits.
+
+    Zero are the weights up to 0.7 of the channel's mean magnitude (equation 6 of the paper), the scale is the mean magnitude of the others
+    (equation 5); the gradient goes straight through to all of them.
+
+    Args:
+        activation_bits: 2 to 8 quantizes the layer's input too, with a learned step (LSQ, arXiv 1902.08153); None leaves it alone.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> layer = nn.Linear(4, 1, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.8, 0.4, -0.6, 0.1]]))
+        >>> quantize.prepare(layer, quantize.Ternary()).weight.detach()
+        tensor([[ 0.6000,  0.6000, -0.6000,  0.0000]])
+    """
+
+    activation_bits: int | None = None
+
+    method = codebook = "ternary"
+    scale = "max"  # as the other methods call it
+    weight_bits = 2
+
+
+@dataclass(frozen=True)
 class DiffQ(WeightConfig):
     """Learned bits for each group of weights, by pseudo quantization noise (DiffQ, arXiv 2104.09987).
 

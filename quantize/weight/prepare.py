@@ -12,13 +12,13 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from ..patterns import check, resolve, unmatched
-from .config import DiffQ, PowerOfTwo, Uniform, WeightConfig
+from .config import DiffQ, PowerOfTwo, Ternary, Uniform, WeightConfig
 from .diffq import DiffQQuantizer, draw_together
 from .learned_activation import LearnedBitsQuantizer
 from .lsq import METHODS, ActivationQuantizer, Observer
 from .quantizer import WeightQuantizer, make_quantizer
 
-CONFIGS = (Uniform, PowerOfTwo, DiffQ)
+CONFIGS = (Uniform, PowerOfTwo, DiffQ, Ternary)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 
@@ -75,8 +75,8 @@ def prepare(model: nn.Module, config) -> nn.Module:
 
     Args:
         model: any nn.Module, or a single layer.
-        config: :class:`quantize.Uniform`, :class:`quantize.PowerOfTwo` or :class:`quantize.DiffQ`, or a mapping from glob patterns over
-            module names to one of these or to None, which leaves the layer alone; the last match wins.
+        config: :class:`quantize.Uniform`, :class:`quantize.PowerOfTwo`, :class:`quantize.DiffQ` or :class:`quantize.Ternary`, or a mapping
+            from glob patterns over module names to one of these or to None, which leaves the layer alone; the last match wins.
 
     Returns:
         The same object.

@@ -51,7 +51,7 @@ def size_penalty(model: nn.Module, target_size: float | None = None) -> Tensor:
         raise ValueError("size_penalty: model must have learned bits; call quantize.prepare(model, quantize.DiffQ()) first")
     constant = _other_bytes(model, quantizers) / MIB
     if target_size is None:
-        return _bits(quantizers, not quantizers[0].training).sum() / (8 * MIB) + constant
+        return _bits(quantizers, not model.training).sum() / (8 * MIB) + constant
     _check_target(target_size, constant, quantizers)
     missed = (_bits(quantizers, True).sum() / (8 * MIB) + constant) / target_size - 1
     return nn.functional.huber_loss(missed, torch.zeros_like(missed), delta=SMOOTH) / SMOOTH

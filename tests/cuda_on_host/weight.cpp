@@ -64,10 +64,12 @@ template <typename T>
 int64_t check() {
   int64_t count = 0;
   for (const Case& c : {Case{1, 1, 0}, {3, 7, 0}, {9, 16, 0}, {8, 27, 0}, {17, 33, 0}, {2, 257, 0}})
-    for (Pattern pattern : kPatterns)
+    for (Pattern pattern : kPatterns) {
+      count += check_channels<T>(c, pattern, make_ternary_codebook());
       for (int bits : {2, 4, 8})
         for (bool least_squares : {false, true})
           for (int kind : {0, 1, 2}) count += check_channels<T>(c, pattern, make_codebook(kind > 0, kind == 2, bits, least_squares));
+    }
   for (int64_t n : {1, 31, 257, 2000})
     for (Pattern pattern : kPatterns) {
       count +=

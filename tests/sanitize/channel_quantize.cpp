@@ -13,6 +13,7 @@ using quantize::weight::channel_quantize_kernels;
 using quantize::weight::ChannelScale;
 using quantize::weight::Codebook;
 using quantize::weight::make_codebook;
+using quantize::weight::make_ternary_codebook;
 
 template <typename T>
 int64_t check(Isa isa, Fence fence) {
@@ -23,10 +24,12 @@ int64_t check(Isa isa, Fence fence) {
     Buffer<float> scale(4, fence), want_scale(4, fence);
     for (Pattern pattern : kPatterns) {
       fill(w, pattern);
-      for (const auto& [power_of_two, plus, name] : {std::tuple{false, false, "uniform"}, {true, false, "po2"}, {true, true, "po2plus"}})
+      for (const auto& [power_of_two, plus, name] :
+           {std::tuple{false, false, "uniform"}, {true, false, "po2"}, {true, true, "po2plus"}, {false, true, "ternary"}})
         for (const int bits : {2, 4, 8})
           for (const bool least_squares : {false, true}) {
-            const Codebook book = make_codebook(power_of_two, plus, bits, least_squares);
+            const bool is_ternary = plus && !power_of_two;
+            const Codebook book = is_ternary ? make_ternary_codebook() : make_codebook(power_of_two, plus, bits, least_squares);
             const std::string what =
                 "n " + std::to_string(n) + ", pattern " + kPatternNames[int(pattern)] + ", " + std::to_string(bits) + " bits, " + name;
             const ChannelScale expected = portable.quantize(w.data(), n, book, want.data()), own = k.quantize(w.data(), n, book, y.data());

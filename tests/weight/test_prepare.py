@@ -146,9 +146,14 @@ def poison(model):
     [
         (3, Uniform(4), TypeError, "prepare: model must be an nn.Module; got int"),
         (nn.Linear, Uniform(4), TypeError, "prepare: model must be an nn.Module; got type"),
-        (Net(), 4, TypeError, "prepare: config must be a Uniform, a PowerOfTwo or a DiffQ or a mapping from glob patterns to it; got 4"),
+        (
+            Net(),
+            4,
+            TypeError,
+            "prepare: config must be a Uniform, a PowerOfTwo, a DiffQ or a Ternary or a mapping from glob patterns to it; got 4",
+        ),
         (Net(), None, TypeError, "prepare: config must be"),
-        (Net(), {"fc": 4}, TypeError, "prepare: config must be a Uniform, a PowerOfTwo or a DiffQ for 'fc'; got 4"),
+        (Net(), {"fc": 4}, TypeError, "prepare: config must be a Uniform, a PowerOfTwo, a DiffQ or a Ternary for 'fc'; got 4"),
         (Net(), {3: Uniform(4)}, TypeError, "config's keys must be glob patterns over module names; got 3"),
         (Net(), {}, ValueError, "its convolution and linear layers are 'conv', 'body.2', 'fc'"),
         (Net(), {"*": None}, ValueError, "model must have a layer that config chooses"),

@@ -102,7 +102,7 @@ FLOAT = torch.ones(3, 2)
 ERRORS = [
     ("round_power_of_two", (FLOAT.int(), True), TypeError, "power_of_two: x must be float32, float16 or bfloat16; got Int"),
     ("channel_quantize", (FLOAT.int(), "po2", 4, True), TypeError, "w must be float32, float16 or bfloat16; got Int"),
-    ("channel_quantize", (FLOAT, "po3", 4, True), ValueError, "codebook must be uniform, po2 or po2plus; got po3"),
+    ("channel_quantize", (FLOAT, "po3", 4, True), ValueError, "codebook must be uniform, po2, po2plus or ternary; got po3"),
     ("channel_quantize", (FLOAT, "po2", 1, True), ValueError, "bits must be between 2 and 8; got 1"),
     ("channel_quantize", (FLOAT, "po2", 9, True), ValueError, "bits must be between 2 and 8; got 9"),
     ("clip_gradient", (FLOAT.half(), FLOAT, torch.ones(3)), TypeError, "grad must be Float; got Half"),

@@ -140,7 +140,7 @@ Tensor group_bits_cpu(const Tensor& input, double min_bits, double max_bits, boo
   Tensor bits = at::empty_like(logits);
   diffq_kernels(cpu_isa(), Scalar::f32)
       .bits(logits.const_data_ptr<float>(), logits.numel(), bits_bounds("diffq_group_bits", min_bits, max_bits), rounded,
-            bits.mutable_data_ptr<float>(), nullptr);
+            bits.mutable_data_ptr<float>(), nullptr, 1.f);
   return bits;
 }
 
@@ -228,14 +228,14 @@ Tensor bits_cpu(at::TensorList logits, at::IntArrayRef numels, at::IntArrayRef g
     const size_t i = task.tensor;
     const float* own = logits[i].const_data_ptr<float>();
     parts[i][task.begin / stretch] =
-        kernels.bits(own + task.begin, task.end - task.begin, bits_bounds(op, min_bits[i], max_bits[i]), rounded, nullptr, nullptr);
+        kernels.bits(own + task.begin, task.end - task.begin, bits_bounds(op, min_bits[i], max_bits[i]), rounded, nullptr, nullptr, 1.f);
   });
   for (size_t i = 0; i < numels.size(); ++i) {
     double sum = 0;
     for (double part : parts[i]) sum += part;
     const int64_t last = logits[i].numel() - 1, missing = (last + 1) * group_sizes[i] - numels[i];
-    const double of_last =
-        kernels.bits(logits[i].const_data_ptr<float>() + last, 1, bits_bounds(op, min_bits[i], max_bits[i]), rounded, nullptr, nullptr);
+    const double of_last = kernels.bits(logits[i].const_data_ptr<float>() + last, 1, bits_bounds(op, min_bits[i], max_bits[i]), rounded,
+                                        nullptr, nullptr, 1.f);
     total.mutable_data_ptr<float>()[i] = float(sum * double(group_sizes[i]) - of_last * double(missing));
   }
   return total;
@@ -258,11 +258,15 @@ Tensors bits_backward_cpu(const Tensor& grad, at::TensorList logits, at::IntArra
     const size_t i = task.tensor;
     const int64_t last = logits[i].numel() - 1;
     float* slope = result[i].mutable_data_ptr<float>();
-    const float own = factors.const_data_ptr<float>()[i], factor = own * float(group_sizes[i]);
-    diffq_kernels(cpu_isa(), Scalar::f32)
-        .bits(logits[i].const_data_ptr<float>() + task.begin, task.end - task.begin, bits_bounds(op, min_bits[i], max_bits[i]), false,
-              nullptr, slope + task.begin);
-    for (int64_t j = task.begin; j < task.end; ++j) slope[j] *= j < last ? factor : own * float(numels[i] - last * group_sizes[i]);
+    const float* own = logits[i].const_data_ptr<float>();
+    const BitsBounds bounds = bits_bounds(op, min_bits[i], max_bits[i]);
+    const auto& kernels = diffq_kernels(cpu_isa(), Scalar::f32);
+    const auto run_to = [&](int64_t begin, int64_t end, int64_t weights) {
+      const float factor = factors.const_data_ptr<float>()[i] * float(weights);
+      kernels.bits(own + begin, end - begin, bounds, false, nullptr, slope + begin, factor);
+    };
+    run_to(task.begin, std::min(task.end, last), group_sizes[i]);
+    if (task.end > last) run_to(last, last + 1, numels[i] - last * group_sizes[i]);
   });
   return result;
 }

@@ -27,12 +27,10 @@ auto find(const char* name) {
 // A gradient for each tensor among the first arguments, nothing for the rest.
 variable_list gradients(size_t arguments) { return variable_list(arguments); }
 
-// Whether nobody else holds these tensors or their memory, so that they may be changed. Never while ops are being traced.
-bool are_ours(const Tensors& tensors) {
-  if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return false;
-  for (const Tensor& t : tensors)
-    if (!t.is_contiguous() || !t.has_storage() || t.use_count() > 1 || t.storage().use_count() > 1) return false;
-  return true;
+// A gradient that may be changed: itself where nobody else holds it or its memory.
+Tensor to_change(Tensor grad) {
+  const bool is_ours = grad.is_contiguous() && grad.has_storage() && grad.use_count() == 1 && grad.storage().use_count() == 1;
+  return is_ours ? grad : grad.clone(at::MemoryFormat::Contiguous);
 }
 
 struct DiffQ : torch::autograd::Function<DiffQ> {
@@ -57,7 +55,8 @@ struct DiffQ : torch::autograd::Function<DiffQ> {
     return y;
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  // By reference: a copy would hold the gradients a second time.
+  static variable_list backward(AutogradContext* ctx, variable_list& grads) {
     static const auto op = find<tuple<Tensors, Tensors>(at::TensorList, at::TensorList, at::TensorList, at::TensorList, const Tensor&, Ints,
                                                         Ints, Ints, Doubles, Doubles, Quantiles)>("quantize::diffq_backward");
     static const auto in_place = find<Tensors(at::TensorList, at::TensorList, at::TensorList, at::TensorList, const Tensor&, Ints, Ints,
@@ -83,12 +82,14 @@ struct DiffQ : torch::autograd::Function<DiffQ> {
     const Tensor& table = saved[3 * n + 1];
     const auto quantiles = table.defined() ? std::optional<Tensor>(table) : std::nullopt;
     Tensors grad_logits;
-    if (are_ours(own))
-      grad_logits =
-          in_place.call(own, logits, ranges, extremes, saved[3 * n], own_streams, own_groups, own_spans, own_min, own_max, quantiles);
-    else
+    if (c10::impl::TorchDispatchModeTLS::any_modes_set()) {  // traced
       std::tie(own, grad_logits) =
           op.call(own, logits, ranges, extremes, saved[3 * n], own_streams, own_groups, own_spans, own_min, own_max, quantiles);
+    } else {
+      for (Tensor& grad : own) grad = to_change(std::move(grad));
+      grad_logits =
+          in_place.call(own, logits, ranges, extremes, saved[3 * n], own_streams, own_groups, own_spans, own_min, own_max, quantiles);
+    }
     for (size_t j = 0; j < places.size(); ++j) result[places[j]] = own[j], result[n + places[j]] = grad_logits[j];
     return result;
   }

@@ -53,8 +53,8 @@ struct DiffQKernels {
   void (*clipped)(const ClippedNoise& noise, const void* x, int64_t begin, int64_t end, void* y);
   // One piece of it: grad_x = grad where x is within the ends, else 0.
   ClippedSums (*clipped_backward)(const ClippedNoise& noise, const void* grad, const void* x, int64_t n, int64_t piece, void* grad_x);
-  // bits[i] = what is in force for logits[i]; slope: its derivative; either may be null. Returns their sum.
-  double (*bits)(const float* logits, int64_t n, BitsBounds bounds, bool rounded, float* bits, float* slope);
+  // bits[i] = what is in force for logits[i]; slope: factor times its derivative; either may be null. Returns their sum.
+  double (*bits)(const float* logits, int64_t n, BitsBounds bounds, bool rounded, float* bits, float* slope, float factor);
 };
 
 // Indexed by Scalar.

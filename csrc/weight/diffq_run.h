@@ -174,14 +174,21 @@ void add_noise(const DiffQTensor& t, const void* source, int64_t begin, int64_t 
   for (int64_t next; begin < end; begin = next) {
     next = std::min(end, begin / piece * piece + piece);
     const int64_t first = begin / t.group_size, n = next - begin;
-    noise_scales<false>(t, first, (next - 1) / t.group_size - first + 1, inverse, nullptr);
+    const int64_t groups = (next - 1) / t.group_size - first + 1;
+    noise_scales<false>(t, first, groups, inverse, nullptr);
+    const bool in_rows = t.span % t.group_size == 0;  // groups lie within rows: a factor each
+    if (in_rows)
+      for_units(first, first + groups, t.span / t.group_size, [&](int64_t row, int64_t from, int64_t to) {
+        for (int64_t g = from; g < to; ++g) inverse[g] = t.ranges[2 * row + 1] * inverse[g];
+      });
     spread(inverse, begin, next, t.group_size, scale);
-    spread_ranges(t, 1, begin, next, range);
-    const float* own = draw(t.seed, t.stream, t.quantiles, begin, next, noise);
-    for (int64_t i = 0; i < n; i += lanes) {
-      const Lanes factor = load_lanes(range + i) * load_lanes(scale + i);
-      store_part(load_part(w + begin + i, n - i) + load_lanes(own + i) * factor, y + begin + i, n - i);
+    if (!in_rows) {
+      spread_ranges(t, 1, begin, next, range);
+      for (int64_t i = 0; i < n; i += lanes) store_lanes(load_lanes(range + i) * load_lanes(scale + i), scale + i);
     }
+    const float* own = draw(t.seed, t.stream, t.quantiles, begin, next, noise);
+    for (int64_t i = 0; i < n; i += lanes)
+      store_part(load_part(w + begin + i, n - i) + load_lanes(own + i) * load_lanes(scale + i), y + begin + i, n - i);
   }
 }
 
@@ -277,7 +284,7 @@ QUANTIZE_INLINE Lanes first_lanes(Lanes v, int64_t count) {
   return load_part(values, count);
 }
 
-double find_bits(const float* logits, int64_t n, BitsBounds bounds, bool rounded, float* bits, float* slope) {
+double find_bits(const float* logits, int64_t n, BitsBounds bounds, bool rounded, float* bits, float* slope, float factor) {
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += piece) {
     Lanes sum[abreast];
@@ -290,7 +297,7 @@ double find_bits(const float* logits, int64_t n, BitsBounds bounds, bool rounded
         const BitsLanes b = bits_lanes(load_part(logits + at, left), bounds);
         Lanes own = rounded ? rounded_lanes(b.bits, bounds) : b.bits;
         if (bits) store_part(own, reinterpret_cast<F32*>(bits + at), left);
-        if (slope) store_part(b.slope, reinterpret_cast<F32*>(slope + at), left);
+        if (slope) store_part(b.slope * factor, reinterpret_cast<F32*>(slope + at), left);
         if (left < lanes) own = first_lanes(own, left);
         sum[j] += own;
       }

@@ -49,8 +49,8 @@ class BitGuard:
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         """The optimizer's step post-hook: projects the bits into their bounds."""
-        torch._foreach_clamp_max_(self.logits, FARTHEST)
-        torch._foreach_clamp_min_(self.logits, -FARTHEST)
+        for logits in self.logits:
+            logits.clamp_(-FARTHEST, FARTHEST)
 
     def __repr__(self):
         return f"BitGuard(steps={self.steps}, skipped={self.skipped})"

@@ -162,6 +162,15 @@ def test_learned_step(train):
     assert begun.conv1.parametrizations.weight[0].config == quantize.Uniform(3, scale="learned")
 
 
+def test_ternary(train):
+    _, last, log = train("run", "--arch", "lenet", "--epochs", "1", "--weights", "ternary")
+    assert log[0]["test_loss"] < 3
+    args = options.parse(["--arch", "lenet", "--weights", "ternary"])
+    begun = weights.prepare(create_model("lenet", 10, 1, width=4), args)
+    assert weights.label(args) == "ternary-2" and learned_bits.average_bits(begun) == 2
+    assert begun.conv1.parametrizations.weight[0].config == quantize.Ternary()
+
+
 def test_two_processes(tmp_path):
     flags = ["--arch", "lenet", "--epochs", "1", "--weights", "diffq", "--bits-lr", "0.3", "--clip-grad-norm", "1"]
     assert "2 processes agree" in torchrun("--workspace", str(tmp_path / "two"), *flags)

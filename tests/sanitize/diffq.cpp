@@ -146,12 +146,12 @@ int64_t check_bits(Isa isa, Fence fence) {
     fill_logits(logits);
     for (const BitsBounds& bounds : kBounds)
       for (bool rounded : {false, true}) {
-        const double sum = k.bits(logits.data(), n, bounds, rounded, bits.data(), slope.data()),
-                     want_sum = portable.bits(logits.data(), n, bounds, rounded, want.data(), want_slope.data());
+        const double sum = k.bits(logits.data(), n, bounds, rounded, bits.data(), slope.data(), 0.5f),
+                     want_sum = portable.bits(logits.data(), n, bounds, rounded, want.data(), want_slope.data(), 0.5f);
         const std::string what = "diffq's bits: n " + std::to_string(n);
         expect_same(bits, want, what);
         expect_same(slope, want_slope, what + ", slope");
-        if (sum != want_sum || k.bits(logits.data(), n, bounds, rounded, nullptr, nullptr) != sum) fail(what + ", sum");
+        if (sum != want_sum || k.bits(logits.data(), n, bounds, rounded, nullptr, nullptr, 1.f) != sum) fail(what + ", sum");
         count += 3;
       }
   }

@@ -17,13 +17,13 @@ from quantize.packed.layout import (
     unpack,
 )
 
-CASES = [(method, bits) for method in METHODS for bits in range(2, 9)]
+CASES = [(name, bits) for name, method in METHODS.items() for bits in range(method.min_bits, method.max_bits + 1)]
 SIZES = [(1, 1), (3, 7), (2, 15), (2, 16), (2, 17), (1, 31), (1, 33), (5, 129), (1, 151), (3, 257)]
 
 
 def levels_of(method, bits):
     """Straight from the definition."""
-    if method == "uniform":
+    if method in ("uniform", "ternary"):
         top = 2 ** (bits - 1) - 1
         return [float(level) for level in range(-top, top + 1)]
     positive = [2.0**e for e in range(2 ** (bits - 1) - 1)]

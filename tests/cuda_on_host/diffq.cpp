@@ -137,7 +137,7 @@ int64_t check_bits() {
   const BitsBounds bounds{2.f, 13.f, 2.f, 15.f};
   simt::Launcher launch(1);
   for (bool rounded : {false, true}) {
-    find_bits(logits.data(), n, bounds, rounded, want.data(), slope.data());
+    find_bits(logits.data(), n, bounds, rounded, want.data(), slope.data(), 1.f);
     launch(diffq_find_bits, dim3(2), DiffQDeviceTraits::threads, static_cast<const float*>(logits.data()), n, bounds, rounded, got.data());
     expect_same_floats(got, want, "diffq's bits");
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ METHODS = (*layout.METHODS, GROUPED)
 
 
 @dataclass(frozen=True)
-class Form:
+class Form(ABC):
     """A float weight of `shape` in codes of `bits` bits at most.
 
     `transposed`, `groups`: of a transposed convolution, whose output channels lie in dimension 1, a group's only.
@@ -36,25 +37,25 @@ class Form:
         """Output channels."""
         return layout.rows_and_k(self.shape, self.transposed, self.groups)[0]
 
+    @abstractmethod
     def fields(self) -> dict:
         """As a file's JSON has it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """What dtype and shape the stored tensors must have, by name."""
-        raise NotImplementedError
 
     def mean_bits(self, parts: Mapping[str, Tensor]) -> float:
         """Bits of a code, on average where they differ."""
         return self.bits
 
+    @abstractmethod
     def table(self, parts: Mapping[str, Tensor]) -> Tensor:
         """What :meth:`decode` needs beside the stored tensors and may be kept between its calls."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, parts: Mapping[str, Tensor], table: Tensor) -> Tensor:
         """The float32 weight of `shape`, in the memory order of the codes where it can be."""
-        raise NotImplementedError
 
     def check(self, parts: Mapping[str, Tensor]) -> None:
         """ValueError for codes that cannot be, padding that is not zero, or scales that are not finite."""
@@ -64,12 +65,12 @@ class Form:
             at = wrong[0].tolist()
             raise ValueError(f"scales must be finite; got {float(scales[tuple(at)])} at {at}")
 
+    @abstractmethod
     def scaled(self, parts: Mapping[str, Tensor], factor: Tensor) -> tuple[Form, dict[str, Tensor]] | None:
         """Form and tensors of the weight with its output channels multiplied by `factor`, float64[channels].
 
         None where they cannot have scales of their own.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ class LearnedBitsQuantizer(ActivationQuantizer):
         self.features = x.shape[1:].numel() if x.dim() > 1 else x.numel()
         part = 1 / math.sqrt(max(self.features, 1) * (2**self.most - 1))
         bound = self.bound.float()
-        bound = (bound * part + (bound * (1 - part)).detach()).clamp(min=SMALLEST_STEP)
+        # Straight through: a bound that training drove to zero or below can come back.
+        bound = bound * part + (bound.clamp(min=SMALLEST_STEP) - bound * part).detach()
         low = -bound if self.is_signed else torch.zeros_like(bound)
         scale = (bound - low) / (2 ** self.learned() - 1)
         return torch.ops.quantize.clipped(x, torch.stack([low, bound, scale]), draw_seed())

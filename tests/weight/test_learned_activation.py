@@ -139,6 +139,28 @@ def test_calibrate_and_half():
     assert model.eval()(torch.randn(4, 8).half()).isfinite().all()
 
 
+def test_a_bound_below_zero_comes_back():
+    model = prepared()
+    bound = model[0].activation_quantizer.bound
+    bound.data.fill_(-0.1)
+    optimizer = torch.optim.Adam([bound], 0.05)
+    x = torch.rand(16, 64)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (model[0].activation_quantizer(x) - x).square().mean().backward()
+        optimizer.step()
+    assert bound > 0.3
+
+
+def test_values_that_are_not_finite():
+    quantizer = prepared(-0.5)[0].activation_quantizer
+    x = torch.tensor([[torch.nan, torch.inf, -torch.inf, 0.0]])
+    for training in (True, False):
+        y = quantizer.train(training)(x)[0]
+        assert y[0].isnan() and y[1:].isfinite().all() and y[1] > 0 > y[2]
+    assert quantizer.train()(torch.zeros(0, 64)).shape == (0, 64)
+
+
 def test_nan_logit_and_errors():
     model = prepared()
     model[0].activation_quantizer.logits.data.fill_(torch.nan)

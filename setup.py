@@ -38,7 +38,8 @@ if X86:
     # GCC before 13 warns of its own intrinsics (PR 105593).
     ISA_FLAGS["avx512"] += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 # Parts of an ISA that not all its machines have: files of their own, which ask cpu_isa.h before they run.
-PART_FLAGS = {"avx512vnni": ["-mavx512vnni", *ISA_FLAGS["avx512"]]} if X86 else {}
+PARTS = ("avx512vnni", "avx512vpopcntdq")
+PART_FLAGS = {part: [f"-m{part}", *ISA_FLAGS["avx512"]] for part in PARTS} if X86 else {}
 # --fmad=false: the CUDA kernels return the CPU's bits.
 NVCC_FLAGS = ["-O3", "-std=c++20", "--fmad=false", "--expt-relaxed-constexpr", "-DQUANTIZE_WITH_CUDA"]
 NVCC_FLAGS += ["-Xcompiler=-fvisibility=hidden,-ffp-contract=off"]
@@ -125,7 +126,7 @@ def build_class(cxx_flags, module_flags, summary):
 def configure():
     """The extension and the command that builds it."""
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
-    sources = [s for s in sources if X86 or not s.endswith(("_avx2.cpp", "_avx512.cpp", "_avx512vnni.cpp"))]
+    sources = [s for s in sources if X86 or not s.endswith(tuple(f"_{isa}.cpp" for isa in ("avx2", "avx512", *PARTS)))]
     headers = sorted(str(path.relative_to(ROOT)) for pattern in ("*.h", "*.cuh") for path in (ROOT / "csrc").rglob(pattern))
     try:
         import torch

@@ -80,12 +80,34 @@ TORCH_LIBRARY(quantize, m) {
   m.def("clipped_noise(Tensor x, Tensor ends, Tensor seed) -> Tensor");
   m.def("clipped_noise_backward(Tensor grad, Tensor x, Tensor ends, Tensor seed) -> (Tensor grad_x, Tensor sums)");
 
+  // Signs with a scale for each entry of dimension 0, centred over dimension 1 (csrc/weight/binary.h). share: where weights are clamped;
+  // with `relative` times the layer's mean magnitude. scale: float32 [rows]; mean: float32 [rows, taps]; limit: float32 [1]. factor: of
+  // the gradient.
+  m.def("binary_quantize(Tensor w, float share, bool relative) -> (Tensor y, Tensor scale, Tensor mean, Tensor limit)");
+  m.def("binary_backward(Tensor grad, Tensor w, Tensor scale, Tensor mean, Tensor limit, float factor) -> Tensor");
+  // DoReFa (csrc/weight/dorefa.h): y = scale * level, scale float32 [1], levels odd. adjusted: y has w's deviation. stats: float32 [3].
+  m.def("dorefa_quantize(Tensor w, int bits, bool adjusted) -> (Tensor y, Tensor scale, Tensor stats)");
+  m.def("dorefa_backward(Tensor grad, Tensor w, Tensor stats) -> Tensor");
+  // Stochastic rounding of a gradient within each sample's range.
+  m.def("dorefa_gradient(Tensor grad, int bits, Tensor seed) -> Tensor");
+  // Activations on a fixed grid (csrc/weight/fixed_grid.h): sign(x), and round(clip(x, 0, 1) * levels) / levels. kept: what the gradient
+  // needs, in memory order: a bit an element (whether it passes), four with `polynomial` (its slope).
+  m.def("sign_quantize(Tensor x, bool polynomial) -> (Tensor y, Tensor kept)");
+  m.def("unit_quantize(Tensor x, int levels) -> (Tensor y, Tensor kept)");
+  m.def("grid_backward(Tensor grad, Tensor kept, bool polynomial) -> Tensor");
+
   // ---- weight: differentiable ops over them, straight through.
   m.def("power_of_two(Tensor x, bool plus) -> Tensor");
   m.def("fake_quantize(Tensor w, str codebook, int bits, bool least_squares) -> Tensor");
   // grad_scale: of the step's gradient.
   m.def("lsq(Tensor x, Tensor step, Tensor zero_point, int levels, float grad_scale) -> Tensor");
   m.def("clipped(Tensor x, Tensor ends, Tensor seed) -> Tensor");
+  m.def("binarize(Tensor w, float share, bool relative, float factor) -> Tensor");
+  m.def("dorefa(Tensor w, int bits, bool adjusted) -> Tensor");
+  m.def("sign_activation(Tensor x, bool polynomial) -> Tensor");
+  m.def("unit_activation(Tensor x, int levels) -> Tensor");
+  // x itself, whose gradient goes through dorefa_gradient.
+  m.def("quantize_gradient(Tensor x, int bits, Tensor seed) -> Tensor");
   // diffq_noise, diffq_round and diffq_bits with their gradients; rounding passes them straight through.
   m.def(
       "diffq(Tensor[] weights, Tensor[] logits, Tensor seed, int[] streams, int[] group_sizes, int[] spans, float[] min_bits, float[] "
@@ -95,7 +117,7 @@ TORCH_LIBRARY(quantize, m) {
 
   // ---- packed: inference from codes.
   //
-  // codes: uint8 [N, bytes], a row an output channel, K codes of storage_bits (2, 4, 8), the first in the low bits. levels: float32
+  // codes: uint8 [N, bytes], a row an output channel, K codes of storage_bits (1, 2, 4, 8, 16), the first in the low bits. levels: float32
   // [2^storage_bits], the value of each code. Returns [N, K] = scales * level.
   m.def("decode_weight(Tensor codes, Tensor levels, Tensor scales, int storage_bits, int columns) -> Tensor");
   // Bits of their own for each group (quantize/packed/stream.py). codes: uint8, one stream of bits. group_bits: uint8, two groups a byte.
@@ -116,6 +138,18 @@ TORCH_LIBRARY(quantize, m) {
   // A few rows of float inputs [N, C] with packed weights, which are decoded on the way.
   m.def(
       "packed_linear_float(Tensor x, Tensor codes, Tensor panels, Tensor levels, Tensor scales, Tensor? bias, int storage_bits) -> Tensor");
+  // Weights of a bit each (1 = -1) times signs, or (`unit`) zeros and ones; csrc/packed/binary_bits.h has the arithmetic. x: float32, whose
+  // bit is (x < threshold[c]) ^ flip[c] (None: x < 0, no flip), or bits already, uint8 [N, H, W, 8 * ceil(channels / 64)], channel c at bit
+  // c % 8 of byte c / 8. codes: uint8 [N, 8 * ceil(K / 64)]. panels: quantize/packed/binary_panels.py's, for the CPU. sums: int32 [taps, N],
+  // of each tap's weights. Returns float32 dot * scales + bias, or, given next_threshold (int32) and next_flip, bits: (dot <
+  // next_threshold[n]) ^ next_flip[n].
+  m.def(
+      "packed_binary_conv2d(Tensor x, Tensor? threshold, Tensor? flip, bool unit, Tensor codes, Tensor panels, Tensor sums, Tensor scales, "
+      "Tensor? bias, Tensor? next_threshold, Tensor? next_flip, int channels, int[] kernel, int[] stride, int[] padding, int[] dilation, "
+      "int groups) -> Tensor");
+  m.def(
+      "packed_binary_linear(Tensor x, Tensor? threshold, Tensor? flip, bool unit, Tensor codes, Tensor panels, Tensor sums, Tensor scales, "
+      "Tensor? bias, Tensor? next_threshold, Tensor? next_flip, int channels) -> Tensor");
 
   // ---- layers: autograd functions over the kernels above, for every backend. The forward is ATen's on the full-precision input.
   //
@@ -133,6 +167,7 @@ TORCH_LIBRARY(quantize, m) {
       "float eps, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, Tensor? energy) -> Tensor");
   m.def("relu(Tensor input, float negative_slope, float max_value) -> Tensor");
   m.def("relu_(Tensor(a!) input, float negative_slope, float max_value) -> Tensor(a!)");
+  m.def("hardtanh(Tensor input, float low, float high) -> Tensor");
   m.def("dropout(Tensor input, float p) -> Tensor");
   m.def(
       "max_pool(Tensor input, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> (Tensor output, Tensor "

@@ -15,7 +15,7 @@ FORMAT = "quantize example, version 1"
 DECISIVE = (
     "batch_size", "epochs", "lr", "momentum", "weight_decay", "lr_scheduler", "lr_milestones", "lr_warmup_epochs", "label_smoothing", "amp",
     "channels_last", "seed", "limit_train", "compress", "ca", "cabits", "ibits", "pergroup", "perlayer", "usegradient",
-    "sync_bn", "clip_grad_norm", "init_bits", "bits_lr",
+    "sync_bn", "clip_grad_norm", "init_bits", "bits_lr", "reestimate_bn",
 )  # fmt: skip
 
 

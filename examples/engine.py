@@ -5,6 +5,7 @@ import statistics
 import time
 from argparse import Namespace
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +152,17 @@ def lament(run: Run, value: float, images: Tensor) -> str:
         return f"{where}, its scale {run.scaler.get_scale():g}"
     with autocast(run):
         return f"{where}; {first_nonfinite(run.model, images)}"
+
+
+def reestimate(run: Run, loader: Loader) -> None:
+    """With `--reestimate-bn` give the batch norms the statistics of the weights as they are now, which running averages lag behind."""
+    if run.args.reestimate_bn:
+        from quantize import reestimate_batch_norm
+
+        batches = islice(loader.epoch(0), run.args.reestimate_bn)  # always the same ones
+        device = run.processes.device
+        with autocast(run), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            reestimate_batch_norm(run.model, (show(run, images, indices) for images, _, indices in batches))
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     for seed in args.seeds:
         for method, quantizer, bits in plan(args):
             run = run_of(args, quantizer, bits, seed, parts[0].classes)
-            key = (args.arch, args.dataset, method, quantizer, bits, args.weight_activation_bits or 32, seed)
+            key = (args.arch, args.dataset, method, quantizer, bits, args.activation_bits or 32, seed)
             file = checkpoint_of(args, run, method)
             keys.append(key)
             try:
@@ -65,7 +65,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     add("--quantizers", choices=weights.QUANTIZERS, nargs="+", default=["po2", "po2plus"], help="(default: po2 po2plus)")
     add("--bits", type=int, nargs="+", default=[3, 4], help="bits of a weight (default: 3 4)")
-    add("--weight-activation-bits", type=int, metavar="A", help="bits of the layers' inputs, which PTQ calibrates (default: not quantized)")
+    text = "bits of the layers' inputs, which PTQ calibrates (default: not quantized)"
+    add("--activation-bits", "--weight-activation-bits", type=int, metavar="A", help=text)
     add("--float-layers", nargs="+", metavar="GLOB", help="layers left in full precision, as in training")
     add("--skip-qat", action="store_true", help="full precision and PTQ only")
     add("--reestimate-bn", action="store_true", help="before the PTQ test, take batch norm statistics anew: method ptq+bn, not ptq")
@@ -80,7 +81,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("batches", "batch_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; got {getattr(args, name)}")
-    for name, values in (("bits", args.bits), ("weight_activation_bits", [args.weight_activation_bits or 2])):
+    for name, values in (("bits", args.bits), ("activation_bits", [args.activation_bits or 2])):
         if not all(2 <= bits <= 8 for bits in values):
             parser.error(f"--{name.replace('_', '-')} must be from 2 to 8; got {' '.join(map(str, values))}")
     return args
@@ -98,7 +99,7 @@ def run_of(args, quantizer: str, bits: int, seed: int, classes: int) -> argparse
     flags += ["--width", str(args.width or default_width(args.arch))]
     if quantizer != "none":
         flags += ["--weights", quantizer, "--weight-bits", str(bits)]
-        flags += ["--weight-activation-bits", str(args.weight_activation_bits)] if args.weight_activation_bits else []
+        flags += ["--activation-bits", str(args.activation_bits)] if args.activation_bits else []
         flags += ["--float-layers", *args.float_layers] if args.float_layers else []
     return options.parse(flags)
 

@@ -61,7 +61,7 @@ class Bench:
             return model.eval()
         load_state(model, content)
         model = weights.prepare(model, args).eval()
-        if args.weight_activation_bits:
+        if args.activation_bits:
             import quantize
 
             quantize.calibrate(model, self.training_images())

@@ -6,7 +6,7 @@ from itertools import islice
 from torch.nn import functional as F
 
 import checkpoint
-from engine import Run, autocast, show, test
+from engine import Run, autocast, reestimate, show, test
 from interrupt import StopRequest
 
 
@@ -19,6 +19,7 @@ def report(run: Run, train_loader, test_loader) -> dict:
         numbers = variances(run, train_loader)
         text = "  ".join(f"{name} {value:.6g}" for name, value in numbers.items())
     else:
+        reestimate(run, train_loader)
         loss, top1 = test(run, test_loader, StopRequest())
         numbers = {"test_loss": loss, "test_top1": top1}
         text = f"test loss {loss:.4f}  top-1 {top1:.2f} %"

@@ -4,6 +4,7 @@
     python examples/train.py --arch resnet20 --dataset mnist5k -c quantize --cabits 2
     python examples/train.py --arch resnet20 --dataset mnist5k --weights po2plus --weight-bits 4 --init-from runs/.../last.pt
     python examples/train.py --arch resnet20 --dataset mnist5k --weights diffq --group-size 8 --penalty 5
+    python examples/train.py --arch resnet20_q --dataset mnist5k --weights xnor
     torchrun --nproc-per-node=4 examples/train.py --arch resnet50 --dataset imagenet --data-path DATA -c quantize --amp bf16
 
 Ctrl-C writes a checkpoint after the step in flight; `--resume runs/.../last.pt` with the same flags continues to the same numbers.
@@ -22,8 +23,9 @@ import checkpoint
 import data
 import learned_bits
 import options
+import outcome
 import weights
-from engine import Run, autocast, show, test, train_epoch
+from engine import Run, autocast, reestimate, show, test, train_epoch
 from interrupt import StopRequest
 from logs import Logs
 from memory import MIB, PeakMemory, saved_bytes, warm_up
@@ -114,8 +116,10 @@ def train(run: Run, train_loader, test_loader, stop: StopRequest) -> bool:
     peak = PeakMemory(run.processes.device)
     while run.epoch < args.epochs:
         began = time.perf_counter()
-        step_ms = train_epoch(run, train_loader, stop)
-        tested = None if step_ms is None or args.training_only else test(run, test_loader, stop)
+        step_ms, tested = train_epoch(run, train_loader, stop), None
+        if step_ms is not None and not args.training_only:
+            reestimate(run, train_loader)
+            tested = test(run, test_loader, stop)
         if step_ms is None or (tested is None and not args.training_only):
             checkpoint.save(run, args.workspace / "last.pt")
             return False
@@ -135,6 +139,7 @@ def train(run: Run, train_loader, test_loader, stop: StopRequest) -> bool:
         if run.skipped:
             steps = args.epochs * len(train_loader)
             print(f"{run.skipped} of {steps} steps were skipped, their gradients not being finite: weights or bits stayed as they were")
+        outcome.finish(run, example[0][:1])
     return True
 
 

@@ -51,8 +51,11 @@ from .packed.modules import (
 )
 from .packed.size_report import SizeReport, size_report
 from .packed.summary import Summary, summary
+from .weight.batch_norm import reestimate_batch_norm
+from .weight.binary import binary
 from .weight.bit_parameters import add_bit_parameters
-from .weight.config import DiffQ, PowerOfTwo, Ternary, Uniform
+from .weight.config import XNOR, DiffQ, DoReFa, PowerOfTwo, Ternary, Uniform
+from .weight.dorefa import dorefa_activation, dorefa_weight
 from .weight.learned_activation import activation_penalty
 from .weight.power_of_two import power_of_two
 from .weight.prepare import calibrate, prepare, weight_bits
@@ -64,6 +67,7 @@ __version__ = _C.build_info()["version"]
 __all__ = [
     "ActivationConfig",
     "DiffQ",
+    "DoReFa",
     "MemoryReport",
     "PackedActivations",
     "PackedConv1d",
@@ -105,15 +109,20 @@ __all__ = [
     "Ternary",
     "Uniform",
     "VarianceReport",
+    "XNOR",
     "activation_penalty",
     "add_bit_parameters",
+    "binary",
     "calibrate",
     "convert",
+    "dorefa_activation",
+    "dorefa_weight",
     "load",
     "memory_report",
     "pack_activations",
     "power_of_two",
     "prepare",
+    "reestimate_batch_norm",
     "save",
     "size_penalty",
     "size_report",

@@ -33,14 +33,16 @@ Isa detect() {
   if ((ebx & kAvx512) != kAvx512 || (xcr0() & kAvx512State) != kAvx512State) return Isa::avx2;
   return Isa::avx512;
 }
-bool detect_vnni() {
-  constexpr unsigned kVnni = 1u << 11;
+// Bits of ecx in leaf 7.
+constexpr unsigned kVnni = 1u << 11, kVpopcntdq = 1u << 14;
+bool detect_part(unsigned bit) {
   unsigned eax, ebx, ecx, edx;
-  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ecx & kVnni);
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ecx & bit);
 }
 #else
 Isa detect() { return Isa::portable; }
-bool detect_vnni() { return false; }
+constexpr unsigned kVnni = 0, kVpopcntdq = 0;
+bool detect_part(unsigned) { return false; }
 #endif
 
 std::string supported_names() {
@@ -72,7 +74,12 @@ std::atomic<Isa>& current() {
 Isa cpu_isa() { return current().load(std::memory_order_relaxed); }
 
 bool cpu_has_vnni() {
-  static const bool there = detect_vnni();
+  static const bool there = detect_part(kVnni);
+  return there && cpu_isa() == Isa::avx512;
+}
+
+bool cpu_has_vpopcntdq() {
+  static const bool there = detect_part(kVpopcntdq);
   return there && cpu_isa() == Isa::avx512;
 }
 

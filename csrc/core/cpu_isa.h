@@ -18,6 +18,9 @@ Isa cpu_isa();
 // Whether the ISA in force is avx512 and the machine has its VNNI (8-bit dot products), for *_avx512vnni.cpp.
 bool cpu_has_vnni();
 
+// The same of its VPOPCNTDQ (popcounts of 64-bit words), for *_avx512vpopcntdq.cpp.
+bool cpu_has_vpopcntdq();
+
 // Every ISA that was built and that this machine and its operating system can run; portable first.
 std::vector<Isa> supported_isas();
 

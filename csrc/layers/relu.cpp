@@ -1,5 +1,9 @@
-// relu: the ReLU family on an exact mask of one bit an element. dropout: the same mask, drawn.
+// relu, hardtanh: on an exact mask of one bit an element. dropout: the same mask, drawn.
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/ge.h>
+#include <ATen/ops/hardtanh.h>
+#include <ATen/ops/le.h>
+#include <ATen/ops/logical_or.h>
 #include <ATen/ops/native_dropout.h>
 #include <torch/library.h>
 
@@ -54,6 +58,25 @@ struct Relu : torch::autograd::Function<Relu<in_place>> {
   }
 };
 
+Tensor pack_mask(const Tensor& mask) {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("quantize::pack_mask", "").typed<Tensor(const Tensor&)>();
+  return op.call(mask);
+}
+
+struct Hardtanh : torch::autograd::Function<Hardtanh> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, double low, double high) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    save_mask(ctx, input, pack_mask(input.le(low).logical_or_(input.ge(high))));
+    return at::hardtanh(input, low, high);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    refuse_double_backward("hardtanh");
+    if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
+    return {apply_mask(ctx, grads[0], ctx->get_saved_variables()[0], 0., 1.), Tensor(), Tensor()};
+  }
+};
+
 // 1 / (1 - p) as at::dropout's noise holds it: rounded to the tensor's type.
 double rounded_scale(double p, at::ScalarType dtype) {
   if (p == 1.) return 0.;
@@ -64,18 +87,17 @@ double rounded_scale(double p, at::ScalarType dtype) {
 
 struct Dropout : torch::autograd::Function<Dropout> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, double p) {
-    static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("quantize::pack_mask", "").typed<Tensor(const Tensor&)>();
     at::AutoDispatchBelowADInplaceOrView below;
     // To the bit what at::dropout computes: one fused kernel on GPUs, else a product with noise of 0 and 1 / (1 - p).
     if (input.is_cuda() && p < 1.) {
       auto [output, mask] = at::native_dropout(input, p, true);
-      save_mask(ctx, mask, op.call(mask));
+      save_mask(ctx, mask, pack_mask(mask));
       ctx->saved_data["scale"] = 1. / (1. - p);
       return output;
     }
     Tensor noise = at::empty_like(input);
     p < 1. ? noise.bernoulli_(1. - p).div_(1. - p) : noise.zero_();
-    save_mask(ctx, noise, op.call(noise.to(at::kBool)));
+    save_mask(ctx, noise, pack_mask(noise.to(at::kBool)));
     ctx->saved_data["scale"] = rounded_scale(p, input.scalar_type());
     return input.mul(noise);
   }
@@ -94,6 +116,8 @@ Tensor& relu_(Tensor& input, double negative_slope, double max_value) {
   return input;
 }
 
+Tensor hardtanh(const Tensor& input, double low, double high) { return Hardtanh::apply(input, low, high); }
+
 Tensor dropout(const Tensor& input, double p) {
   TORCH_CHECK_VALUE(p >= 0. && p <= 1., "dropout: p must be between 0 and 1; got ", p);
   return Dropout::apply(input, p);
@@ -104,6 +128,7 @@ Tensor dropout(const Tensor& input, double p) {
 TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) {
   m.impl("relu", relu);
   m.impl("relu_", relu_);
+  m.impl("hardtanh", hardtanh);
   m.impl("dropout", dropout);
 }
 

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 
+#include "conv_geometry.h"
 #include "image_kernels.h"
 #include "panels.h"
 
@@ -27,7 +28,7 @@ struct Activation {
 };
 
 Activation activation(const char* op, const Tensor& step, const Tensor& zero_point, int64_t bits) {
-  TORCH_CHECK_VALUE(bits >= 2 && bits <= 8, op, ": activation_bits must be between 2 and 8; got ", bits);
+  TORCH_CHECK_VALUE(bits >= 1 && bits <= 8, op, ": activation_bits must be between 1 and 8; got ", bits);
   check_dtype(op, "step", step, at::kFloat), check_numel(op, "step", step, 1);
   check_dtype(op, "zero_point", zero_point, at::kFloat), check_numel(op, "zero_point", zero_point, 1);
   const float zero = *zero_point.const_data_ptr<float>();
@@ -80,42 +81,13 @@ struct Product {
 
 int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Int: int64_t, or c10::SymInt in the Meta kernel.
-template <typename Int>
-struct Geometry {
-  Int batch, channels, height, width, out_channels, out_height, out_width;
-};
-
-template <typename Int>
-Int output_size(const Int& size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-  return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
-}
-
-template <typename Int>
-Geometry<Int> geometry(c10::ArrayRef<Int> x, const Int& out_channels, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
-                       IntArrayRef dilation, int64_t groups) {
-  TORCH_CHECK_VALUE(x.size() == 4, "packed_conv2d: x must be [N, C, H, W]; got ", x);
-  TORCH_CHECK_VALUE(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
-                    "packed_conv2d: kernel, stride, padding and dilation must be pairs");
-  Geometry<Int> g{x[0], x[1], x[2], x[3], out_channels, 0, 0};
-  TORCH_CHECK_VALUE(groups > 0 && g.channels % groups == 0 && out_channels % groups == 0,
-                    "packed_conv2d: groups must divide the channels; got ", groups, " for ", g.channels, " and ", out_channels);
-  for (int d = 0; d < 2; ++d)
-    TORCH_CHECK_VALUE(kernel[d] > 0 && stride[d] > 0 && padding[d] >= 0 && dilation[d] > 0,
-                      "packed_conv2d: kernel, stride and dilation must be positive and padding not negative");
-  g.out_height = output_size(g.height, kernel[0], stride[0], padding[0], dilation[0]);
-  g.out_width = output_size(g.width, kernel[1], stride[1], padding[1], dilation[1]);
-  TORCH_CHECK_VALUE(g.out_height > 0 && g.out_width > 0, "packed_conv2d: x must be at least as large as the kernel; got ", x);
-  return g;
-}
-
 Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t activation_bits, const Tensor& codes,
                          const Tensor& panel_tensor, const Tensor& levels, const Tensor& scales, const Tensor& sums,
                          const OptionalTensor& bias, int64_t storage_bits, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                          IntArrayRef dilation, int64_t groups) {
   const char* op = "packed_conv2d";
   check_dtype(op, "x", input, at::kFloat);
-  const auto g = geometry<int64_t>(input.sizes(), scales.numel(), kernel, stride, padding, dilation, groups);
+  const auto g = geometry<int64_t>(op, input.sizes(), scales.numel(), kernel, stride, padding, dilation, groups);
   const Panels panels(op, panel_tensor, levels, storage_bits);
   const Activation act = activation(op, step, zero_point, activation_bits);
   const Epilogue epilogue(op, scales, bias, sums, act.range.step, act.zero_point);
@@ -247,7 +219,7 @@ Tensor packed_linear_float_cpu(const Tensor& input, const Tensor& codes, const T
 Tensor packed_conv2d_meta(const Tensor& x, const Tensor&, const Tensor&, int64_t, const Tensor&, const Tensor&, const Tensor&,
                           const Tensor& scales, const Tensor&, const OptionalTensor&, int64_t, IntArrayRef kernel, IntArrayRef stride,
                           IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
-  const auto g = geometry<c10::SymInt>(x.sym_sizes(), scales.sym_numel(), kernel, stride, padding, dilation, groups);
+  const auto g = geometry<c10::SymInt>("packed_conv2d", x.sym_sizes(), scales.sym_numel(), kernel, stride, padding, dilation, groups);
   const bool rows_layout = x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
   return at::empty_symint({g.batch, g.out_channels, g.out_height, g.out_width}, x.options(),
                           rows_layout ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);

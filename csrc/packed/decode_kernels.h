@@ -7,8 +7,8 @@
 
 namespace quantize::packed {
 
-// out[k] = scale * levels[code k], k < columns. codes: bits (2, 4 or 8) each, the first in the low bits; readable to a multiple of 8 bytes.
-// levels: [max(16, 2^bits)].
+// out[k] = scale * levels[code k], k < columns. codes: bits (1, 2, 4 or 8) each, the first in the low bits; readable to a multiple of 8
+// bytes. levels: [max(16, 2^bits)].
 using DecodeRow = void (*)(const uint8_t* codes, int bits, int64_t columns, const float* levels, float scale, float* out);
 
 extern const DecodeRow decode_row_portable, decode_row_avx2, decode_row_avx512;

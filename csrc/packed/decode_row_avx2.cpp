@@ -14,7 +14,7 @@ inline __attribute__((always_inline)) __m256i spread(const uint8_t* codes) {
   if constexpr (bits == 8) return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
   uint32_t word = 0;
   std::memcpy(&word, codes, bits);
-  const __m256i shifts = bits == 4 ? _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28) : _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+  const __m256i shifts = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(bits));
   return _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(int(word)), shifts), _mm256_set1_epi32((1 << bits) - 1));
 }
 
@@ -27,7 +27,7 @@ void decode(const uint8_t* codes, int64_t columns, const float* levels, float sc
     __m256 level;
     if constexpr (bits == 8)
       level = _mm256_i32gather_ps(levels, index, 4);
-    else if constexpr (bits == 2)
+    else if constexpr (bits < 4)
       level = _mm256_permutevar8x32_ps(low, index);
     else
       level = _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index),
@@ -39,7 +39,8 @@ void decode(const uint8_t* codes, int64_t columns, const float* levels, float sc
 
 void decode_row(const uint8_t* codes, int bits, int64_t columns, const float* levels, float scale, float* out) {
   if (bits == 8) return decode<8>(codes, columns, levels, scale, out);
-  bits == 4 ? decode<4>(codes, columns, levels, scale, out) : decode<2>(codes, columns, levels, scale, out);
+  if (bits == 4) return decode<4>(codes, columns, levels, scale, out);
+  bits == 2 ? decode<2>(codes, columns, levels, scale, out) : decode<1>(codes, columns, levels, scale, out);
 }
 
 }  // namespace

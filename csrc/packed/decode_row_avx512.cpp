@@ -18,10 +18,11 @@ inline __attribute__((always_inline)) __m512i spread(const uint8_t* codes) {
     const __m512i shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
     return _mm512_srlv_epi32(_mm512_permutexvar_epi32(which, words), shifts);
   }
-  uint32_t word;
-  std::memcpy(&word, codes, 4);
-  const __m512i shifts = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  return _mm512_and_si512(_mm512_srlv_epi32(_mm512_set1_epi32(int(word)), shifts), _mm512_set1_epi32(3));
+  uint32_t word = 0;
+  std::memcpy(&word, codes, 2 * bits);
+  const __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i fields = _mm512_srlv_epi32(_mm512_set1_epi32(int(word)), _mm512_mullo_epi32(places, _mm512_set1_epi32(bits)));
+  return _mm512_and_si512(fields, _mm512_set1_epi32((1 << bits) - 1));
 }
 
 template <int bits>
@@ -38,7 +39,8 @@ void decode(const uint8_t* codes, int64_t columns, const float* levels, float sc
 
 void decode_row(const uint8_t* codes, int bits, int64_t columns, const float* levels, float scale, float* out) {
   if (bits == 8) return decode<8>(codes, columns, levels, scale, out);
-  bits == 4 ? decode<4>(codes, columns, levels, scale, out) : decode<2>(codes, columns, levels, scale, out);
+  if (bits == 4) return decode<4>(codes, columns, levels, scale, out);
+  bits == 2 ? decode<2>(codes, columns, levels, scale, out) : decode<1>(codes, columns, levels, scale, out);
 }
 
 }  // namespace

@@ -15,7 +15,8 @@ void decode(const uint8_t* codes, int64_t columns, const float* levels, float sc
 
 void decode_row(const uint8_t* codes, int bits, int64_t columns, const float* levels, float scale, float* out) {
   if (bits == 8) return decode<8>(codes, columns, levels, scale, out);
-  bits == 4 ? decode<4>(codes, columns, levels, scale, out) : decode<2>(codes, columns, levels, scale, out);
+  if (bits == 4) return decode<4>(codes, columns, levels, scale, out);
+  bits == 2 ? decode<2>(codes, columns, levels, scale, out) : decode<1>(codes, columns, levels, scale, out);
 }
 
 }  // namespace

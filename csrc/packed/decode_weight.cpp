@@ -26,7 +26,14 @@ Tensor decode_weight_cpu(const Tensor& code_tensor, const Tensor& level_tensor, 
   float* target = out.data_ptr<float>();
   const int64_t bytes = codes.size(1);
   at::parallel_for(0, codes.size(0), std::max<int64_t>(1, 8192 / std::max<int64_t>(1, columns)), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) decode(source + n * bytes, int(bits), columns, table.data(), scale[n], target + n * columns);
+    for (int64_t n = begin; n < end; ++n) {
+      float* out_row = target + n * columns;
+      if (bits < 16) {
+        decode(source + n * bytes, int(bits), columns, table.data(), scale[n], out_row);
+        continue;
+      }
+      for (int64_t k = 0; k < columns; ++k) out_row[k] = scale[n] * table[code_at(source + n * bytes, k, 16)];
+    }
   });
   return out;
 }

@@ -8,13 +8,15 @@
 namespace quantize::packed {
 
 QUANTIZE_HOST_DEVICE int code_at(const uint8_t* row, int64_t k, int bits) {
+  if (bits == 16) return row[2 * k] | row[2 * k + 1] << 8;
   const int64_t place = k * bits;
   return (row[place / 8] >> (place % 8)) & ((1 << bits) - 1);
 }
 
 inline void check_decode(const at::Tensor& codes, const at::Tensor& levels, const at::Tensor& scales, int64_t bits, int64_t columns) {
   const char* op = "decode_weight";
-  TORCH_CHECK_VALUE(bits == 2 || bits == 4 || bits == 8, op, ": storage_bits must be 2, 4 or 8; got ", bits);
+  TORCH_CHECK_VALUE(bits == 1 || bits == 2 || bits == 4 || bits == 8 || bits == 16, op, ": storage_bits must be 1, 2, 4, 8 or 16; got ",
+                    bits);
   check_dtype(op, "codes", codes, at::kByte);
   check_dtype(op, "levels", levels, at::kFloat);
   check_dtype(op, "scales", scales, at::kFloat);

@@ -46,7 +46,7 @@ Tensor round_power_of_two_cuda(const Tensor& input, bool plus) {
 }
 
 void check_lsq(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t levels) {
-  TORCH_CHECK_VALUE(levels >= 2 && levels <= 255, "lsq: levels must be between 2 and 255; got ", levels);
+  TORCH_CHECK_VALUE(levels >= 1 && levels <= 65535, "lsq: levels must be between 1 and 65535; got ", levels);
   for (const auto& [name, tensor] : {std::pair{"step", step}, std::pair{"zero_point", zero_point}}) {
     check_dtype("lsq", name, tensor, at::kFloat);
     check_numel("lsq", name, tensor, 1);

@@ -21,7 +21,7 @@ constexpr int64_t piece = 16384;  // elements; sums are of fixed pieces, so that
 
 void check_lsq(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t levels) {
   check_scalar("lsq", "x", x.scalar_type());
-  TORCH_CHECK_VALUE(levels >= 2 && levels <= 255, "lsq: levels must be between 2 and 255; got ", levels);
+  TORCH_CHECK_VALUE(levels >= 1 && levels <= 65535, "lsq: levels must be between 1 and 65535; got ", levels);
   check_dtype("lsq", "step", step, at::kFloat);
   check_numel("lsq", "step", step, 1);
   check_dtype("lsq", "zero_point", zero_point, at::kFloat);

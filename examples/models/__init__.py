@@ -3,6 +3,7 @@
 from torch import nn
 
 from . import mobilenetv2, mobilevit
+from .binary import BinaryNIN, BinaryResNet, BinaryVGG
 from .cifar_resnet import CifarResNet, PreActResNet
 from .densenet import DenseNet
 from .dla import DLA
@@ -48,6 +49,12 @@ ARCHITECTURES = {
     },
     "efficientnet_b0": (EfficientNetB0, 32),
     "efficientnet_b0_imagenet": (lambda **k: EfficientNetB0(strides=mobilenetv2.IMAGENET_STRIDES, **k), 32),
+    # For binary weights and activations.
+    "nin_q": (BinaryNIN, 192),
+    **{f"resnet{depth}_q": (lambda n=depth // 6, **k: BinaryResNet((n, n, n), False, True, **k), 16) for depth in (20, 32, 44, 56)},
+    "resnet18_q": (lambda **k: BinaryResNet((2, 2, 2, 2), True, False, **k), 64),
+    "resnet18_q_cifar": (lambda **k: BinaryResNet((2, 2, 2, 2), True, True, **k), 64),
+    "vgg_small_q": (BinaryVGG, 128),
 }
 
 

@@ -14,9 +14,17 @@ def _conv3x3(inputs, outputs, stride=1):
     return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
 
 
+def subsampled(x: Tensor, stride: int, new_channels: int) -> Tensor:
+    """The paper's option A for a shortcut that changes shape: every second pixel, and zeros for the new channels. It has no parameters and
+    nothing to keep for backward."""
+    if stride == 1 and not new_channels:
+        return x
+    before = new_channels // 2
+    return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, new_channels - before))
+
+
 class Block(nn.Module):
-    """conv-bn-relu-conv-bn, added to the shortcut. Where the shape changes the shortcut is the paper's option A: every second pixel, and
-    zeros for the new channels. It has no parameters and nothing to keep for backward."""
+    """conv-bn-relu-conv-bn, added to the shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -30,10 +38,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-        if self.stride > 1 or self.new_channels:
-            before = self.new_channels // 2
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before))
-        return self.relu2(out + x)
+        return self.relu2(out + subsampled(x, self.stride, self.new_channels))
 
 
 class PreActBlock(nn.Module):

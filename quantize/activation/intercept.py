@@ -76,6 +76,20 @@ def name_calls_of(module: nn.Module, state: LayerState | None) -> None:
     module.register_forward_hook(Leave(), always_call=True)
 
 
+def state_of(module: nn.Module) -> LayerState | None:
+    """What stands behind a layer's own packed input, or behind the calls it makes."""
+    own = vars(module).get("_state")
+    entered = (hook.state for hook in module._forward_pre_hooks.values() if isinstance(hook, Enter))
+    return own if isinstance(own, LayerState) else next(entered, None)
+
+
+def keep_two_values(module: nn.Module) -> None:
+    """What is kept of a layer's input is a bit an element where its activation quantizer leaves it two values."""
+    quantizer, state = module._modules.get("activation_quantizer"), state_of(module)
+    if state is not None and getattr(quantizer, "kind", None) is not None and quantizer.bits == 1:
+        state.keep_two_values()
+
+
 class Interceptor(TorchFunctionMode):
     """Active during one forward of a QModule. `default` is the config of calls outside any named layer, None for none."""
 
@@ -167,9 +181,10 @@ def _relu6(mode, input, inplace=False):
 
 
 def _hardtanh(mode, input, min_val=-1.0, max_val=1.0, inplace=False, *, plain):
-    if min_val != 0.0 or not max_val > 0.0:
-        return plain(input, min_val, max_val, inplace)
-    return functional.relu(input, max_value=float(max_val), inplace=inplace, plain=lambda: plain(input, min_val, max_val, inplace))
+    call = lambda: plain(input, min_val, max_val, inplace)  # noqa: E731
+    if min_val == 0.0 and max_val > 0.0:
+        return functional.relu(input, max_value=float(max_val), inplace=inplace, plain=call)
+    return functional.hardtanh(input, float(min_val), float(max_val), inplace, plain=call)
 
 
 def _leaky_relu(mode, input, negative_slope=0.01, inplace=False):

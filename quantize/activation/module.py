@@ -14,7 +14,7 @@ from ..layers.base import CompressedLayer
 from ..patterns import resolve
 from .allocation import learn, share_bits, update_curve
 from .config import ActivationConfig, check_config
-from .intercept import LOSSY, SUPPORTED, Interceptor, name_calls_of
+from .intercept import LOSSY, SUPPORTED, Interceptor, keep_two_values, name_calls_of
 from .state import LayerState, Session, is_disabled, swap_session
 
 # Plain layer to compressed one, by exact type: a subclass may have a forward of its own, which it keeps.
@@ -271,6 +271,7 @@ def _convert_layer(module: nn.Module, name: str, config, control: Control) -> No
             control.layers.append(state)
     if isinstance(module, CompressedLayer) and module.config.enabled and module.lossy:
         control.layers.append(module._state)
+    keep_two_values(module)
 
 
 def _revert(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -64,6 +64,11 @@ class LayerState:
     def __getstate__(self):
         """Persistent parts only: records belong to a step under way and hold its tensors."""
         return {**self.__dict__, "records": [], "pending_gradients": None, "used": self.used_bits()}
+
+    def keep_two_values(self) -> None:
+        """From now on a bit an element, and nothing more: the input has two values at most, which are kept as they are."""
+        self.config = replace(self.config, bits=1, max_bits=1, group_size="tensor")
+        self.budget = self.used = 1.0
 
     def snapshot(self) -> dict:
         """What :meth:`restore` takes; later steps do not reach it."""

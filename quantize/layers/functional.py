@@ -153,6 +153,14 @@ def relu(input, negative_slope=0.0, max_value=float("inf"), inplace=False, *, pl
     return _ops.relu_(input, negative_slope, max_value)
 
 
+def hardtanh(input, low, high, inplace=False, *, plain) -> Tensor:
+    """F.hardtanh by the same mask."""
+    if not tracks(input) or compressible(input) is not None or not low < high:
+        return plain()
+    y = _ops.hardtanh(input, low, high)
+    return input.copy_(y) if inplace else y
+
+
 def _is_packed_order(x: Tensor) -> bool:
     if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return True

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from .grid import Grid
 from .modules import ATTRIBUTES, TENSORS, InputQuantizer, PackedLayer
 from .plain import kind_of
 from .weight import PackedWeight
@@ -70,16 +71,18 @@ def attributes(module: nn.Module) -> dict:
     return found
 
 
-def entry_of(name: str, module: nn.Module, weight: PackedWeight, tensor: str, has_bias: bool, activation_bits: int | None) -> dict:
+def entry_of(name: str, module: nn.Module, weight: PackedWeight, tensor: str, grid: Grid | None) -> dict:
     """The JSON of one packed weight. What is usual is left out."""
     entry = {"name": name, "kind": kind_of(module), **weight.form.fields()}
-    if activation_bits is not None:
-        entry["activation_bits"] = activation_bits
+    if grid is not None:
+        entry |= grid.fields()
     entry |= attributes(module)
     if not isinstance(module, PackedLayer):
         return {**entry, "decoded": tensor}
-    if not has_bias:
+    if not module.plain_bias:
         entry["bias"] = False
+    if module.feeds is not None:
+        entry["feeds"] = module.feeds
     if module.folded is not None:
         entry["batch_norm"], entry["batch_norm_bytes"] = module.folded
     return entry
@@ -89,16 +92,14 @@ def packed_parts(name: str, module: nn.Module) -> Iterator[tuple[str, PackedWeig
     """For each packed weight of `module`: its name, itself, its JSON, and its tensors by their names under the module's."""
     if isinstance(module, PackedLayer):
         weight = module.packed_weight
-        entry = entry_of(name, module, weight, "weight", module.plain_bias, module.activation_bits)
+        entry = entry_of(name, module, weight, "weight", module.grid)
         yield "weight", weight, entry, {part: t for part in TENSORS if (t := module._buffers.get(part)) is not None}
         return
     for tensor, weight in packed_weights(module).items():
-        grid = input_grid(module) if tensor == "weight" else None
-        entry = entry_of(name, module, weight, tensor, False, grid and grid.bits)
-        parts = {f"{tensor}.{part}": t for part, t in weight.parts.items()}
-        if grid is not None:
-            parts |= {f"{tensor}.step": grid.step, f"{tensor}.zero_point": grid.zero_point}
-        yield tensor, weight, entry, parts
+        own = input_grid(module) if tensor == "weight" else None
+        grid = None if own is None else own.grid
+        parts = {**weight.parts, **({} if grid is None else grid.parts)}
+        yield tensor, weight, entry_of(name, module, weight, tensor, grid), {f"{tensor}.{part}": t for part, t in parts.items()}
 
 
 def contents(model: nn.Module) -> Contents:

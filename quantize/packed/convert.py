@@ -8,14 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from ..weight.diffq import stop_drawing
+from ..weight.dorefa import without_gradient_bits
 from ..weight.lsq import ActivationQuantizer
 from ..weight.prepare import PreparedWeight, prepared_weights
 from ..weight.quantizer import WeightQuantizer
-from .fold import find_pairs, scale_and_shift
+from .fold import BATCH_NORMS, find_pairs, scale_and_shift
 from .form import GROUPED
+from .grid import Grid, SignGrid, StepGrid
 from .modules import PackedLayer
 from .plain import plain_class, refuse_wrappers, without_compression
 from .replace import become_decoded, become_identity, become_packed, float_bytes, packed_class
+from .signs import Path, find_paths
+from .thresholds import of_affine
 from .weight import PackedWeight, conv_groups, is_transposed
 
 SMALLEST_STEP = 2.0**-100  # what a step at zero or below counts as (csrc/weight/lsq.h)
@@ -62,25 +66,91 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
         raise ValueError(f"{who}: model must be prepared by quantize.prepare; {state}")
     result = copy.deepcopy(model).eval()
     without_compression(result)
+    without_gradient_bits(result)
     stop_drawing(result)
     packs = _pack_all(result, who, calibrated)
     packable = {p.layer: p.module for p in packs if _packable(p.module, p.tensor)}
-    pairs = dict(find_pairs(result, set(packable)))
+    signs = {p.layer: kind for p in packs if p.layer in packable and (kind := _sign_kind(p.module, p.quantizer)) is not None}
+    paths = _paths(result, signs, who)
+    removed = {name for path in paths.values() for name in path.removed}
+    pairs = {layer: norm for layer, norm in find_pairs(result, set(packable)) if norm not in removed}
+    grids = _sign_grids(result, signs, paths)
     memo: dict[int, Tensor] = {}
     done = set()
     for prepared, weight in packs.items():
         if (id(prepared.module), prepared.tensor) in done:
             continue  # one module under two names
         done.add((id(prepared.module), prepared.tensor))
-        quantizer = _input_quantizer(prepared.module)
+        grid = grids.get(prepared.layer) or _input_grid(prepared.module)
         dtype = prepared.latent.dtype
         _remove_quantizer(prepared.module, prepared.tensor)
         if prepared.layer in packable:
             norm = result.get_submodule(pairs[prepared.layer]) if prepared.layer in pairs else None
-            _fold_and_pack(prepared, weight, dtype, quantizer, norm, pairs.get(prepared.layer), memo)
+            _fold_and_pack(prepared, weight, dtype, grid, norm, pairs.get(prepared.layer), memo)
         else:
-            become_decoded(prepared.module, prepared.tensor, weight, dtype, quantizer, memo)
+            become_decoded(prepared.module, prepared.tensor, weight, dtype, grid, memo)
+    for path in paths.values():
+        layer, source = result.get_submodule(path.layer), path.source and result.get_submodule(path.source)
+        if (
+            isinstance(source, PackedLayer)
+            and type(source) is type(layer)
+            and isinstance(source.grid, SignGrid)
+            and source.spatial in (0, 2)
+        ):
+            source.feed(path.layer, layer)
+    for name in removed:
+        become_identity(result.get_submodule(name))
     return result
+
+
+def _sign_kind(module: nn.Module, quantizer: WeightQuantizer) -> str | None:
+    """Of a layer whose input and weight are one bit: "sign" or "unit" (grid.py)."""
+    own = getattr(module, "activation_quantizer", None)
+    kind = getattr(own, "kind", None)
+    return kind if kind == "sign" or (kind == "unit" and own.bits == quantizer.config.weight_bits == 1) else None
+
+
+def _paths(model: nn.Module, signs: dict[str, str], who: str) -> dict[str, Path]:
+    """What stands before the signs and can go into their thresholds, by layer."""
+    paths = {}
+    for name, path in find_paths(model, signs).items():
+        if path.constant:
+            raise ValueError(
+                f"{who}: the input of layer {name!r} must have both signs; it comes from a ReLU, is never below zero. "
+                "Put a batch norm before the layer, or leave it in full precision"
+            )
+        norm, layer = model.get_submodule(path.norm), model.get_submodule(path.layer)
+        inputs = layer.in_channels if hasattr(layer, "in_channels") else layer.in_features
+        if not is_transposed(layer) and scale_and_shift(norm, inputs) is not None:
+            paths[name] = path
+    kept = {name for name, kind in signs.items() if name not in paths}  # a norm goes only if all that see it can do without
+    sharing = {p.norm for name, p in find_paths(model, signs).items() if name in kept and p.norm}
+    return {name: path for name, path in paths.items() if path.norm not in sharing}
+
+
+def _sign_grids(model: nn.Module, signs: dict[str, str], paths: dict[str, Path]) -> dict[str, SignGrid]:
+    grids, counted = {}, set()
+    for name, kind in signs.items():
+        if name not in paths:
+            grids[name] = SignGrid(1, kind)
+            continue
+        path = paths[name]
+        norm = model.get_submodule(path.norm)
+        threshold, flip = of_affine(*_as_computed(norm), kind, bool(path.relu))
+        nbytes = 0 if path.norm in counted else float_bytes(norm)
+        counted.add(path.norm)
+        grids[name] = SignGrid(1, kind, threshold, flip, path.removed, nbytes)
+    return grids
+
+
+def _as_computed(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift in the float32 that PyTorch computes them in."""
+    assert isinstance(norm, BATCH_NORMS)
+    scale = (norm.running_var + norm.eps).sqrt().reciprocal()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach()
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach()
 
 
 def _pack_all(model: nn.Module, who: str, calibrated: bool) -> dict[PreparedWeight, PackedWeight]:
@@ -122,11 +192,13 @@ def _packable(module: nn.Module, tensor: str) -> bool:
     return list(module.parametrizations) == ["weight"] and packed_class(module) is not None
 
 
-def _input_quantizer(module: nn.Module) -> tuple[int, Tensor, Tensor] | None:
+def _input_grid(module: nn.Module) -> Grid | None:
     own = getattr(module, "activation_quantizer", None)
-    if not isinstance(own, ActivationQuantizer):
+    if getattr(own, "kind", None) == "sign":
+        return SignGrid(1, "sign")
+    if not isinstance(own, ActivationQuantizer) and getattr(own, "kind", None) != "unit":
         return None
-    return own.bits, own.step.detach().float().clamp(min=SMALLEST_STEP), own.zero_point.detach().float()
+    return StepGrid(own.bits, own.step.detach().float().clamp(min=SMALLEST_STEP), own.zero_point.detach().float())
 
 
 def _remove_quantizer(module: nn.Module, tensor: str) -> None:
@@ -140,7 +212,7 @@ def _remove_quantizer(module: nn.Module, tensor: str) -> None:
         module.__class__ = type(type(module).__name__, type(module).__bases__, own)
 
 
-def _fold_and_pack(prepared, weight, dtype, quantizer, norm, norm_name, memo) -> None:
+def _fold_and_pack(prepared, weight, dtype, grid, norm, norm_name, memo) -> None:
     module = prepared.module
     plain, bias = module.bias, None
     if plain is not None:
@@ -151,6 +223,6 @@ def _fold_and_pack(prepared, weight, dtype, quantizer, norm, norm_name, memo) ->
         shifted = affine[1] if bias is None else bias.double() * affine[0] + affine[1]
         if scaled is not None and scaled.parts["scales"].isfinite().all() and shifted.isfinite().all():
             weight, bias, folded = scaled, shifted.float(), (norm_name, float_bytes(norm))
-    become_packed(module, weight, bias, dtype, plain is not None, quantizer, folded)
+    become_packed(module, weight, bias, dtype, plain is not None, grid, folded)
     if folded is not None:
         become_identity(norm)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..weight.prepare import prepared_weights
 from .contents import Contents, contents, packed_weights
+from .grid import grid_of
 from .header import DTYPES, Bad, layers_checksum, metadata_text, read_header, read_tensors
 from .modules import PackedLayer
 from .plain import refuse_wrappers
@@ -140,7 +141,7 @@ def load(model: nn.Module, path) -> nn.Module:
         weights = _weights(plan, tensors)
     except Bad as error:
         raise ValueError(f"load: {os.fspath(path)}: {error}") from None
-    _apply(plan, tensors, weights)
+    _apply(model, plan, tensors, weights)
     return model.eval()
 
 
@@ -172,6 +173,12 @@ def _device(step: Step) -> torch.device:
 
 
 def _check_grid(step: Step, tensors: dict[str, Tensor]) -> None:
+    if "threshold" in step.parts:
+        threshold, flip = (tensors[step.parts[part]] for part in ("threshold", "flip"))
+        if threshold.isnan().any():
+            raise Bad(f"layer {step.entry['name']!r}: threshold must not be NaN")
+        if (flip > 1).any():
+            raise Bad(f"layer {step.entry['name']!r}: flip must be 0 or 1; got {int(flip.max())}")
     if "step" not in step.parts:
         return
     size, zero = float(tensors[step.parts["step"]]), float(tensors[step.parts["zero_point"]])
@@ -182,18 +189,20 @@ def _check_grid(step: Step, tensors: dict[str, Tensor]) -> None:
         raise Bad(f"layer {step.entry['name']!r}: zero_point must be a whole number from 0 to {top}; got {zero}")
 
 
-def _apply(plan: Plan, tensors: dict[str, Tensor], weights: list) -> None:
+def _apply(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], weights: list) -> None:
     for name, target in plan.plain.items():
         target.copy_(tensors[name])
     memo = {}
     for step, (weight, parts) in zip(plan.steps, weights, strict=True):
         module, entry = step.module, step.entry
         dtype = module.dtype if isinstance(module, PackedLayer) else getattr(module, step.tensor).dtype
-        grid = (entry["activation_bits"], parts["step"], parts["zero_point"]) if "step" in parts else None
+        grid = grid_of(entry, parts)
         if step.decoded:
             become_decoded(module, step.tensor, weight, dtype, grid, memo)
         else:
             folded = (entry["batch_norm"], entry["batch_norm_bytes"]) if "batch_norm" in entry else None
             become_packed(module, weight, parts.get("bias"), dtype, entry.get("bias", True), grid, folded)
-    for norm in plan.folded:
-        become_identity(norm)
+            if "feeds" in entry:
+                module.feed(entry["feeds"], model.get_submodule(entry["feeds"]))
+    for module in plan.folded:
+        become_identity(module)

@@ -1,22 +1,15 @@
-"""What packed layers compute in floats: the input's levels, and the layer itself on them and the decoded weight.
+"""What packed layers compute in floats: the layer itself, on the input's levels (grid.py) and the decoded weight.
 
 The specification of the kernels (kernels.py), and what runs where none takes a layer.
 """
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-def quantize_input(input: Tensor, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """step * (clamp(round(input / step) + zero_point, 0, 2^bits - 1) - zero_point) in float32; the gradient passes straight through."""
-    supported = input.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    return torch.ops.quantize.lsq(input if supported else input.float(), step, zero_point, 2**bits - 1, 1.0).to(input.dtype)
 
 
 def run(layer, input: Tensor, output_padding=None) -> Tensor:

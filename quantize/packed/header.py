@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import layout
 from .form import GROUPED, METHODS, RANGES
+from .grid import KINDS
 from .layout import WIDTHS, storage_bits
 from .stream import MOST_BITS
 
@@ -90,7 +91,11 @@ LAYER: Fields = {
     "kind": ("a string", _text, True),
     "method": (f"one of {', '.join(METHODS)}", _one_of(*METHODS), True),
     "shape": ("a list of 2 to 5 positive integers", _list_of(_whole(1, _MANY), 2, 5), True),
-    "activation_bits": ("an integer from 2 to 8", _whole(2, 8), False),
+    "activation_bits": ("an integer from 1 to 16", _whole(1, 16), False),
+    "input": (f"one of {', '.join(KINDS)}", _one_of(*KINDS), False),
+    "removed": ("a list of 1 to 3 strings", _list_of(_text, 1, 3), False),
+    "removed_bytes": ("an integer", _whole(0, _MANY), False),
+    "feeds": ("a string", _text, False),
     "bias": ("false, or not there", _one_of(False), False),
     "stride": ("a list of integers", _SIZES, False),
     "padding": ('a list of integers, "same" or "valid"', lambda v: _SIZES(v) or v in ("same", "valid"), False),
@@ -106,8 +111,8 @@ LAYER: Fields = {
 }
 # What else a layer has whose codes are rows, or a stream of groups.
 ROWS: Fields = {
-    "bits": ("an integer from 1 to 8", _whole(1, 8), True),
-    "storage": ("2, 4 or 8", _one_of(*WIDTHS), True),
+    "bits": ("an integer from 1 to 16", _whole(1, 16), True),
+    "storage": ("1, 2, 4, 8 or 16", _one_of(*WIDTHS), True),
 }
 STREAM: Fields = {
     "bits": (f"an integer from 1 to {MOST_BITS}", _whole(1, MOST_BITS), True),
@@ -230,8 +235,13 @@ def _layer(layer, index: int) -> None:
     if unknown:
         raise Bad(f"{at} must have fields that version {VERSION} has; got {short(unknown)}")
     (_stream if layer["method"] == GROUPED else _rows)(layer, at)
-    if ("batch_norm" in layer) != ("batch_norm_bytes" in layer):
-        raise Bad(f"{at} must have batch_norm and batch_norm_bytes, or neither")
+    for one, other in (("batch_norm", "batch_norm_bytes"), ("removed", "removed_bytes")):
+        if (one in layer) != (other in layer):
+            raise Bad(f"{at} must have {one} and {other}, or neither")
+    if "input" in layer and layer.get("activation_bits") != 1:
+        raise Bad(f"{at}.activation_bits must be 1 for input {layer['input']!r}; got {short(layer.get('activation_bits'))}")
+    if "removed" in layer and "input" not in layer:
+        raise Bad(f"{at}.input must be there: thresholds are of one bit")
 
 
 def _rows(layer: dict, at: str) -> None:

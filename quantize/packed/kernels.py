@@ -9,14 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .binary_panels import binary_panels, tap_sums
 from .form import GROUPED
-from .layout import levels_table, storage_bits
-from .panels import panels, sums
+from .grid import SignGrid
+from .layout import storage_bits
+from .panels import integers, panels, sums
+from .thresholds import HALF, of_products
 
 FLOAT_ROWS = 4  # float inputs of more rows are faster through the decoded weight and a matrix product
 FEWEST_INPUTS, FEWEST_OUTPUTS = 4, 8  # of a group: with fewer, most of a panel of 16 x 4 would be filling
-PLANNED = ("codes", "scales", "bias", "step", "zero_point")  # what the ops are given of a layer
-LONGEST = 2**31 // (255 * 127)  # products that an int32 sum holds in any case
+PLANNED = ("codes", "scales", "bias", "step", "zero_point", "threshold", "flip")  # what the ops are given of a layer
+LONGEST = 2**31 // (255 * 128)  # products that an int32 sum holds in any case
 
 
 def reason(layer) -> str:
@@ -27,16 +30,25 @@ def reason(layer) -> str:
         return "decoded at each use: transposed"
     if layer.spatial == 3:
         return "decoded at each use: three dimensions"
-    if layer.activation_bits is None:
-        return "" if layer.spatial == 0 else "decoded at each use: float inputs"
-    if storage_bits(layer.bits) == 8 and layer.method != "uniform":
+    if layer.scales.numel() == 0 or _length(layer) > LONGEST:
+        return "decoded at each use: too many inputs for 32-bit sums"
+    if isinstance(layer.grid, SignGrid):
+        apart = layer.spatial > 0 and layer.padding_mode == "zeros" and _symmetric_padding(layer) is None
+        return "decoded at each use: zeros on one side, which have no sign" if apart else ""
+    if layer.activation_bits is None and layer.spatial > 0:
+        return "decoded at each use: float inputs"
+    if max(layer.activation_bits or 0, layer.bits) > 8:
+        return "decoded at each use: beyond 8 bits"
+    large = layer.method == "power_of_two" and storage_bits(layer.bits) == 8
+    halves = layer.method == "dorefa" and layer.bits == 8  # takes a sum of inputs that only the plain case has
+    if large or (halves and (layer.activation_bits is None or getattr(layer, "groups", 1) > 1)):
         return f"decoded at each use: levels of {layer.method} at {layer.bits} bits are beyond 8-bit integers"
+    if layer.activation_bits is None:
+        return ""
     outputs, inputs = (layer.out_features, layer.in_features) if layer.spatial == 0 else (layer.out_channels, layer.in_channels)
     groups = getattr(layer, "groups", 1)
     if groups > 1 and (inputs // groups < FEWEST_INPUTS or outputs // groups < FEWEST_OUTPUTS):
         return f"decoded at each use: groups of {inputs // groups} to {outputs // groups} channels"
-    if layer.scales.numel() == 0 or _length(layer) > LONGEST:
-        return "decoded at each use: too many inputs for 32-bit sums"
     return ""
 
 
@@ -51,69 +63,101 @@ class _Plan(NamedTuple):
     """What a layer's calls have in common, made at the first one: beside the codes, as many bytes again."""
 
     reason: str
-    arguments: tuple  # of the op, from the codes to the storage bits
-    geometry: tuple  # of packed_conv2d; None: linear
-    pad: list[int] | None  # around the input before the op
+    arguments: tuple = ()  # of the op, after the input, to the storage bits or (binary) the bias
+    geometry: tuple = ()  # of convolutions
+    pad: list[int] | None = None  # around the input before the op
+    binary: bool = False
+    half: Tensor | None = None  # scales of the sum of inputs that the op's last channel is (panels.py, Integers.ones)
 
 
 def table(layer) -> Tensor:
     """Form.table of the layer's tensors."""
-    return _kept(layer, "_table", layer.form.parts, lambda: layer.form.table(layer._buffers))
+    return _kept(layer, "_table", [(layer, part) for part in layer.form.parts], lambda: layer.form.table(layer._buffers))
 
 
-def _kept(layer, name: str, parts: tuple[str, ...], make: Callable):
+def _kept(layer, name: str, parts: list[tuple], make: Callable):
     """What `make` makes of the buffers `parts`: at the first use, and again when they have changed."""
     if torch.compiler.is_compiling():  # versions cannot be traced
         return make()
-    buffers, kept = layer._buffers, layer.__dict__.get(name)
+    kept = layer.__dict__.get(name)
     if kept is not None:
-        for part, tensor, version in kept[0]:
-            if buffers[part] is not tensor or (version is not None and tensor._version != version):
+        for owner, part, tensor, version in kept[0]:
+            if owner[part] is not tensor or (version is not None and tensor._version != version):
                 break
         else:
             return kept[1]
-    tensors = [(part, buffers[part]) for part in parts]
-    made_of = [(part, t, None if t is None or t.is_inference() else t._version) for part, t in tensors]
+    tensors = [(module._buffers, part, module._buffers[part]) for module, part in parts]
+    made_of = [(owner, part, t, None if t is None or t.is_inference() else t._version) for owner, part, t in tensors]
     kept = layer.__dict__[name] = (made_of, make())
     return kept[1]
 
 
 def run(layer, input: Tensor) -> Tensor | None:
     """`layer` on its float input by a kernel, or None where none takes it."""
-    if layer.method == GROUPED or input.dtype != torch.float32 or not input.numel() or (torch.is_grad_enabled() and input.requires_grad):
+    if layer.method == GROUPED or not input.numel() or (torch.is_grad_enabled() and input.requires_grad):
+        return None
+    if input.dtype != torch.float32 and not (layer._fed and input.dtype == torch.uint8):
         return None
     plan = _plan(layer)
     if plan.reason:
         return None
-    return _linear(layer, plan, input) if layer.spatial == 0 else _conv(layer, plan, input)
+    if plan.binary:
+        return _binary(layer, plan, input)
+    out = _linear(layer, plan, input) if layer.spatial == 0 else _conv(layer, plan, input)
+    if plan.half is None or out is None:
+        return out
+    channel = 1 - layer.spatial - 2 if layer.spatial else -1
+    return out.narrow(channel, 0, layer.scales.numel()).addcmul(out.narrow(channel, -1, 1), plan.half)
 
 
 def _plan(layer) -> _Plan:
-    return _kept(layer, "_plan", PLANNED, lambda: _make_plan(layer))
+    return _kept(layer, "_plan", [(layer, part) for part in PLANNED], lambda: _make_plan(layer))
 
 
 def _make_plan(layer) -> _Plan:
-    codes, scales, bias, step, zero_point = (layer._buffers[part] for part in PLANNED)
-    why, width = reason(layer), storage_bits(layer.bits)
-    if not why and width == 8 and layer.method != "uniform":
-        why = "levels beyond 8-bit integers"
+    why = reason(layer)
     if why:
-        return _Plan(why, (), None, None)
+        return _Plan(why)
+    codes, scales, bias, step, zero_point, threshold, flip = (layer._buffers[part] for part in PLANNED)
     length, channels = _length(layer), layer.shape[1]
-    made = panels(codes, width, length // channels, channels, getattr(layer, "groups", 1))
-    levels = levels_table(layer.method, width).to(codes.device)
+    taps, groups = length // channels, getattr(layer, "groups", 1)
+    geometry, pad = ((), None) if layer.spatial == 0 else _geometry(layer)
+    if isinstance(layer.grid, SignGrid):
+        unit = layer.grid.kind == "unit"
+        if unit and threshold is None:
+            threshold, flip = _above_half(channels * groups, codes.device)
+        made = binary_panels(codes, length, groups)
+        arguments = (threshold, flip, unit, codes, made, tap_sums(codes, taps, channels), scales, bias)
+        return _Plan("", arguments, geometry, pad, binary=True)
+    weight, half = integers(codes, layer.method, layer.bits, length), None
     if layer.activation_bits is None:
-        return _Plan("", (codes, made, levels, scales, bias, width), None, None)
-    total = sums(codes, layer.method, layer.bits, length)
-    arguments = (step, zero_point, layer.activation_bits, codes, made, levels, scales, total, bias, width)
-    if layer.spatial == 0:
-        return _Plan("", arguments, None, None)
+        made = panels(weight.codes, weight.width, taps, channels, groups)
+        return _Plan("", (weight.codes, made, weight.levels, scales, bias, weight.width))
+    if weight.ones:
+        half = scales.view(-1, *[1] * layer.spatial)
+        scales = torch.cat([2 * scales, scales.new_ones(1)])
+        bias = None if bias is None else torch.cat([bias, bias.new_zeros(1)])
+    made = panels(weight.codes, weight.width, taps, channels, groups)
+    arguments = (
+        step, zero_point, layer.activation_bits, weight.codes, made, weight.levels, scales, sums(weight, length), bias, weight.width,
+    )  # fmt: skip
+    return _Plan("", arguments, geometry, pad, half=half)
+
+
+def _geometry(layer) -> tuple[tuple, list[int] | None]:
+    """Kernel, stride, padding, dilation, groups of an image; and what must be put around the input before."""
     padding = _symmetric_padding(layer)
     pad = None if padding is not None else layer._reversed_padding_repeated_twice
     geometry = [layer.kernel_size, layer.stride, padding or (0,) * layer.spatial, layer.dilation]
     if layer.spatial == 1:  # an image of one line
         geometry = [(1, *kernel) if part != 2 else (0, *kernel) for part, kernel in enumerate(geometry)]
-    return _Plan("", arguments, (*map(list, geometry), layer.groups), pad)
+    return (*map(list, geometry), layer.groups), pad
+
+
+def _above_half(channels: int, device) -> tuple[Tensor, Tensor]:
+    """The threshold of DoReFa's 1-bit activations."""
+    half = torch.full((channels,), HALF, device=device)
+    return torch.nextafter(half, half.new_tensor(torch.inf)), torch.ones(channels, dtype=torch.uint8, device=device)
 
 
 def _linear(layer, plan: _Plan, input: Tensor) -> Tensor | None:
@@ -130,6 +174,12 @@ def _linear(layer, plan: _Plan, input: Tensor) -> Tensor | None:
 
 
 def _conv(layer, plan: _Plan, input: Tensor) -> Tensor | None:
+    x = _image(layer, plan, input)
+    return None if x is None else _like(input, layer, torch.ops.quantize.packed_conv2d.default(x, *plan.arguments, *plan.geometry))
+
+
+def _image(layer, plan: _Plan, input: Tensor) -> Tensor | None:
+    """`input` as [N, C, H, W], padded where the op does not; None where it does not fit the layer."""
     spatial = layer.spatial
     batched = input.dim() == spatial + 2
     if not (batched or input.dim() == spatial + 1) or input.shape[-spatial - 1] != layer.in_channels:
@@ -137,10 +187,52 @@ def _conv(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     if plan.pad is not None:
         input = F.pad(input, plan.pad, **({} if layer.padding_mode == "zeros" else {"mode": layer.padding_mode}))
     x = input if batched else input.unsqueeze(0)
-    x = x.unsqueeze(2) if spatial == 1 else x
-    out = torch.ops.quantize.packed_conv2d.default(x, *plan.arguments, *plan.geometry)
-    out = out.squeeze(2) if spatial == 1 else out
-    return out if batched else out.squeeze(0)
+    return x.unsqueeze(2) if spatial == 1 else x
+
+
+def _like(input: Tensor, layer, out: Tensor) -> Tensor:
+    """An op's output with the dimensions that `input` has."""
+    out = out.squeeze(2) if layer.spatial == 1 else out
+    return out if input.dim() == layer.spatial + 2 else out.squeeze(0)
+
+
+def _binary(layer, plan: _Plan, input: Tensor) -> Tensor | None:
+    bits_in = input.dtype == torch.uint8
+    following = (None, None) if layer._next is None else _bits_out(layer)
+    if layer.spatial == 0:
+        if not bits_in and input.shape[-1] != layer.in_features:
+            return None
+        rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
+        out = torch.ops.quantize.packed_binary_linear.default(rows, *_taken(plan, bits_in), *following, layer.in_features)
+        return out if input.dim() == 2 else out.view(*input.shape[:-1], -1)
+    x = input if bits_in else _image(layer, plan, input)
+    if x is None:
+        return None
+    out = torch.ops.quantize.packed_binary_conv2d.default(x, *_taken(plan, bits_in), *following, layer.in_channels, *plan.geometry)
+    return out if bits_in or following[0] is not None else _like(input, layer, out)
+
+
+def _taken(plan: _Plan, bits_in: bool) -> tuple:
+    return (None, None, *plan.arguments[2:]) if bits_in else plan.arguments
+
+
+def _bits_out(layer) -> tuple[Tensor | None, Tensor | None]:
+    """Thresholds of the products that make them the next layer's bits; None where that takes floats."""
+    other = layer._next
+    if torch.compiler.is_compiling() or other._forward_pre_hooks or other._forward_hooks or layer._forward_hooks:
+        return None, None
+    parts = [(layer, "scales"), (layer, "bias"), (other, "threshold"), (other, "flip")]
+    return _kept(layer, "_bits_out", parts, lambda: _make_bits_out(layer, other))
+
+
+def _make_bits_out(layer, other) -> tuple[Tensor | None, Tensor | None]:
+    plan = _plan(other)
+    if plan.reason or not plan.binary or plan.pad is not None:
+        return None, None
+    threshold, flip = plan.arguments[:2]
+    if threshold is None:
+        threshold, flip = torch.zeros_like(layer.scales), torch.zeros_like(layer.scales, dtype=torch.uint8)
+    return of_products(layer.scales, layer.bias, threshold, flip, _length(layer))
 
 
 def _symmetric_padding(layer) -> tuple[int, ...] | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 ROW_BYTES = 8  # rows are padded to this, once
-WIDTHS = (2, 4, 8)
+WIDTHS = (1, 2, 4, 8, 16)
 
 
 class Method(NamedTuple):
@@ -40,15 +40,23 @@ def _power_of_two(width: int) -> list[float]:
     return [0.0, *positive, math.nan, *[-level for level in positive]]
 
 
+def _odd(width: int) -> list[float]:
+    """Two's complement, of which code c is the level 2c + 1: as many above zero as below, and 1 and -1 at one bit."""
+    half = 1 << (width - 1)
+    return [float(2 * (code - 2 * half * (code >= half)) + 1) for code in range(2 * half)]
+
+
 METHODS = {
     "uniform": Method(2, 8, _uniform, lambda bits: 2 ** (bits - 1) - 1),
     "ternary": Method(2, 2, _uniform, lambda bits: 1.0),
+    "xnor": Method(1, 1, _odd, lambda bits: 1.0),
+    "dorefa": Method(1, 16, _odd, lambda bits: 2.0**bits - 1),
     "power_of_two": Method(2, 8, _power_of_two, lambda bits: 2.0 ** (2 ** (bits - 1) - 2)),
 }
 
 
 def storage_bits(bits: int) -> int:
-    """The width that codes of `bits` bits are stored in: 2, 4 or 8."""
+    """The width that codes of `bits` bits are stored in: 1, 2, 4, 8 or 16."""
     return next(width for width in WIDTHS if width >= bits)
 
 
@@ -70,7 +78,7 @@ def levels_table(method: str, width: int, bits: int | None = None) -> Tensor:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if width not in WIDTHS:
-        raise ValueError(f"storage must be 2, 4 or 8 bits; got {width!r}")
+        raise ValueError(f"storage must be 1, 2, 4, 8 or 16 bits; got {width!r}")
     return _table(method, width, bits).clone()
 
 
@@ -90,10 +98,14 @@ def pack(levels: Tensor, method: str, bits: int) -> Tensor:
     if wrong.any():
         row, k = (int(i) for i in wrong.nonzero()[0])
         raise ValueError(f"pack: levels must be those of {method} at {bits} bits; got {float(levels[row, k])!r} at [{row}, {k}]")
-    return _join(codes.to(torch.uint8), width)
+    return join(codes, width)
 
 
-def _join(codes: Tensor, width: int) -> Tensor:
+def join(codes: Tensor, width: int) -> Tensor:
+    """Codes Tensor[N, K] of `width` bits to rows uint8[N, row_bytes]; the inverse of :func:`split`."""
+    if width == 16:
+        return join(torch.stack([codes & 255, codes >> 8], -1).flatten(1), 8)
+    codes = codes.to(torch.uint8)
     per_byte, k = 8 // width, codes.shape[1]
     padded = codes.new_zeros(len(codes), row_bytes(k, width) * per_byte)
     padded[:, :k] = codes
@@ -101,7 +113,11 @@ def _join(codes: Tensor, width: int) -> Tensor:
     return (padded.view(len(codes), -1, per_byte) << shifts).sum(-1, dtype=torch.uint8)
 
 
-def _split(rows: Tensor, width: int) -> Tensor:
+def split(rows: Tensor, width: int) -> Tensor:
+    """The codes of rows uint8[N, row_bytes], padding included: uint8, at 16 bits int32."""
+    if width == 16:
+        pairs = rows.unflatten(1, (-1, 2)).int()
+        return pairs[..., 0] | pairs[..., 1] << 8
     shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=rows.device)
     return ((rows.unsqueeze(-1) >> shifts) & (2**width - 1)).flatten(1)
 
@@ -115,7 +131,7 @@ def unpack(rows: Tensor, k: int, method: str, bits: int) -> Tensor:
     width = storage_bits(bits)
     if rows.dtype != torch.uint8 or rows.dim() != 2 or rows.shape[1] != row_bytes(k, width):
         raise ValueError(f"codes must be uint8 [N, {row_bytes(k, width)}]; got {str(rows.dtype)[6:]} {list(rows.shape)}")
-    codes = _split(rows, width)
+    codes = split(rows, width)
     padding = codes[:, k:].any(1).nonzero()
     if len(padding):
         raise ValueError(f"codes: the padding after a row's {k} codes must be zero bits; row {int(padding[0])} has ones")

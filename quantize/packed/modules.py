@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from . import functional, kernels
 from .form import GROUPED, Form
+from .grid import PARTS, Grid, grid_of
 from .weight import PackedWeight
 
-TENSORS = ("codes", "group_bits", "scales", "bias", "step", "zero_point")  # what is stored of a layer; they keep their dtype
-MADE = ("_plan", "_table")  # what kernels.py makes of them at the first use
+TENSORS = ("codes", "group_bits", "scales", "bias", *PARTS)  # what is stored of a layer; they keep their dtype
+MADE = ("_plan", "_table", "_bits_out")  # what kernels.py makes of them at the first use
 ATTRIBUTES = {  # what tells one layer of a kind from another, with the defaults that files leave out
     "stride": 1,
     "padding": 0,
@@ -22,13 +23,32 @@ ATTRIBUTES = {  # what tells one layer of a kind from another, with the defaults
 }
 
 
-class KeepsDtypes(nn.Module):
-    """Mixin: `.half()` and the like leave the buffers named in TENSORS as they are, and set `dtype`."""
+class OnGrid(nn.Module):
+    """Mixin: an input on a fixed grid. `.half()` and the like leave the buffers named in TENSORS as they are, and set `dtype`."""
 
     dtype: torch.dtype
 
+    def set_grid(self, grid: Grid | None) -> None:
+        """Sets the levels of the input; None: it is left as it is."""
+        parts = {} if grid is None else grid.parts
+        for name in PARTS:
+            self.register_buffer(name, parts.get(name))
+        self._grid_fields = {} if grid is None else grid.fields()
+
+    @property
+    def grid(self) -> Grid | None:
+        """The levels of the input."""
+        return grid_of(self._grid_fields, self._buffers)
+
+    @property
+    def activation_bits(self) -> int | None:
+        """Of the input's levels; None where it is left as it is."""
+        return self._grid_fields.get("activation_bits")
+
     def _apply(self, fn, recurse=True):
         kept = {name: self._buffers[name] for name in TENSORS if self._buffers.get(name) is not None}
+        if not kept:
+            return super()._apply(fn, recurse)
         probe = fn(torch.empty(0, dtype=self.dtype, device=next(iter(kept.values())).device))
         super()._apply(fn, recurse)
         for name, before in kept.items():
@@ -40,38 +60,47 @@ class KeepsDtypes(nn.Module):
         return self
 
 
-class InputQuantizer(KeepsDtypes):
-    """Quantizes the input of a layer that has no packed counterpart: the same grid as in training, fixed."""
+class InputQuantizer(OnGrid):
+    """Quantizes the input of a layer that has no packed counterpart: the same grid as in training, fixed.
 
-    def __init__(self, bits: int, step: Tensor, zero_point: Tensor):
+    `axis`: the dimension of channels.
+    """
+
+    def __init__(self, grid: Grid, axis: int):
         super().__init__()
-        self.bits, self.dtype = bits, step.dtype
-        self.register_buffer("step", step)
-        self.register_buffer("zero_point", zero_point)
+        self.axis, self.dtype = axis, torch.float32
+        self.set_grid(grid)
+
+    @property
+    def bits(self) -> int:
+        """Of the levels."""
+        return self.activation_bits
 
     def forward(self, input: Tensor) -> Tensor:
         """`input` on the grid; shape and dtype as given."""
-        return functional.quantize_input(input, self.step, self.zero_point, self.bits)
+        return self.grid.apply(input, self.axis)
 
     def extra_repr(self) -> str:
         """Bits."""
         return f"bits={self.bits}"
 
 
-class PackedLayer(KeepsDtypes):
+class PackedLayer(OnGrid):
     """Base of the packed layers. :func:`quantize.convert` and :func:`quantize.load` make them out of float ones, by a change of class.
 
     Buffers: `codes` uint8[N, row_bytes], one row an output channel (quantize/packed/layout.py), and `scales` float32[N]; where groups have
     bits of their own `codes` uint8[bytes], `group_bits` uint8[ceil(groups / 2)] and `scales` float32[rows, 2] (quantize/packed/form.py).
-    `bias` float32[N] or None; with `activation_bits` also `step` and `zero_point`, float32 scalars. All keep these dtypes under ``.half()``
-    and the like; the output has the input's dtype. Whatever else the layer had (stride, hooks, attributes of one's own) it still has.
+    `bias` float32[N] or None; with `activation_bits` also `step` and `zero_point`, float32 scalars, or for inputs of one bit `threshold`
+    float32[C] and `flip` uint8[C], if more than zero (grid.py). All keep these dtypes under ``.half()`` and the like; the output has the
+    input's dtype. Whatever else the layer had (stride, hooks, attributes of one's own) it still has.
 
-    For inference. The gradient flows to the input as through the float layer, straight through the rounding of activations; the weight
-    has none.
+    For inference. The gradient flows to the input as through the float layer, straight through the rounding of activations but not through
+    a sign; the weight has none.
     """
 
     plain: type[nn.Module]
     form: Form
+    _next, _fed = None, False  # feed()
     spatial = 0
     transposed = False
 
@@ -85,13 +114,14 @@ class PackedLayer(KeepsDtypes):
         for name in ("weight", *TENSORS):
             module._parameters.pop(name, None)
             module._buffers.pop(name, None)
-        for name in MADE:
+        for name in (*MADE, "_next", "_fed"):
             vars(module).pop(name, None)
         drop_pre_hook(module, _no_fused_path)
-        module.form, module.activation_bits, module.dtype = weight.form, None, dtype
-        module.plain_bias, module.folded = plain_bias, None
-        for name, tensor in (*weight.parts.items(), ("bias", bias), ("step", None), ("zero_point", None)):
+        module.form, module.dtype = weight.form, dtype
+        module.plain_bias, module.folded, module.feeds = plain_bias, None, None
+        for name, tensor in (*weight.parts.items(), ("bias", bias)):
             module.register_buffer(name, tensor)
+        module.set_grid(None)
 
     @property
     def packed_weight(self) -> PackedWeight:
@@ -113,11 +143,16 @@ class PackedLayer(KeepsDtypes):
         """Of the weight."""
         return self.form.shape
 
-    def quantize_inputs(self, bits: int, step: Tensor, zero_point: Tensor) -> None:
-        """Sets the levels of the input: step * ({0 .. 2^bits - 1} - zero_point)."""
-        self.activation_bits, self.step, self.zero_point = bits, step, zero_point
+    def quantize_inputs(self, grid: Grid) -> None:
+        """Sets the levels of the input."""
+        self.set_grid(grid)
         if self.spatial == 0:  # nn.TransformerEncoderLayer's fused path would read `weight` and pass the input quantizer by
             self.register_forward_pre_hook(_no_fused_path)
+
+    def feed(self, name: str, other: PackedLayer) -> None:
+        """From now on the output goes to the layer `other`, of that `name`, and nowhere else: as bits, where both run on their codes."""
+        self.feeds = name
+        vars(self)["_next"], vars(other)["_fed"] = other, True  # past nn.Module, which would make them submodules
 
     @property
     def weight(self) -> Tensor:
@@ -135,16 +170,17 @@ class PackedLayer(KeepsDtypes):
         return functional.run(self, self._quantized(input)) if found is None else found
 
     def _check_input(self, input: Tensor) -> None:
-        if self.folded is not None and input.dim() != self.spatial + 2:
+        removed = self._grid_fields.get("removed")
+        if (self.folded is not None or removed) and input.dim() != self.spatial + 2:
+            norm = self.folded[0] if self.folded is not None else removed[0]
             raise ValueError(
-                f"{type(self).__name__}: input must have {self.spatial + 2} dimensions, as its folded batch norm {self.folded[0]!r} wants; "
+                f"{type(self).__name__}: input must have {self.spatial + 2} dimensions, as its folded batch norm {norm!r} wants; "
                 f"got {list(input.shape)}"
             )
 
     def _quantized(self, input: Tensor) -> Tensor:
-        if self.activation_bits is None:
-            return input
-        return functional.quantize_input(input, self.step, self.zero_point, self.activation_bits)
+        grid = self.grid
+        return input if grid is None else grid.apply(input, -self.spatial - 1)
 
     def __getstate__(self):
         """Without what is made of the codes at the first use."""

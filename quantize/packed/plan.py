@@ -47,6 +47,7 @@ def make_plan(model: nn.Module, header: Header) -> Plan:
     folds = {entry["batch_norm"]: entry for entry in header.layers if "batch_norm" in entry}
     if len(folds) < sum("batch_norm" in entry for entry in header.layers):
         raise Bad("layers: a batch_norm must be folded into one layer only")
+    removed = _removed(header.layers)
     plan, seen, used = Plan([], {}, []), set(), set()
     grids = {grid for m in model.modules() if (grid := input_grid(m)) is not None}  # of a model that was converted before
     for name, module in model.named_modules():
@@ -54,6 +55,10 @@ def make_plan(model: nn.Module, header: Header) -> Plan:
             continue
         if name in folds and name not in entries:
             _check_norm(name, module, folds.pop(name))
+            plan.folded.append(module)
+            continue
+        if name in removed and name not in entries:
+            _check_removed(name, module, removed.pop(name))
             plan.folded.append(module)
             continue
         without = set()
@@ -76,6 +81,9 @@ def make_plan(model: nn.Module, header: Header) -> Plan:
         raise Bad(f"layer {short(name)}: expected no such layer, as in the model; found {found[0]['kind']} {found[0]['shape']}")
     if folds:
         raise Bad(f"layer {short(next(iter(folds)))}: expected a batch norm of the model; the model has no such module")
+    if removed:
+        raise Bad(f"layer {short(next(iter(removed)))}: expected what stands before a sign in the model; the model has no such module")
+    _check_feeds(plan.steps)
     extra = sorted(set(header.tensors) - set(plan.plain) - used)
     if extra:
         raise Bad(f"tensor {short(extra[0])}: expected no such tensor, as in the model; found {_words(header.tensors[extra[0]])}")
@@ -105,6 +113,42 @@ def _check_norm(name: str, module: nn.Module, entry: dict) -> None:
         )
 
 
+def _removed(layers: list[dict]) -> dict[str, dict]:
+    """The layer that each module went into, by the module's name; several may share one."""
+    found: dict[str, dict] = {}
+    for entry in layers:
+        for name in entry.get("removed", ()):
+            first = found.setdefault(name, entry)
+            if first["removed"] != entry["removed"]:
+                raise Bad(f"layers: {short(name)} must be removed with the same modules everywhere; got {short(entry['removed'])}")
+    return found
+
+
+def _check_removed(name: str, module: nn.Module, entry: dict) -> None:
+    if type(module) is nn.Identity or isinstance(module, (nn.Hardtanh, nn.ReLU)):
+        return
+    channels = entry["shape"][1] * entry.get("groups", 1) if len(entry["shape"]) > 1 else 0
+    if not issubclass(type(module), BATCH_NORMS) or module.num_features != channels:
+        what = f"{kind_of(module)}({getattr(module, 'num_features', '')})"
+        found = f"what stands before the sign of {channels} channels of {entry['name']!r}"
+        raise Bad(f"layer {name!r}: expected {what}, as in the model; found {found}")
+
+
+def _check_feeds(steps: list[Step]) -> None:
+    """Layers that hand bits on must hand them to one that takes them."""
+    by_name = {step.entry["name"]: step for step in steps if not step.decoded}
+    for step in steps:
+        if "feeds" not in step.entry:
+            continue
+        other = by_name.get(step.entry["feeds"])
+        fits = not step.decoded and other is not None and "input" in other.entry and other.entry["kind"] == step.entry["kind"]
+        if not fits or other is step or other.entry["shape"][1] * other.entry.get("groups", 1) != step.form.channels:
+            raise Bad(
+                f"layer {step.entry['name']!r}: feeds must be a {step.entry['kind']} with an input of {step.form.channels} signs; "
+                f"got {short(step.entry['feeds'])}"
+            )
+
+
 def _step(entry: dict, module: nn.Module, tensors: dict[str, Stored]) -> Step:
     name, tensor = entry["name"], entry.get("decoded", "weight")
 
@@ -128,7 +172,10 @@ def _step(entry: dict, module: nn.Module, tensors: dict[str, Stored]) -> Step:
     parts = form.shapes()
     if packable and (has_bias or "batch_norm" in entry):
         parts["bias"] = (torch.float32, (form.channels,))
-    if "activation_bits" in entry:
+    if "removed" in entry:
+        channels = shape[1] * entry.get("groups", 1)
+        parts |= {"threshold": (torch.float32, (channels,)), "flip": (torch.uint8, (channels,))}
+    elif "activation_bits" in entry and "input" not in entry:
         parts |= {"step": (torch.float32, ()), "zero_point": (torch.float32, ())}
     tied, places = entry.get("tied", {}), {}
     for part, (dtype, part_shape) in parts.items():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..layers.base import CompressedLayer
 from ..weight.prepare import quantize_input_of
+from .grid import Grid
 from .modules import PACKED, InputQuantizer, PackedLayer, drop_pre_hook
 from .plain import forward_of_its_own, plain_class
 from .weight import PackedWeight
-
-Grid = tuple[int, Tensor, Tensor]  # bits, step, zero point
 
 
 def packed_class(module: nn.Module) -> type[PackedLayer] | None:
@@ -35,7 +34,7 @@ def become_packed(module: nn.Module, weight: PackedWeight, bias, dtype: torch.dt
     _set_input_grid(module, None)
     packed_class(module).become(module, weight, bias, dtype, plain_bias)
     if grid is not None:
-        module.quantize_inputs(*grid)
+        module.quantize_inputs(grid)
     module.folded = folded
 
 
@@ -55,15 +54,16 @@ def _set_input_grid(module: nn.Module, grid: Grid | None) -> None:
     module._modules.pop("activation_quantizer", None)
     drop_pre_hook(module, quantize_input_of)
     if grid is not None:
-        module.activation_quantizer = InputQuantizer(*grid)
+        spatial = len(getattr(module, "kernel_size", ()))
+        module.activation_quantizer = InputQuantizer(grid, -spatial - 1)
         module.register_forward_pre_hook(quantize_input_of, with_kwargs=True)
 
 
-def become_identity(norm: nn.Module) -> None:
-    """What is left of a batch norm that went into the layer before it."""
-    norm._parameters.clear()
-    norm._buffers.clear()
-    norm.__class__ = nn.Identity
+def become_identity(module: nn.Module) -> None:
+    """What is left of a batch norm or an activation that went into the layer before or behind it."""
+    module._parameters.clear()
+    module._buffers.clear()
+    module.__class__ = nn.Identity
 
 
 def float_bytes(module: nn.Module) -> int:

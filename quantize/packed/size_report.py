@@ -119,7 +119,8 @@ def _float_bytes(module: nn.Module, tensor: str, entry: dict, parts: dict[str, T
     """Of weight and bias and the folded batch norm, as the float model has them; what is tied counts once."""
     packed = isinstance(module, PackedLayer)
     size = (module.dtype if packed else getattr(module, tensor).dtype).itemsize
-    codes, total = parts["codes" if packed else f"{tensor}.codes"], entry.get("batch_norm_bytes", 0)
+    codes = parts["codes" if packed else f"{tensor}.codes"]
+    total = entry.get("batch_norm_bytes", 0) + entry.get("removed_bytes", 0)
     if id(codes) not in seen:
         total += size * math.prod(entry["shape"])
         seen.add(id(codes))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 
 SCALES = ("least_squares", "max")
+SIGN_GRADIENTS = ("clip", "polynomial")
 
 
 def _check_bits(who: str, name: str, value, least: int = 2) -> None:
@@ -141,6 +142,110 @@ class Ternary(WeightConfig):
     method = codebook = "ternary"
     scale = "max"  # as the other methods call it
     weight_bits = 2
+
+
+@dataclass(frozen=True)
+class XNOR(WeightConfig):
+    """Binary weights (XNOR-Net, arXiv 1603.05279): ``scale * {-1, 1}`` with a scale for each output channel, stored in 1 bit.
+
+    The weights are centred over the input channels and clamped, the scale is the channel's mean magnitude; see :func:`quantize.binary`. The
+    layer's input is binary, too: its sign, +1 for zero. Put a batch norm before it: BN, sign, convolution is the block of the paper.
+
+    Args:
+        activation_bits: 1, or None for binary weights alone (the paper's Binary-Weight-Networks).
+        rectify: a quantile tau above 0.5 and up to 1, at which the weights are clamped in place of [-1, 1], from the layer's mean magnitude
+            b as of a Laplace distribution: +-b ln(1 / (2 - 2 tau)) (ReCU, arXiv 2103.12369, which goes from 0.85 to 0.99). Its
+            standardization is the centring here; the deviation that it divides by the scale would multiply back.
+        sign_gradient: of the input's sign: ``"clip"``, 1 where ``|x| <= 1``, or ``"polynomial"``, ``2 - 2|x|`` there (Bi-Real Net,
+            arXiv 1808.00278).
+        reference_gradient: multiplies the weights' gradient by (1 - 1/C) n, with C > 1 input channels and n weights in a filter (by n where
+            nothing is centred). That is no part of the paper; the well-known PyTorch code has it, and its learning rates go with it.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> layer = nn.Linear(4, 1, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.9, 0.1, -0.4, -0.2]]))
+        >>> layer = quantize.prepare(layer, quantize.XNOR())
+        >>> layer.weight.detach()
+        tensor([[ 0.4000,  0.4000, -0.4000, -0.4000]])
+        >>> layer(torch.tensor([[0.5, -3.0, 0.0, 2.0]])).item()  # of the signs 1, -1, 1, 1
+        -0.800000011920929
+    """
+
+    activation_bits: int | None = 1
+    rectify: float | None = None
+    sign_gradient: str = "clip"
+    reference_gradient: bool = False
+
+    method = codebook = "xnor"
+    scale = "max"  # as the other methods call it
+    weight_bits = 1
+
+    def __post_init__(self):
+        if self.activation_bits is not None:
+            if isinstance(self.activation_bits, bool) or not isinstance(self.activation_bits, Integral):
+                raise TypeError(f"XNOR: activation_bits must be 1 or None; got {self.activation_bits!r}")
+            if self.activation_bits != 1:
+                raise ValueError(f"XNOR: activation_bits must be 1 or None; got {self.activation_bits!r}")
+        if self.rectify is not None:
+            if isinstance(self.rectify, bool) or not isinstance(self.rectify, Real):
+                raise TypeError(f"XNOR: rectify must be a number above 0.5, at most 1, or None; got {self.rectify!r}")
+            if not 0.5 < self.rectify <= 1:
+                raise ValueError(f"XNOR: rectify must be a number above 0.5, at most 1, or None; got {self.rectify!r}")
+        if self.sign_gradient not in SIGN_GRADIENTS:
+            raise ValueError(f"XNOR: sign_gradient must be one of {', '.join(map(repr, SIGN_GRADIENTS))}; got {self.sign_gradient!r}")
+        if not isinstance(self.reference_gradient, bool):
+            raise TypeError(f"XNOR: reference_gradient must be a bool; got {self.reference_gradient!r}")
+
+
+@dataclass(frozen=True)
+class DoReFa(WeightConfig):
+    """Weights, activations and gradients of few bits (DoReFa, arXiv 1606.06160); see :func:`quantize.dorefa_weight`.
+
+    Activations are clipped to [0, 1] and rounded (:func:`quantize.dorefa_activation`). Gradients of the layers' outputs are rounded at
+    random, without bias, to 2^gradient_bits levels between plus and minus each sample's largest (equation 12).
+
+    Args:
+        weight_bits: 1 to 8, or 16.
+        activation_bits: 1 to 8, or 16; None and 32 leave the layer's input alone.
+        gradient_bits: 2 to 8, or 16; 32 leaves gradients alone. In training mode only, and of layers that have an input to quantize.
+        scale_adjusted: multiplies the quantized weights by what gives them back the deviation of the full-precision ones, a number for each
+            layer that is folded into its scale (as scale-adjusted training, arXiv 1912.10207, does it): tanh and division by the largest
+            multiply the deviation 3 to 8 times otherwise. Without effect on 1 bit, whose scale is the mean magnitude.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> model = quantize.prepare(nn.Sequential(nn.Linear(8, 4)), quantize.DoReFa(2, 2, gradient_bits=6))
+        >>> model[0].weight.unique().numel() <= 4
+        True
+    """
+
+    weight_bits: int
+    activation_bits: int | None
+    gradient_bits: int = 32
+    scale_adjusted: bool = True
+
+    method = codebook = "dorefa"
+    scale = "max"  # as the other methods call it
+
+    def __post_init__(self):
+        if self.activation_bits == 32 and not isinstance(self.activation_bits, bool):
+            object.__setattr__(self, "activation_bits", None)  # one spelling for what means the same
+        for name, least, whole in (("weight_bits", 1, False), ("activation_bits", 1, False), ("gradient_bits", 2, True)):
+            value, other = getattr(self, name), (16, 32) if whole else (16,)
+            if value is None and name == "activation_bits":
+                continue
+            expected = f"DoReFa: {name} must be an integer from {least} to 8, {' or '.join(map(str, other))}; got {value!r}"
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(expected)
+            if not least <= value <= 8 and value not in other:
+                raise ValueError(expected)
+        if not isinstance(self.scale_adjusted, bool):
+            raise TypeError(f"DoReFa: scale_adjusted must be a bool; got {self.scale_adjusted!r}")
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
+from ..activation.intercept import keep_two_values
 from ..patterns import check, resolve, unmatched
-from .config import DiffQ, PowerOfTwo, Ternary, Uniform, WeightConfig
+from .config import XNOR, DiffQ, DoReFa, PowerOfTwo, Ternary, Uniform, WeightConfig
 from .diffq import DiffQQuantizer, draw_together
-from .learned_activation import LearnedBitsQuantizer
+from .dorefa import quantize_gradient_of
 from .lsq import METHODS, ActivationQuantizer, Observer
-from .quantizer import WeightQuantizer, make_quantizer
+from .quantizer import WeightQuantizer, make_activation_quantizer, make_quantizer
 
-CONFIGS = (Uniform, PowerOfTwo, DiffQ, Ternary)
+CONFIGS = (Uniform, PowerOfTwo, DiffQ, Ternary, XNOR, DoReFa)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 
@@ -69,14 +70,16 @@ def prepare(model: nn.Module, config) -> nn.Module:
 
     ``module.weight`` is then the quantized weight, computed from the full-precision parameter at each use; its gradient goes straight
     through (STE). The parameter objects stay what they are, so an optimizer made before goes on working; `state_dict` keeps them under
-    torch.nn.utils.parametrize's names. With activation bits the layer's input is quantized as well, by a learned step: a new parameter
-    (``module.activation_quantizer.step``) that an optimizer made afterwards will train. Goes together with :class:`quantize.QModule`
-    (before or after it), DistributedDataParallel (prepare first), autocast, deepcopy and torch.compile.
+    torch.nn.utils.parametrize's names. With activation bits the layer's input is quantized as well: for :class:`quantize.XNOR` to its sign,
+    for :class:`quantize.DoReFa` within [0, 1], else by a learned step: a new parameter (``module.activation_quantizer.step``) that an
+    optimizer made afterwards will train. Goes together with :class:`quantize.QModule` (before or after it), DistributedDataParallel
+    (prepare first), autocast, deepcopy and torch.compile.
 
     Args:
         model: any nn.Module, or a single layer.
-        config: :class:`quantize.Uniform`, :class:`quantize.PowerOfTwo`, :class:`quantize.DiffQ` or :class:`quantize.Ternary`, or a mapping
-            from glob patterns over module names to one of these or to None, which leaves the layer alone; the last match wins.
+        config: :class:`quantize.Uniform`, :class:`quantize.PowerOfTwo`, :class:`quantize.DiffQ`, :class:`quantize.Ternary`,
+            :class:`quantize.XNOR` or :class:`quantize.DoReFa`, or a mapping from glob patterns over module names to one of these or to
+            None, which leaves the layer alone; the last match wins.
 
     Returns:
         The same object.
@@ -153,20 +156,23 @@ def _prepare_layer(module: nn.Module, config: WeightConfig, shared: dict[tuple, 
         key = (id(weight), config, axis)  # what a quantizer learns of a tied weight is learned once
         quantizer = shared.get(key) if module._parameters.get(tensor) is weight else None
         if quantizer is None:
-            quantizer = (DiffQQuantizer if isinstance(config, DiffQ) else make_quantizer)(config, weight, axis)
+            quantizer = make_quantizer(config, weight, axis)
         if module._parameters.get(tensor) is weight:
             shared[key] = quantizer
         parametrize.register_parametrization(module, tensor, quantizer, unsafe=True)  # safe: drawing noise to check the shape would not be
         quantizer.train(module.training)
     if isinstance(module, nn.RNNBase):
         _flatten_at_use(module)
-    # Modules that read weights without calling their layers have no input to quantize.
-    if config.activation_bits is not None and isinstance(module, LAYERS) and not isinstance(module, NonDynamicallyQuantizableLinear):
-        device = module.parametrizations["weight"].original.device
-        learned = config.activation_bits == "learned"
-        own = LearnedBitsQuantizer(config, device) if learned else ActivationQuantizer(config.activation_bits, device)
+    # Modules that read weights without calling their layers have no input to quantize, nor an output.
+    if not isinstance(module, LAYERS) or isinstance(module, NonDynamicallyQuantizableLinear):
+        return
+    if config.activation_bits is not None:
+        own = make_activation_quantizer(config, module.parametrizations["weight"].original.device)
         module.activation_quantizer = own.train(module.training)
         module.register_forward_pre_hook(quantize_input_of, with_kwargs=True)
+        keep_two_values(module)  # where QModule was first
+    if isinstance(config, DoReFa) and config.gradient_bits < 32:
+        module.register_forward_hook(quantize_gradient_of)
 
 
 def _flatten_at_use(module: nn.RNNBase) -> None:

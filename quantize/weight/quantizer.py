@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .config import WeightConfig
+from .config import XNOR, DiffQ, DoReFa, WeightConfig
 
 SMALLEST_STEP = 2.0**-100  # what a learned step at zero or below counts as (csrc/weight/lsq.h)
 
@@ -81,4 +81,30 @@ class LearnedStepQuantizer(WeightQuantizer):
 
 def make_quantizer(config: WeightConfig, weight: Tensor, axis: int = 0) -> WeightQuantizer:
     """What `config` asks for, for a `weight` with its output channels in dimension `axis`."""
+    from .binary import BinaryQuantizer  # these stand on this file
+    from .diffq import DiffQQuantizer
+    from .dorefa import DorefaQuantizer
+
+    if isinstance(config, DiffQ):
+        return DiffQQuantizer(config, weight, axis)
+    if isinstance(config, XNOR):
+        return BinaryQuantizer(config, axis)
+    if isinstance(config, DoReFa):
+        return DorefaQuantizer(config, axis)
     return LearnedStepQuantizer(config, weight, axis) if config.scale == "learned" else WeightQuantizer(config, axis)
+
+
+def make_activation_quantizer(config: WeightConfig, device) -> nn.Module:
+    """What stands before the input of a layer whose `config` has activation bits."""
+    from .binary import SignQuantizer
+    from .dorefa import UnitQuantizer
+    from .learned_activation import LearnedBitsQuantizer
+    from .lsq import ActivationQuantizer
+
+    if isinstance(config, XNOR):
+        return SignQuantizer(config.sign_gradient)
+    if isinstance(config, DoReFa):
+        return UnitQuantizer(config.activation_bits, device)
+    if config.activation_bits == "learned":
+        return LearnedBitsQuantizer(config, device)
+    return ActivationQuantizer(config.activation_bits, device)

@@ -11,7 +11,7 @@ sys.path.insert(0, str(EXAMPLES))
 # 3 epochs of 3 steps, the last one short, and a test of 37 images.
 SMALL = ["--dataset", "digits", "--width", "4", "--limit-train", "80", "--limit-test", "37", "--batch-size", "32", "--epochs", "3"]
 SMALL += ["--lr", "0.05", "--device", "cpu"]
-# Flags that the tests of resuming go through: plain, fixed bits, everything that adapts, low-bit weights, and both.
+# Flags that the tests of resuming go through: plain, fixed bits, everything that adapts, low-bit weights, and these with compression.
 COMPRESSIONS = {
     "plain": ["-c", "fanin"],
     "fixed": ["-c", "quantize", "--ibits", "2"],
@@ -20,6 +20,8 @@ COMPRESSIONS = {
     "po2plus": ["--weights", "po2plus"],
     "diffq": ["--arch", "lenet", "--weights", "diffq", "--bits-lr", "0.3", "--amp", "fp16", "--clip-grad-norm", "1"],
     "diffq-same": ["--arch", "lenet", "--weights", "diffq", "--bits-lr", "1e4", "--bits-optimizer", "same"],
+    "xnor": ["--arch", "resnet20_q", "--weights", "xnor", "--reestimate-bn", "1"],
+    "dorefa": ["--arch", "resnet20_q", "--weights", "dorefa", "--gradient-bits", "6", "-c", "quantize"],
     "both": ["--weights", "po2", "--weight-bits", "3", "--weight-activation-bits", "4", "-c", "quantize"],
 }
 

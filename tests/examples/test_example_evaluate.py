@@ -141,7 +141,7 @@ def test_other_models_are_named(evaluated, capsys):
     ("flags", "message"),
     [
         (["--bits", "4", "9"], "--bits must be from 2 to 8; got 4 9"),
-        (["--weight-activation-bits", "1"], "--weight-activation-bits must be from 2 to 8; got 1"),
+        (["--weight-activation-bits", "1"], "--activation-bits must be from 2 to 8; got 1"),
         (["--batches", "0"], "--batches must be at least 1; got 0"),
         (["--quantizers", "po3"], "--quantizers"),
     ],

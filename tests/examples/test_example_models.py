@@ -68,6 +68,18 @@ OTHERS = {
     "dla": (10, 16_291_386),  # of github.com/kuangliu/pytorch-cifar, both
     "dla_simple": (10, 15_142_970),
 }
+# Of binary networks the literature counts VGG-Small, 4.66 M with the batch norms'; the residual ones have what their plain forms have, less
+# or more a batch norm and option A's nothing or a 1x1 convolution.
+BINARY = {
+    "nin_q": (10, 968_394),
+    "resnet20_q": (10, 269_722),
+    "resnet32_q": (10, 464_154),
+    "resnet44_q": (10, 658_586),
+    "resnet56_q": (10, 853_018),
+    "resnet18_q": (1000, 11_687_720),
+    "resnet18_q_cifar": (10, 11_172_170),
+    "vgg_small_q": (10, 4_660_106),
+}
 # Side of the image, multiply-adds. Those of ImageNet are published, as 569 M, 300 M, 0.39 and 3.6 billion; no paper counts the others.
 MULTIPLY_ADDS = {
     "mobilenet_imagenet": (224, 568_740_352),
@@ -95,9 +107,31 @@ MULTIPLY_ADDS = {
     "densenet121": (32, 888_350_720),
     "dla": (32, 1_030_935_552),
     "dla_simple": (32, 913_495_040),
+    "nin_q": (32, 222_365_568),
+    "resnet20_q": (32, 40_551_040),
+    "resnet18_q": (224, 1_814_073_344),
+    "resnet18_q_cifar": (32, 555_422_720),
+    "vgg_small_q": (32, 607_600_640),
 }
-EXACT = {**MOBILE, **OTHERS}
+EXACT = {**MOBILE, **OTHERS, **BINARY}
+# Width, layers that are made binary, and bytes of their weights: a bit each, an output channel's padded to 8 bytes.
+BINARY_BYTES = {
+    "nin_q": (192, 7, 119_808),
+    "resnet20_q": (16, 18, 35_072),
+    "resnet20_q at width 32": (32, 18, 134_656),
+    "resnet32_q": (16, 30, 60_160),
+    "resnet44_q": (16, 42, 85_248),
+    "resnet56_q": (16, 54, 110_336),
+    "resnet18_q": (64, 19, 1_394_688),
+    "resnet18_q_cifar": (64, 19, 1_394_688),
+    "vgg_small_q": (128, 5, 571_392),
+}
 SMALL_WIDTHS = {"lenet": 1}
+# Batch norms of the binary networks without blocks.
+AFTER_A_CONVOLUTION = {
+    "nin_q": ["bn", *(f"features.{index}.bn" for index in (0, 1, 4, 5, 8))],
+    "vgg_small_q": [f"features.{index}.bn" for index in (0, 3, 6)],
+}
 
 
 def count(model):
@@ -187,10 +221,29 @@ def test_batch_norms_fold(arch):
     model = small(arch).eval()
     norms = [name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
     pairs = find_pairs(model, {name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)})
-    # Pre-activation: the first batch norm of a layer is of a sum or of all before it, which others see too.
-    if arch.startswith(("preact", "wide", "densenet")):
+    # Pre-activation: the first batch norm of a layer is of a sum or of all before it, which others see too, or comes after a pooling.
+    if arch in AFTER_A_CONVOLUTION:
+        norms = AFTER_A_CONVOLUTION[arch]
+    elif arch.startswith(("preact", "wide", "densenet")) or arch in BINARY:
         norms = [name for name in norms if name.endswith("bn2")]
     assert sorted(norm for _, norm in pairs) == sorted(norms)
+
+
+@pytest.mark.parametrize("case", BINARY_BYTES)
+def test_binary_layers(case):
+    """All but the first and the last; in front of each a clip of its own after a batch norm, which only a shortcut's convolution shares."""
+    arch, (width, layers, size) = case.split()[0], BINARY_BYTES[case]
+    model = on_meta(arch, BINARY[arch][0], width=width)
+    weighted = [(name, m) for name, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    assert (weighted[0][0], weighted[-1][0]) == ("conv1", "fc")
+    inner = [module for name, module in weighted if not name.endswith("shortcut")][1:-1]
+    binary = [module for _, module in weighted[1:-1]]
+    assert len(binary) == layers and all(module.bias is None for module in binary)
+    assert sum(m.out_channels * -(-m.weight[0].numel() // 64) * 8 for m in binary) == size
+    order = [m for m in model.modules() if isinstance(m, (torch.nn.BatchNorm2d, torch.nn.Hardtanh, torch.nn.Conv2d))]
+    for module in inner:
+        place = order.index(module)
+        assert [type(m) for m in order[place - 2 : place]] == [torch.nn.BatchNorm2d, torch.nn.Hardtanh]
 
 
 @pytest.mark.parametrize("arch", MOBILE)
@@ -262,8 +315,12 @@ def test_names_are_torchvisions(arch):
     assert shapes == {name: value.shape for name, value in getattr(torchvision.models, arch)().state_dict().items()}
 
 
-def test_preact_shortcut_shares_the_activated_input():
-    block = create_model("preact_resnet20", 10, width=4).layer2[0]
+@pytest.mark.parametrize(
+    "block",
+    [create_model("preact_resnet20", 10, width=4).layer2[0], create_model("resnet18_q_cifar", 10, width=4).blocks[2]],
+    ids=["preact_resnet20", "resnet18_q"],
+)
+def test_preact_shortcut_shares_the_activated_input(block):
     inputs = []
     block.conv1.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     block.shortcut.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))

@@ -58,6 +58,10 @@ def test_originals_command_line():
 def test_workspace_tells_runs_apart():
     flags = ["", "-c quantize", "-c qlinear", "-c quantize --ibits 2", "-c quantize --no-ca", "--seed 1", "--amp bf16", "--arch resnet56"]
     flags += ["--weights po2", "--weights po2plus", "--weights po2 --weight-bits 3", "--weights po2 --weight-activation-bits 8"]
+    flags += ["--weights xnor", "--weights xnor --activation-bits 32", "--weights xnor --rectify 0.9", "--weights xnor --rectify 0.99"]
+    flags += ["--weights xnor --sign-gradient polynomial", "--weights xnor --float-layers", "--weights xnor --float-layers fc"]
+    flags += ["--weights dorefa", "--weights dorefa --weight-bits 4", "--weights dorefa --activation-bits 4"]
+    flags += ["--weights dorefa --gradient-bits 8", "--weights dorefa --no-scale-adjusted", "--weights ternary"]
     flags += ["--weights po2 --float-layers fc", "--weights po2 -c quantize", "--weights po2 --amp bf16", "--weights uniform"]
     assert len({options.parse(line.split()).workspace for line in flags}) == len(flags)
     assert str(options.parse(["--weights", "po2plus"]).workspace) == "runs/mnist5k-resnet20-po2plus-4-seed0"
@@ -78,11 +82,28 @@ def test_workspace_tells_runs_apart():
         ("--evaluate", "--evaluate needs --resume"),
         ("--weights po3", "--weights"),
         ("--weights po2 --weight-bits 9", "--weight-bits must be from 2 to 8; got 9"),
-        ("--weights uniform --weight-activation-bits 1", "--weight-activation-bits must be from 2 to 8; got 1"),
+        ("--weights uniform --activation-bits 1", "--activation-bits must be from 2 to 8, or 32 for none; got 1"),
+        ("--weights uniform --weight-activation-bits 9", "--activation-bits must be from 2 to 8, or 32 for none; got 9"),
         ("--weight-bits 4", r"--weight-bits belongs to --weights po2\|po2plus\|uniform"),
+        ("--activation-bits 8", r"--activation-bits belongs to --weights po2\|.*\|diffq$"),
         ("--float-layers fc", "--float-layers belongs to --weights"),
-        ("--weights diffq --weight-bits 4", r"--weight-bits belongs to --weights po2\|po2plus\|uniform\|lsq\|ternary$"),
+        ("--weights diffq --weight-bits 4", r"--weight-bits belongs to --weights po2\|po2plus\|uniform\|lsq\|ternary\|xnor\|dorefa$"),
         ("--weights ternary --weight-bits 4", "--weight-bits must be 2 with --weights ternary; got 4"),
+        ("--weights xnor --weight-bits 2", "--weight-bits must be 1 with --weights xnor; got 2"),
+        ("--weights xnor --activation-bits 2", "--activation-bits must be 1 with --weights xnor, or 32 for none; got 2"),
+        ("--weights dorefa --weight-bits 9", "--weight-bits must be from 1 to 8 or 16 with --weights dorefa; got 9"),
+        (
+            "--weights dorefa --activation-bits 0",
+            "--activation-bits must be from 1 to 8 or 16 with --weights dorefa, or 32 for none; got 0",
+        ),
+        ("--weights dorefa --gradient-bits 1", "--gradient-bits must be from 2 to 8, 16 or 32; got 1"),
+        ("--weights xnor --gradient-bits 8", "--gradient-bits belongs to --weights dorefa"),
+        ("--weights dorefa --rectify 0.9", "--rectify belongs to --weights xnor"),
+        ("--weights xnor --rectify 0.4", "--rectify must be above 0.5 and at most 1; got 0.4"),
+        ("--weights dorefa --sign-gradient clip", "--sign-gradient belongs to --weights xnor"),
+        ("--weights xnor --sign-gradient ste", "--sign-gradient"),
+        ("--weights ternary --no-scale-adjusted", "--scale-adjusted belongs to --weights dorefa"),
+        ("--reestimate-bn -1", "--reestimate-bn must not be negative; got -1"),
         ("--weights lsq --group-size 8", "--group-size belongs to --weights diffq"),
         ("--target-size 1", "--target-size belongs to --weights diffq"),
         ("--weights diffq --group-size -1", "--group-size must not be negative; got -1"),

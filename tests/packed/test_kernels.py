@@ -7,7 +7,7 @@ from torch.library import opcheck
 
 from quantize import _C
 from quantize.packed.layout import levels_table, pack, storage_bits, to_rows
-from quantize.packed.panels import panels, sums
+from quantize.packed.panels import integers, panels, sums
 
 ops = torch.ops.quantize
 
@@ -51,7 +51,7 @@ def conv_arguments(case, method, bits, activation_bits, layout=torch.contiguous_
     k = weight[0].numel()
     x = torch.randn(batch, inputs, height, width).contiguous(memory_format=layout)
     step, zero_point = torch.tensor(6.0 / 2**activation_bits), torch.tensor(float(2 ** (activation_bits - 1) - 1))
-    made, total = panels(codes, storage, kernel[0] * kernel[1], inputs // groups, groups), sums(codes, method, bits, k)
+    made, total = panels(codes, storage, kernel[0] * kernel[1], inputs // groups, groups), sums(integers(codes, method, bits, k), k)
     arguments = (x, step, zero_point, activation_bits, codes, made, table, scales, total, torch.randn(outputs), storage)
     return (*arguments, list(kernel), list(stride), list(padding), list(dilation), groups), levels
 
@@ -83,7 +83,7 @@ def test_linear_is_exact(each_isa, method, bits, activation_bits, rows, inputs, 
     codes, levels, scales, table, width = encoded(torch.randn(outputs, inputs), method, bits)
     x, bias, step = torch.randn(rows, inputs), torch.randn(outputs), torch.tensor(6.0 / 2**activation_bits)
     zero_point = torch.tensor(1.0)
-    made, total = panels(codes, width, 1, inputs, 1), sums(codes, method, bits, inputs)
+    made, total = panels(codes, width, 1, inputs, 1), sums(integers(codes, method, bits, inputs), inputs)
     out = ops.packed_linear(x, step, zero_point, activation_bits, codes, made, table, scales, total, bias, width)
     whole = (ops.lsq_quantize(x, step, zero_point, 2**activation_bits - 1).double() / step.double()).round()
     assert torch.equal(out, (whole @ levels.double().T).float() * (step * scales) + bias)
@@ -132,7 +132,7 @@ def test_extremes_do_not_saturate(each_isa):
             panels(codes, 8, 1, inputs, 1),
             table,
             torch.ones(16),
-            sums(codes, "uniform", 8, inputs),
+            sums(integers(codes, "uniform", 8, inputs), inputs),
         )
         out = ops.packed_linear(*arguments, None, 8)
         assert torch.equal(out, (255.0 * levels.sum(1)).expand(rows, 16))
@@ -163,7 +163,7 @@ def samples():
     arguments, _ = conv_arguments(CONVS[0], "uniform", 4, 8)
     yield ops.packed_conv2d, arguments
     codes, _, scales, table, width = encoded(torch.randn(17, 40), "power_of_two", 4)
-    made, total = panels(codes, width, 1, 40, 1), sums(codes, "power_of_two", 4, 40)
+    made, total = panels(codes, width, 1, 40, 1), sums(integers(codes, "power_of_two", 4, 40), 40)
     x, step, zero = torch.randn(3, 40), torch.tensor(0.1), torch.tensor(3.0)
     yield ops.packed_linear, (x, step, zero, 8, codes, made, table, scales, total, None, width)
     yield ops.packed_linear_float, (x, codes, made, table, scales, None, width)
@@ -180,7 +180,7 @@ def test_opcheck():
     [
         (0, torch.randn(2, 3, 11), r"packed_conv2d: x must be \[N, C, H, W\]; got \[2, 3, 11\]"),
         (0, torch.randn(2, 4, 11, 13), r"packed_conv2d: codes must be \[16, 24\], for 36 levels of 4 bits; got \[16, 16\]"),
-        (3, 9, "packed_conv2d: activation_bits must be between 2 and 8; got 9"),
+        (3, 9, "packed_conv2d: activation_bits must be between 1 and 8; got 9"),
         (2, torch.tensor(300.0), "packed_conv2d: zero_point must be a whole number below"),
         (10, 3, "packed_conv2d: storage_bits must be 2, 4 or 8; got 3"),
         (15, 5, "packed_conv2d: groups must divide the channels; got 5"),

@@ -23,6 +23,8 @@ SIZES = [(1, 1), (3, 7), (2, 15), (2, 16), (2, 17), (1, 31), (1, 33), (5, 129), 
 
 def levels_of(method, bits):
     """Straight from the definition."""
+    if method in ("xnor", "dorefa"):
+        return [float(level) for level in range(1 - 2**bits, 2**bits, 2)]
     if method in ("uniform", "ternary"):
         top = 2 ** (bits - 1) - 1
         return [float(level) for level in range(-top, top + 1)]
@@ -40,7 +42,8 @@ def test_tables_hold_exactly_the_levels(method, bits):
     table = levels_table(method, storage_bits(bits), bits)
     assert len(table) == 2 ** storage_bits(bits) and table.dtype == torch.float32
     assert sorted(table[~table.isnan()].tolist()) == levels_of(method, bits)
-    assert table[0] == 0  # padding is a level, so that kernels may run over it
+    if method not in ("xnor", "dorefa"):  # whose inputs' padding is zero
+        assert table[0] == 0  # padding is a level, so that kernels may run over it
 
 
 def test_codes_are_as_documented():
@@ -50,6 +53,8 @@ def test_codes_are_as_documented():
     assert levels_table("power_of_two", 4).nan_to_num(9).tolist() == [0, 1, 2, 4, 8, 16, 32, 64, 9, -1, -2, -4, -8, -16, -32, -64]
     uniform = levels_table("uniform", 8)
     assert uniform[127] == 127 and uniform[129] == -127 and uniform[255] == -1 and math.isnan(uniform[128])
+    assert levels_table("xnor", 1).tolist() == levels_table("dorefa", 1).tolist() == [1, -1]
+    assert levels_table("dorefa", 2).tolist() == [1, 3, -3, -1]
     assert levels_table("power_of_two", 8)[[1, 127, 255]].tolist() == [1, 2.0**126, -(2.0**126)]
 
 
@@ -57,6 +62,8 @@ def test_little_endian_within_bytes():
     assert pack(torch.tensor([[1.0, -1, 0, 1, 1]]), "uniform", 2).tolist() == [[0b01001101, 0b00000001, 0, 0, 0, 0, 0, 0]]
     assert pack(torch.tensor([[1.0, -1, 64]]), "power_of_two", 4).tolist() == [[0x91, 0x07, 0, 0, 0, 0, 0, 0]]
     assert pack(torch.tensor([[1.0, -1, 127]]), "uniform", 8).tolist() == [[1, 255, 127, 0, 0, 0, 0, 0]]
+    assert pack(torch.tensor([[1.0, -1, -1, 1, 1, 1, 1, 1, -1]]), "xnor", 1).tolist() == [[0b110, 1, 0, 0, 0, 0, 0, 0]]
+    assert pack(torch.tensor([[1.0, -1, 65535, 515]]), "dorefa", 16).tolist() == [[0, 0, 255, 255, 255, 127, 1, 1]]
 
 
 @pytest.mark.parametrize("method, bits", CASES)
@@ -74,6 +81,8 @@ def test_size_of_a_layer():
     rows = pack(to_rows(draw("power_of_two", 4, 256, 256, 3, 3)), "power_of_two", 4)
     assert rows.nbytes == 294_912
     assert pack(to_rows(draw("uniform", 2, 256, 256, 3, 3)), "uniform", 2).nbytes == 147_456
+    assert pack(to_rows(draw("xnor", 1, 256, 256, 3, 3)), "xnor", 1).nbytes == 73_728
+    assert pack(to_rows(draw("xnor", 1, 16, 16, 3, 3)), "xnor", 1).nbytes == 384
 
 
 @pytest.mark.parametrize(
@@ -119,10 +128,12 @@ def test_pack_refuses_what_is_no_level():
 def test_unpack_refuses_every_impossible_code(method, bits):
     width = storage_bits(bits)
     table = levels_table(method, width, bits)
-    for code in table.isnan().nonzero().flatten().tolist():
+    codes = table.isnan().nonzero().flatten().tolist()
+    for code in codes if width < 16 else codes[:: len(codes) // 5 + 1]:
         rows = torch.zeros(2, 8, dtype=torch.uint8)
         rows[1, 0] = code << width if width < 8 else 0
         rows[1, 1] = code if width == 8 else 0
+        rows[1, 2], rows[1, 3] = (code & 255, code >> 8) if width == 16 else (0, 0)
         with pytest.raises(ValueError, match=rf"codes: {code} at \[1, 1\] is no code of {method} at {bits} bits"):
             unpack(rows, 3, method, bits)
 
@@ -143,5 +154,5 @@ def test_unpack_refuses_padding_and_shapes():
 def test_table_arguments():
     with pytest.raises(ValueError, match="method must be one of uniform"):
         levels_table("other", 4)
-    with pytest.raises(ValueError, match="storage must be 2, 4 or 8"):
+    with pytest.raises(ValueError, match="storage must be 1, 2, 4, 8 or 16"):
         levels_table("uniform", 3)

@@ -1,0 +1,10 @@
+// Binary layers in AVX2: lookup always, where nibbles do not straddle taps.
+#include "binary_image_run.h"
+#include "binary_lookup_run.h"
+
+namespace quantize::packed {
+
+const BinaryKernels binary_avx2{pack_planes,   pack_rows,   gather,           multiply<CarrySave>, multiply_row<CarrySave>,
+                                finish_floats, finish_bits, int64_t(1) << 40, 64,                  index, lookup};
+
+}  // namespace quantize::packed

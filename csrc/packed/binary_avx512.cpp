@@ -1,0 +1,11 @@
+// Binary layers in AVX-512 without its popcount: lookup while K is short, carry-save adders (an instruction for the sum, one for the
+// carry) where it is long.
+#include "binary_image_run.h"
+#include "binary_lookup_run.h"
+
+namespace quantize::packed {
+
+const BinaryKernels binary_avx512{pack_planes,   pack_rows,   gather, multiply<CarrySave>, multiply_row<CarrySave>,
+                                  finish_floats, finish_bits, 24,     128,                 index, lookup};
+
+}  // namespace quantize::packed

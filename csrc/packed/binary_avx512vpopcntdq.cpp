@@ -1,0 +1,27 @@
+// Binary layers in AVX-512 with its popcount of 64-bit words.
+#include "binary_image_run.h"
+
+namespace quantize::packed {
+namespace {
+
+// CarrySave's interface.
+struct Popcount {
+  static constexpr int64_t most = int64_t(1) << 40;
+  Words total{};
+
+  QUANTIZE_INLINE void add(Words word) { total += (Words)_mm512_popcnt_epi64((__m512i)word); }
+  template <typename Word>
+  QUANTIZE_INLINE void add8(Word word) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) add(word(i));
+  }
+  QUANTIZE_INLINE void flush() {}
+  QUANTIZE_INLINE Words result(bool) { return total; }
+};
+
+}  // namespace
+
+const BinaryKernels binary_avx512vpopcntdq{pack_planes,   pack_rows,   gather, multiply<Popcount>, multiply_row<Popcount>,
+                                           finish_floats, finish_bits, 0,      0,                  nullptr, nullptr};
+
+}  // namespace quantize::packed

@@ -1,0 +1,81 @@
+// Binary layers on the CPU: popcounts of x ^ w, exact, the same on every ISA. Torch-free.
+//
+// Lanes are pixels. An image is planes of 64-bit words, 64 channels each: planes[word][pixel], padded with zero bits. A block of output
+// pixels is gathered (im2col in bits) into words of its K bits, x[word][pixel], dense across taps as the weights' rows are; all pixels of a
+// block share the shifts, so that any number of channels, stride and dilation is the same few vector instructions. Then either
+//
+//   words    (x ^ w) & mask, counted by carry-save adders or by the machine's own popcount; w is a row of codes, broadcast word by word;
+//   lookup   x becomes rows of nibbles, a byte a pixel: the nibble of w chooses a table of 16 popcounts, pshufb looks 32 or 64 pixels up.
+//
+// Lookup takes no operation for the xor and wastes none on K's last word; carry-save adders win on AVX-512 where K is long.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/cpu_isa.h"
+
+namespace quantize::packed {
+
+struct BinaryTraits {
+  static constexpr int block = 128;             // pixels at most
+  static constexpr int stride = block + 8;      // of a row of a block: vectors may write behind its end
+  static constexpr int channels = 16;           // whose counts lie together before they are finished
+  static constexpr int quad = 4;                // bits of a nibble, and channels of a panel
+  static constexpr int slack = 8;               // words behind an image that vectors may read
+  static constexpr int row_bytes_ahead = 2048;  // prefetched in products of one row
+};
+
+// Where the bits of an output pixel lie.
+struct BinaryWindow {
+  int64_t kernel[2], stride[2], dilation[2];
+  int64_t channels;             // of a group
+  int64_t width, plane;         // of the padded image, in pixels
+  int64_t out_width;
+};
+
+// What counts become: BinaryDot's slope, its offset as base[pixel] + shift[channel].
+struct BinaryFinish {
+  int32_t slope;
+  const int32_t* base;
+  const int32_t* shift;
+};
+
+struct BinaryKernels {
+  // Channels of `plane` floats each to words[ceil(channels / 64)][plane]. threshold: [channels], or null for 0. flips: the words of flip.
+  void (*pack_planes)(const float* x, int64_t plane, int64_t channels, const float* threshold, const uint64_t* flips, uint64_t* words);
+  // The same of pixels whose channels lie together, a pixel every `pixel` floats; a plane of words every `plane`.
+  void (*pack_rows)(const float* x, int64_t pixel, int64_t channels, int64_t pixels, const float* threshold, const uint64_t* flips,
+                    uint64_t* words, int64_t plane);
+  // Output pixels [first, first + count) to x[word][stride]. image_plane: 0 for a mask, which all planes share.
+  void (*gather)(const uint64_t* image, int64_t image_plane, const BinaryWindow& window, int64_t first, int64_t count, uint64_t* x);
+  // counts[channel][stride] of up to 16 channels. mask: null, or the bits that count. codes: rows of 8 * words bytes.
+  void (*multiply)(const uint64_t* x, const uint64_t* mask, int64_t words, int64_t count, const uint8_t* codes, int channels,
+                   int32_t* counts);
+  // counts[n] of one row x[words] with each of the rows of codes.
+  void (*multiply_row)(const uint64_t* x, int64_t words, const uint8_t* codes, int64_t rows, int32_t* counts);
+  // out[c][i] = float(dot) * scale[c] + bias[c], by strides of its own, one of them 1.
+  void (*finish_floats)(const int32_t* counts, int channels, int64_t count, BinaryFinish finish, const float* scale, const float* bias,
+                        float* out, int64_t channel_stride, int64_t pixel_stride);
+  // bits[pixel]: bit c = dot < threshold[c].
+  void (*finish_bits)(const int32_t* counts, int channels, int64_t count, BinaryFinish finish, const int32_t* threshold, uint16_t* bits);
+
+  // Lookup: 0 where there is none; else for K of fewer words than this.
+  int64_t lookup_words;
+  int lookup_block;  // pixels
+  // index[nibble][stride] of x.
+  void (*index)(const uint64_t* x, int64_t words, int64_t count, uint8_t* index);
+  // counts of `panels` panels, 4 channels each: nibbles [quads][4], shifted up by 4. An index with its top bit set counts as 0.
+  void (*lookup)(const uint8_t* index, int64_t quads, int64_t count, const uint8_t* nibbles, int panels, int32_t* counts);
+};
+
+extern const BinaryKernels binary_portable, binary_avx2, binary_avx512, binary_avx512vpopcntdq;
+
+inline const BinaryKernels& binary_kernels() {
+#ifdef QUANTIZE_X86
+  if (cpu_isa() == Isa::avx512) return cpu_has_vpopcntdq() ? binary_avx512vpopcntdq : binary_avx512;
+  if (cpu_isa() == Isa::avx2) return binary_avx2;
+#endif
+  return binary_portable;
+}
+
+}  // namespace quantize::packed

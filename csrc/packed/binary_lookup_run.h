@@ -1,0 +1,116 @@
+// The lookup kernels of binary_kernels.h for AVX2 and AVX-512, included by one file per ISA.
+//
+// table[w][x] = popcount(w ^ x) of nibbles. A panel's byte is w << 4: where its table starts.
+#pragma once
+
+#include "binary_words_run.h"
+
+namespace quantize::packed {
+namespace {
+
+struct NibbleTables {
+  alignas(64) uint8_t counts[256];
+};
+constexpr NibbleTables nibble_tables = [] {
+  NibbleTables tables{};
+  for (int w = 0; w < 16; ++w)
+    for (int x = 0; x < 16; ++x) {
+      const int d = w ^ x;
+      tables.counts[16 * w + x] = uint8_t((d & 1) + (d >> 1 & 1) + (d >> 2 & 1) + (d >> 3));
+    }
+  return tables;
+}();
+
+constexpr int bytes_lanes = sizeof(Register);
+constexpr int64_t quads_before_overflow = 255 / BinaryTraits::quad;
+
+// Eight bytes each of 2 x 16 pixels, transposed: four rounds of interleaving rotate the place of a byte, [pixel][byte], into [byte][pixel].
+QUANTIZE_INLINE void transpose_words(const uint64_t* x, __m256i bytes[8]) {
+  for (int i = 0; i < 8; ++i)
+    bytes[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + 2 * i))),
+                                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + 2 * i + 16)), 1);
+#pragma GCC unroll 4
+  for (int round = 0; round < 4; ++round) {
+    __m256i next[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      next[2 * i] = _mm256_unpacklo_epi8(bytes[i], bytes[i + 4]);
+      next[2 * i + 1] = _mm256_unpackhi_epi8(bytes[i], bytes[i + 4]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) bytes[i] = next[i];
+  }
+}
+
+void index(const uint64_t* x, int64_t words, int64_t count, uint8_t* index) {
+  constexpr int64_t row = BinaryTraits::stride;
+  const __m256i low = _mm256_set1_epi8(15);
+  for (int64_t k = 0; k < words; ++k)
+    for (int64_t p = 0; p < count; p += 32) {
+      __m256i bytes[8];
+      transpose_words(x + k * row + p, bytes);
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        uint8_t* target = index + (16 * k + 2 * i) * row + p;
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm256_and_si256(bytes[i], low));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + row), _mm256_and_si256(_mm256_srli_epi16(bytes[i], 4), low));
+      }
+    }
+}
+
+template <int vectors, int panels>
+QUANTIZE_INLINE void lookup_tile(const uint8_t* index, int64_t quads, const uint8_t* nibbles, int32_t* counts) {
+  constexpr int wide = BinaryTraits::quad, channels = wide * panels;
+  for (int64_t begin = 0; begin < quads; begin += quads_before_overflow) {
+    const int64_t end = quads - begin < quads_before_overflow ? quads : begin + quads_before_overflow;
+    Register sum[channels][vectors];
+#pragma GCC unroll 16
+    for (int c = 0; c < channels; ++c)
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sum[c][v] = QUANTIZE_WHOLE(setzero)();
+    for (int64_t k = begin; k < end; ++k) {
+      Register x[vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) std::memcpy(&x[v], index + k * BinaryTraits::stride + v * bytes_lanes, sizeof x[v]);
+#pragma GCC unroll 16
+      for (int c = 0; c < channels; ++c) {
+        const uint8_t* table = nibble_tables.counts + nibbles[(c / wide * quads + k) * wide + c % wide];
+        const Register of_weight = each_quarter(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v)
+          sum[c][v] = QUANTIZE_BYTES(add_epi8)(sum[c][v], QUANTIZE_BYTES(shuffle_epi8)(of_weight, x[v]));
+      }
+    }
+#pragma GCC unroll 16
+    for (int c = 0; c < channels; ++c)
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) {
+        uint8_t bytes[bytes_lanes];
+        std::memcpy(bytes, &sum[c][v], sizeof bytes);
+        int32_t* target = counts + c * BinaryTraits::stride + v * bytes_lanes;
+        if (begin == 0)
+          for (int i = 0; i < bytes_lanes; ++i) target[i] = bytes[i];
+        else
+          for (int i = 0; i < bytes_lanes; ++i) target[i] += bytes[i];
+      }
+  }
+}
+
+void lookup(const uint8_t* index, int64_t quads, int64_t count, const uint8_t* nibbles, int panels, int32_t* counts) {
+  constexpr int64_t panel_counts = BinaryTraits::quad * BinaryTraits::stride;
+  for (int64_t p = 0; p < count;) {
+    const bool two = count - p > bytes_lanes;
+    int panel = 0;
+    if (!two)
+      for (; panel + 2 <= panels; panel += 2)
+        lookup_tile<1, 2>(index + p, quads, nibbles + panel * quads * BinaryTraits::quad, counts + panel * panel_counts + p);
+    for (; panel < panels; ++panel) {
+      const auto run = two ? lookup_tile<2, 1> : lookup_tile<1, 1>;
+      run(index + p, quads, nibbles + panel * quads * BinaryTraits::quad, counts + panel * panel_counts + p);
+    }
+    p += two ? 2 * bytes_lanes : bytes_lanes;
+  }
+}
+
+}  // namespace
+}  // namespace quantize::packed

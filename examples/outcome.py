@@ -1,0 +1,85 @@
+"""What a finished training comes to: the report that train.py ends with, and `report.json` in its workspace.
+
+Multiply-accumulates are of every layer, by the bits of their weight and their activation; the file, of low-bit weights, is the packed one
+that is shipped. Both are of the model after the last epoch; nothing of the run changes.
+"""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+from torch import Tensor, nn
+
+import logs
+from engine import Run
+from models import create_model
+
+
+def finish(run: Run, image: Tensor) -> dict:
+    """Measure, print and write down. `image`: one image of the data set, on the run's device."""
+    args = run.args
+    entries = logs.read(args.workspace / "log.jsonl")
+    float_model = create_model(args.arch, args.num_classes, image.shape[1], args.width)
+    numbers = {
+        **complexity(run.model, image),
+        "parameters": sum(parameter.numel() for parameter in float_model.parameters()),
+        "best_top1": run.best if run.best >= 0 else None,
+        "last_top1": entries[-1]["test_top1"] if entries else None,
+        **pack(run.model, float_model, args.workspace / "model.safetensors"),
+        "duration_seconds": sum(entry["seconds"] for entry in entries),
+    }
+    (args.workspace / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    print(text(numbers))
+    return numbers
+
+
+def complexity(model: nn.Module, image: Tensor) -> dict:
+    """Multiply-accumulates for `image`, in all and by bits, and bit operations: a multiply-accumulate's are the product of its bits."""
+    import quantize
+
+    summary, macs = quantize.summary(model, image), Counter()
+    for row in summary.layers:
+        weight = f"{row.weight_bits:g}" if row.weight_bits == int(row.weight_bits) else "learned"
+        macs[f"{weight}x{row.activation_bits}"] += row.macs
+    by_bits = {bits: count for bits, count in macs.most_common() if count}
+    return {"macs": summary.macs, "macs_by_bits": by_bits, "bit_ops": summary.bit_ops}
+
+
+def pack(model: nn.Module, float_model: nn.Module, file: Path) -> dict:
+    """Save `model` packed and load it back into `float_model`: bytes and seconds, or why it is not packed."""
+    import quantize
+
+    numbers = {"file": str(file), "file_bytes": None, "float_bytes": None, "load_seconds": None, "not_packed": None}
+    if not quantize.weight_bits(model):
+        return numbers | {"file": None, "not_packed": "the weights are in full precision"}
+    try:
+        packed = quantize.convert(model)
+        quantize.save(packed, file)
+    except ValueError as error:
+        return numbers | {"file": None, "not_packed": str(error)}
+    began = time.perf_counter()
+    quantize.load(float_model, file)
+    seconds = time.perf_counter() - began
+    size, float_size = file.stat().st_size, quantize.size_report(packed).float_bytes
+    return numbers | {"file_bytes": size, "float_bytes": float_size, "load_seconds": seconds}
+
+
+def text(numbers: dict) -> str:
+    """The report, a line a number."""
+    by_bits = ", ".join(f"{count / 1e6:,.2f} M at {bits}" for bits, count in numbers["macs_by_bits"].items())
+    complexity = f"{numbers['macs'] / 1e6:,.2f} M multiply-accumulates: {by_bits} bits (weight x activation)"
+    lines = {
+        "complexity": f"{complexity}; {numbers['bit_ops'] / 1e9:,.3f} G bit operations",
+        "parameters": f"{numbers['parameters'] / 1e6:,.2f} M",
+    }
+    if numbers["best_top1"] is not None:
+        last = "" if numbers["last_top1"] is None else f", after the last epoch {numbers['last_top1']:.2f} %"
+        lines["best top-1"] = f"{numbers['best_top1']:.2f} %{last}"
+    if numbers["not_packed"]:
+        lines["file"] = f"none: {numbers['not_packed']}"
+    else:
+        lines["file"] = f"{numbers['file_bytes']:,} bytes, {numbers['file']} (the float model: {numbers['float_bytes']:,})"
+        lines["load time"] = f"{1000 * numbers['load_seconds']:.1f} ms"
+    lines["duration"] = f"{numbers['duration_seconds']:.1f} s"
+    return "\n".join(f"{name:11} {value}" for name, value in lines.items())

@@ -1,0 +1,114 @@
+"""What stands before a sign and can go into its thresholds: a batch norm, a clip after it, a ReLU before it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from .fold import BATCH_NORMS
+from .plain import shell
+from .trace import Calls, collected, unwatched
+
+# What gives no number below zero if it is given none: a ReLU before these is one before the sign.
+_POSITIVE = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_POSITIVE += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Dropout, nn.Identity, nn.Flatten)
+_POSITIVE_CALLS = {F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool2d, F.dropout, torch.flatten}
+_RELU_CALLS = {F.relu, F.relu6, torch.relu, torch.relu_, torch.sigmoid, F.sigmoid, "relu", "relu_", "sigmoid"}
+
+
+class Path(NamedTuple):
+    """Modules by name, from the input on, or empty: [source] [relu] norm [clip] layer. `source` is a layer that nothing else sees."""
+
+    layer: str
+    norm: str = ""
+    clip: str = ""
+    relu: str = ""
+    source: str = ""
+    constant: bool = False  # the input is never below zero: its sign says nothing
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """What the thresholds stand for, in the order of the calls."""
+        return tuple(name for name in (self.relu, self.norm, self.clip) if name)
+
+
+def find_paths(model: nn.Module, kinds: dict[str, str]) -> dict[str, Path]:
+    """For layers whose input becomes one bit, by name: what is before it. `kinds`: "sign" or "unit" (grid.py).
+
+    The model in eval mode, without compressed layers' classes. Nothing of it changes.
+    """
+    if not kinds:
+        return {}
+    copied = shell(model)
+    layers = {copied.get_submodule(name): kind for name, kind in kinds.items()}
+    norms = {m for m in copied.modules() if type(m) in BATCH_NORMS}
+    names = {m: name for name, m in copied.named_modules()}
+    every = unwatched(copied, set(copied.modules()))
+    single = {m: kind for m, kind in layers.items() if m in every}
+    paths = {}
+    for layer, *before, constant in collected(copied, {*layers, *norms}, lambda root, graph: _graph_paths(root, graph, single, every)):
+        paths[names[layer]] = Path(names[layer], *(names.get(m, "") for m in before), constant)
+    return paths
+
+
+def _graph_paths(root: nn.Module, graph: fx.Graph, kinds: dict[nn.Module, str], unseen: set[nn.Module]) -> list[tuple]:
+    """(layer, norm, clip, relu, source, constant), None for what is not there."""
+    calls, found = Calls(root, graph), []
+    for node in calls.nodes:
+        layer = calls.link(node)
+        if layer not in kinds:
+            continue
+        kind, above = kinds[layer], node.args[0]
+        clip = calls.link(above)
+        if clip in unseen and _clips(clip, kind) and all(kinds.get(calls.link(user)) == kind for user in above.users):
+            above = above.args[0]
+        else:
+            clip = None
+        norm = calls.link(above)
+        if norm not in unseen or type(norm) not in BATCH_NORMS or not _only_signs(calls, above, clip, kind, kinds):
+            if clip is None and kind == "sign" and _never_negative(root, node.args[0]):
+                found.append((layer, None, None, None, None, True))
+            continue
+        single_consumer = len(above.users) == len(node.args[0].users) == 1
+        above = above.args[0]
+        relu = calls.link(above)
+        if relu in unseen and type(relu) is nn.ReLU and len(above.users) == 1:
+            above = above.args[0]
+        else:
+            relu = None
+        source = calls.alone(above) if single_consumer and isinstance(above, fx.Node) and len(above.users) == 1 else None
+        found.append((layer, norm, clip, relu, source if source in unseen else None, False))
+    return found
+
+
+def _only_signs(calls: Calls, norm: fx.Node, clip: nn.Module | None, kind: str, kinds: dict[nn.Module, str]) -> bool:
+    """Whether all that sees the norm's output is the clip, or such layers."""
+    users = [calls.link(user) for user in norm.users]
+    return all(user is clip if clip is not None else kinds.get(user) == kind for user in users)
+
+
+def _clips(module: nn.Module, kind: str) -> bool:
+    """Whether `module` leaves on its side of the threshold what is there."""
+    if isinstance(module, nn.Hardtanh):  # and ReLU6
+        return module.min_val < 0 <= module.max_val if kind == "sign" else module.min_val <= 0.5 < module.max_val
+    return type(module) is nn.ReLU and kind == "unit"
+
+
+def _never_negative(root: nn.Module, node) -> bool:
+    while isinstance(node, fx.Node):
+        if node.op == "call_module":
+            module = root.get_submodule(node.target)
+            if isinstance(module, (nn.ReLU, nn.Sigmoid)) or (isinstance(module, nn.Hardtanh) and module.min_val >= 0):
+                return True
+            passes = isinstance(module, _POSITIVE)
+        else:
+            if node.op in ("call_function", "call_method") and node.target in _RELU_CALLS:
+                return True
+            passes = node.op == "call_function" and node.target in _POSITIVE_CALLS
+        if not passes or not node.args:
+            return False
+        node = node.args[0]
+    return False

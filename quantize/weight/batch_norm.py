@@ -1,0 +1,68 @@
+"""Batch norms whose statistics are those of the quantized network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
+    """Replaces all running means and variances by their averages over `batches`, as the network in evaluation sees them. In place.
+
+    Few bits amplify small steps of the weights, and running averages of training lag behind them: evaluated with these, a network of 1 or
+    2 bits may be far worse than it is. The same batches give the same statistics again; nothing of before is left in them. Batches count
+    alike whatever their size. Everything but batch norms is in evaluation mode meanwhile, without dropout or noise. Every process of a
+    distributed run has statistics of its own batches.
+
+    Args:
+        model: any nn.Module.
+        batches: inputs (Tensor[N, ...], or a tuple or list whose first item is one).
+
+    Returns:
+        The same object, its training flags and momentums as before.
+
+    Raises:
+        TypeError: `model` is no nn.Module. ValueError: no batches. What went wrong leaves the old statistics in place.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> batches = [torch.randn(16, 3, 8, 8) for _ in range(4)]
+        >>> model = quantize.reestimate_batch_norm(model, batches)
+        >>> means = torch.stack([model[0](batch).mean((0, 2, 3)) for batch in batches])
+        >>> torch.allclose(model[1].running_mean, means.mean(0), atol=1e-5)
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"reestimate_batch_norm: model must be an nn.Module; got {type(model).__name__}")
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)]
+    modes, momentums = [(m, m.training) for m in model.modules()], [norm.momentum for norm in norms]
+    before = [[getattr(norm, name).clone() for name in STATISTICS] for norm in norms]
+    done = False
+    try:
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+            norm.training = True
+        for batch in batches:
+            model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+            done = True
+        if not done:
+            raise ValueError("reestimate_batch_norm: batches must hold something; got nothing")
+    except BaseException:
+        for norm, values in zip(norms, before, strict=True):
+            for name, value in zip(STATISTICS, values, strict=True):
+                getattr(norm, name).copy_(value)
+        raise
+    finally:
+        for norm, momentum in zip(norms, momentums, strict=True):
+            norm.momentum = momentum
+        for module, training in modes:
+            module.training = training
+    return model

@@ -4,7 +4,8 @@
 
 namespace quantize::packed {
 
-const BinaryKernels binary_avx2{pack_planes,   pack_rows,   gather,           multiply<CarrySave>, multiply_row<CarrySave>,
-                                finish_floats, finish_bits, int64_t(1) << 40, 64,                  index, lookup};
+const BinaryKernels binary_avx2{
+    pack_planes, pack_rows,    gather, multiply<CarrySave>, multiply_row<CarrySave>, finish_floats, finish_bits, int64_t(1) << 40, 64,
+    index,       gather_index, lookup};
 
 }  // namespace quantize::packed

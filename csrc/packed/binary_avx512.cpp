@@ -5,7 +5,8 @@
 
 namespace quantize::packed {
 
-const BinaryKernels binary_avx512{pack_planes,   pack_rows,   gather, multiply<CarrySave>, multiply_row<CarrySave>,
-                                  finish_floats, finish_bits, 24,     128,                 index, lookup};
+const BinaryKernels binary_avx512{
+    pack_planes, pack_rows,    gather, multiply<CarrySave>, multiply_row<CarrySave>, finish_floats, finish_bits, 64, 128,
+    index,       gather_index, lookup};
 
 }  // namespace quantize::packed

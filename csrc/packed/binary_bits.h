@@ -11,13 +11,8 @@ namespace quantize::packed {
 // The bit of an input. Batch norm and sign are one comparison; a negative slope flips it. NaN is below nothing: it gives `flip`.
 QUANTIZE_HOST_DEVICE bool binary_bit(float x, float threshold, bool flip) { return (x < threshold) != flip; }
 
-// dot = slope * popcount(x ^ w) + offset. length: bits of the taps inside the image. ones: popcount(w).
-struct BinaryDot {
-  int32_t slope, offset;
-};
-QUANTIZE_HOST_DEVICE BinaryDot binary_dot(bool unit, int32_t length, int32_t ones) {
-  return unit ? BinaryDot{1, -ones} : BinaryDot{-2, length};
-}
+// offset: of signs K less the bits of taps outside of the image (whose popcount counts as 0), of {0, 1} -popcount(w).
+QUANTIZE_HOST_DEVICE int32_t binary_dot(bool unit, int32_t count, int32_t offset) { return unit ? count + offset : offset - 2 * count; }
 
 // Two roundings, no fma. A layer without bias adds 0.
 QUANTIZE_HOST_DEVICE float binary_value(int32_t dot, float scale, float bias) { return float(dot) * scale + bias; }

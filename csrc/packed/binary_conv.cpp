@@ -20,8 +20,8 @@ int64_t bits_bytes(int64_t count) { return (count + 63) / 64 * 8; }
 template <typename T>
 const T* values(const char* op, const char* name, const Tensor& tensor, at::ScalarType dtype, IntArrayRef sizes) {
   check_dtype(op, name, tensor, dtype);
-  TORCH_CHECK_VALUE(tensor.sizes() == sizes && tensor.is_contiguous(), op, ": ", name, " must be contiguous ", sizes, "; got ", tensor.sizes(),
-                    tensor.is_contiguous() ? "" : " with gaps");
+  TORCH_CHECK_VALUE(tensor.sizes() == sizes && tensor.is_contiguous(), op, ": ", name, " must be contiguous ", sizes, "; got ",
+                    tensor.sizes(), tensor.is_contiguous() ? "" : " with gaps");
   return tensor.const_data_ptr<T>();
 }
 template <typename T>
@@ -113,8 +113,8 @@ Tensor conv2d_cpu(const Tensor& input, const OptionalTensor& threshold, const Op
                   IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
   const char* op = "packed_binary_conv2d";
   check_input(op, input, threshold, flip, channels, conv_floats, conv_bits, 4);
-  const auto g = conv_geometry<int64_t>(op, input.sizes(), input.scalar_type() == at::kByte, scales.numel(), channels, kernel, stride, padding,
-                                        dilation, groups);
+  const auto g = conv_geometry<int64_t>(op, input.sizes(), input.scalar_type() == at::kByte, scales.numel(), channels, kernel, stride,
+                                        padding, dilation, groups);
   BinaryLayer layer = layer_of(op, g, threshold, flip, unit, codes, panels, sums, scales, bias, next_threshold, next_flip, kernel, stride,
                                padding, dilation, groups);
   layer.rows = channels_last(input);
@@ -131,8 +131,8 @@ Tensor linear_cpu(const Tensor& input, const OptionalTensor& threshold, const Op
   check_input(op, input, threshold, flip, channels, linear_floats, linear_bits, 2);
   const int64_t batch = input.size(0), outputs = scales.numel(), one[2] = {1, 1}, none[2] = {0, 0};
   const Geometry<int64_t> g{1, channels, 1, batch, outputs, 1, batch};
-  BinaryLayer layer = layer_of(op, g, threshold, flip, unit, codes, panels, sums, scales, bias, next_threshold, next_flip, one, one, none,
-                               one, 1);
+  BinaryLayer layer =
+      layer_of(op, g, threshold, flip, unit, codes, panels, sums, scales, bias, next_threshold, next_flip, one, one, none, one, 1);
   layer.rows = true;
   return run(layer, input.contiguous(), {batch, outputs}, {batch, bits_bytes(outputs)}, at::MemoryFormat::Contiguous);
 }
@@ -154,8 +154,7 @@ Tensor linear_meta(const Tensor& x, const OptionalTensor& threshold, const Optio
                    const Tensor&, const Tensor& scales, const OptionalTensor&, const OptionalTensor& next_threshold, const OptionalTensor&,
                    int64_t channels) {
   check_input("packed_binary_linear", x, threshold, flip, channels, linear_floats, linear_bits, 2);
-  if (given(next_threshold))
-    return at::empty_symint({x.sym_size(0), (scales.sym_numel() + 63) / 64 * 8}, x.options().dtype(at::kByte));
+  if (given(next_threshold)) return at::empty_symint({x.sym_size(0), (scales.sym_numel() + 63) / 64 * 8}, x.options().dtype(at::kByte));
   return at::empty_symint({x.sym_size(0), scales.sym_numel()}, x.options().dtype(at::kFloat));
 }
 

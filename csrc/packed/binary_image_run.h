@@ -7,31 +7,44 @@
 namespace quantize::packed {
 namespace {
 
-// Bit `place` where x < threshold, of sixteen numbers.
-QUANTIZE_INLINE void add_bits(Lanes x, float threshold, int place, Lanes::Whole bits[Lanes::parts]) {
-  for (int i = 0; i < Lanes::parts; ++i) bits[i] |= (x.part[i] < threshold - Lanes::Part{}) & (1 << place);
+// Eight registers of pixels at a time: neighbouring lines of each channel's plane, while its next channel is far away.
+constexpr int pack_parts = 8, pack_pixels = pack_parts * Lanes::width;
+
+QUANTIZE_INLINE void add_bits(const float* x, float threshold, int place, Lanes::Whole bits[pack_parts]) {
+  for (int i = 0; i < pack_parts; ++i) {
+    Lanes::Part v;
+    std::memcpy(&v, x + i * Lanes::width, sizeof v);
+#ifdef __AVX512F__
+    const __mmask16 below = _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(threshold), _CMP_LT_OQ);
+    bits[i] = (Lanes::Whole)_mm512_mask_or_epi32((__m512i)bits[i], below, (__m512i)bits[i], _mm512_set1_epi32(1 << place));
+#else
+    bits[i] |= (v < threshold - Lanes::Part{}) & (1 << place);
+#endif
+  }
 }
 
-void pack_planes(const float* x, int64_t plane, int64_t channels, const float* threshold, const uint64_t* flips, uint64_t* words) {
-  for (int64_t first = 0; first < channels; first += 64)
-    for (int64_t p = 0; p < plane; p += lanes) {
-      const int64_t count = plane - p < lanes ? plane - p : lanes;
-      uint32_t halves[2][lanes];
-      for (int half = 0; half < 2; ++half) {
-        const int64_t begin = first + 32 * half, left = channels - begin;
-        Lanes::Whole bits[Lanes::parts] = {};
-        const int many = left < 32 ? int(left) : 32;
-        if (count == lanes)
-          for (int c = 0; c < many; ++c) add_bits(load_lanes(x + (begin + c) * plane + p), threshold ? threshold[begin + c] : 0.f, c, bits);
-        else
-          for (int c = 0; c < many; ++c) add_bits(load_part(x + (begin + c) * plane + p, count), threshold ? threshold[begin + c] : 0.f, c, bits);
-        std::memcpy(halves[half], bits, sizeof bits);
+void pack_planes(const float* x, int64_t pixels, int channels, const float* threshold, uint64_t flip, uint64_t* words) {
+  for (int64_t p = 0; p < pixels; p += pack_pixels) {
+    const int64_t count = pixels - p < pack_pixels ? pixels - p : pack_pixels;
+    uint32_t halves[2][pack_pixels];
+    for (int half = 0; half < 2; ++half) {
+      Lanes::Whole bits[pack_parts] = {};
+      const int first = 32 * half, many = channels - first < 32 ? channels - first : 32;
+      for (int c = 0; c < many; ++c) {
+        const float *source = x + (first + c) * pixels + p, limit = threshold ? threshold[first + c] : 0.f;
+        float rest[pack_pixels];
+        if (count < pack_pixels) {
+          std::memset(rest, 0, sizeof rest);
+          std::memcpy(rest, source, size_t(count) * 4);
+        }
+        add_bits(count < pack_pixels ? rest : source, limit, c, bits);
       }
-      uint64_t joined[lanes];
-      const uint64_t flip = flips[first / 64];
-      for (int l = 0; l < lanes; ++l) joined[l] = (halves[0][l] | uint64_t(halves[1][l]) << 32) ^ flip;
-      std::memcpy(words + first / 64 * plane + p, joined, size_t(count) * 8);
+      std::memcpy(halves[half], bits, sizeof bits);
     }
+    uint64_t joined[pack_pixels];
+    for (int l = 0; l < pack_pixels; ++l) joined[l] = (halves[0][l] | uint64_t(halves[1][l]) << 32) ^ flip;
+    std::memcpy(words + p, joined, size_t(count) * 8);
+  }
 }
 
 // The sixteen bits of x < threshold.
@@ -51,18 +64,16 @@ QUANTIZE_INLINE uint64_t row_bits(Lanes x, Lanes threshold) {
 #endif
 }
 
-void pack_rows(const float* x, int64_t pixel, int64_t channels, int64_t pixels, const float* threshold, const uint64_t* flips,
-               uint64_t* words, int64_t plane) {
-  for (int64_t p = 0; p < pixels; ++p)
-    for (int64_t first = 0; first < channels; first += 64) {
-      uint64_t word = 0;
-      for (int64_t c = first; c < channels && c < first + 64; c += lanes) {
-        const int64_t count = channels - c;
-        const uint64_t bits = row_bits(load_part(x + p * pixel + c, count), threshold ? load_part(threshold + c, count) : Lanes(0.f));
-        word |= (count < lanes ? bits & ((1u << count) - 1) : bits) << (c - first);
-      }
-      words[first / 64 * plane + p] = word ^ flips[first / 64];
+void pack_rows(const float* x, int64_t step, int64_t pixels, int channels, const float* threshold, uint64_t flip, uint64_t* words) {
+  for (int64_t p = 0; p < pixels; ++p, x += step) {
+    uint64_t word = 0;
+    for (int c = 0; c < channels; c += lanes) {
+      const int count = channels - c;
+      const uint64_t bits = row_bits(load_part(x + c, count), threshold ? load_part(threshold + c, count) : Lanes(0.f));
+      word |= (count < lanes ? bits & ((1u << count) - 1) : bits) << c;
     }
+    words[p] = word ^ flip;
+  }
 }
 
 // One word of a tap: target = source, or target |= part of it. Writes whole vectors, behind `count` too: what stands there is written
@@ -110,29 +121,58 @@ void gather(const uint64_t* image, int64_t image_plane, const BinaryWindow& wind
   }
 }
 
-void finish_floats(const int32_t* __restrict counts, int channels, int64_t count, BinaryFinish finish, const float* __restrict scale,
-                   const float* __restrict bias, float* __restrict out, int64_t channel_stride, int64_t pixel_stride) {
-  constexpr int64_t row = BinaryTraits::stride;
-  const int32_t* __restrict base = finish.base;
-  if (pixel_stride == 1) {
-    for (int c = 0; c < channels; ++c)
-      for (int64_t i = 0; i < count; ++i)
-        out[c * channel_stride + i] = binary_value(finish.slope * counts[c * row + i] + (base[i] + finish.shift[c]), scale[c], bias[c]);
-    return;
-  }
-  for (int c = 0; c < channels; ++c)
-    for (int64_t i = 0; i < count; ++i)
-      out[c * channel_stride + i * pixel_stride] =
-          binary_value(finish.slope * counts[c * row + i] + (base[i] + finish.shift[c]), scale[c], bias[c]);
+template <bool unit>
+QUANTIZE_INLINE void values_of(const int32_t* __restrict counts, int64_t count, const int32_t* __restrict base, int32_t shift, float scale,
+                               float bias, float* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = binary_value(binary_dot(unit, counts[i], base[i] + shift), scale, bias);
 }
 
-void finish_bits(const int32_t* __restrict counts, int channels, int64_t count, BinaryFinish finish, const int32_t* __restrict threshold,
-                 uint16_t* __restrict bits) {
+// Four pixels of four channels, turned.
+QUANTIZE_INLINE void store_turned(const float* values, int64_t step, float* out, int64_t pixel_stride) {
+  using Four = float __attribute__((vector_size(16)));
+  using Places = int32_t __attribute__((vector_size(16)));
+  Four a, b, c, d;
+  std::memcpy(&a, values, 16), std::memcpy(&b, values + step, 16);
+  std::memcpy(&c, values + 2 * step, 16), std::memcpy(&d, values + 3 * step, 16);
+  const Four ab = __builtin_shuffle(a, b, Places{0, 4, 1, 5}), cd = __builtin_shuffle(c, d, Places{0, 4, 1, 5});
+  const Four ab2 = __builtin_shuffle(a, b, Places{2, 6, 3, 7}), cd2 = __builtin_shuffle(c, d, Places{2, 6, 3, 7});
+  const Four rows[4] = {__builtin_shuffle(ab, cd, Places{0, 1, 4, 5}), __builtin_shuffle(ab, cd, Places{2, 3, 6, 7}),
+                        __builtin_shuffle(ab2, cd2, Places{0, 1, 4, 5}), __builtin_shuffle(ab2, cd2, Places{2, 3, 6, 7})};
+  for (int i = 0; i < 4; ++i) std::memcpy(out + i * pixel_stride, &rows[i], 16);
+}
+
+void finish_floats(const int32_t* counts, int channels, int64_t count, BinaryFinish finish, const float* scale, const float* bias,
+                   float* out, int64_t channel_stride, int64_t pixel_stride) {
   constexpr int64_t row = BinaryTraits::stride;
+  float values[4 * row];
+  for (int c = 0; c < channels; c += 4) {
+    const int many = channels - c < 4 ? channels - c : 4;
+    for (int j = c; j < c + many; ++j) {
+      float* target = pixel_stride == 1 ? out + j * channel_stride : values + (j - c) * row;
+      const auto run = finish.unit ? values_of<true> : values_of<false>;
+      run(counts + j * row, count, finish.base, finish.shift[j], scale[j], bias[j], target);
+    }
+    if (pixel_stride == 1) continue;
+    int64_t i = 0;
+    if (many == 4 && channel_stride == 1)
+      for (; i + 4 <= count; i += 4) store_turned(values + i, row, out + i * pixel_stride + c, pixel_stride);
+    for (; i < count; ++i)
+      for (int j = 0; j < many; ++j) out[i * pixel_stride + (c + j) * channel_stride] = values[j * row + i];
+  }
+}
+
+template <bool unit>
+QUANTIZE_INLINE void bits_below(const int32_t* __restrict counts, int64_t count, const int32_t* __restrict base, int32_t shift,
+                                int32_t threshold, int32_t bit, int32_t* __restrict bits) {
+  for (int64_t i = 0; i < count; ++i) bits[i] |= binary_next_bit(binary_dot(unit, counts[i], base[i] + shift), threshold, false) ? bit : 0;
+}
+
+void finish_bits(const int32_t* counts, int channels, int64_t count, BinaryFinish finish, const int32_t* threshold, uint16_t* bits) {
   int32_t collected[BinaryTraits::block] = {};
-  for (int c = 0; c < channels; ++c)
-    for (int64_t i = 0; i < count; ++i)
-      collected[i] |= (finish.slope * counts[c * row + i] + (finish.base[i] + finish.shift[c]) < threshold[c] ? 1 : 0) << c;
+  for (int c = 0; c < channels; ++c) {
+    const auto run = finish.unit ? bits_below<true> : bits_below<false>;
+    run(counts + c * BinaryTraits::stride, count, finish.base, finish.shift[c], threshold[c], 1 << c, collected);
+  }
   for (int64_t i = 0; i < count; ++i) bits[i] = uint16_t(collected[i]);
 }
 

@@ -1,13 +1,14 @@
 // Binary layers on the CPU: popcounts of x ^ w, exact, the same on every ISA. Torch-free.
 //
-// Lanes are pixels. An image is planes of 64-bit words, 64 channels each: planes[word][pixel], padded with zero bits. A block of output
-// pixels is gathered (im2col in bits) into words of its K bits, x[word][pixel], dense across taps as the weights' rows are; all pixels of a
-// block share the shifts, so that any number of channels, stride and dilation is the same few vector instructions. Then either
+// Lanes are pixels: no sums across lanes, and planes of floats come and go as they lie. Blocks of output pixels are gathered (im2col in
+// bits), tap-major and dense as the weights' rows are, and multiplied in one of two ways:
 //
-//   words    (x ^ w) & mask, counted by carry-save adders or by the machine's own popcount; w is a row of codes, broadcast word by word;
-//   lookup   x becomes rows of nibbles, a byte a pixel: the nibble of w chooses a table of 16 popcounts, pshufb looks 32 or 64 pixels up.
-//
-// Lookup takes no operation for the xor and wastes none on K's last word; carry-save adders win on AVX-512 where K is long.
+//   words    An image is planes of 64-bit words, 64 channels each. Pixels share the shifts that join taps, so that any number of channels
+//            is the same few vector instructions. (x ^ w) & mask is counted by carry-save adders or by the machine's own popcount; w is a
+//            row of codes, broadcast word by word. The mask leaves out the taps outside of the image.
+//   lookup   An image is planes of nibbles, a byte a pixel, four channels each. The nibble of w chooses a table of 16 popcounts, in which
+//            pshufb looks 32 or 64 pixels up: no xor, no splitting, nothing wasted on K's last word. Outside of the image bytes have
+//            their top bit set, which pshufb makes 0. For channels in fours, so that a nibble has one tap.
 #pragma once
 
 #include <cstdint>
@@ -21,31 +22,30 @@ struct BinaryTraits {
   static constexpr int stride = block + 8;      // of a row of a block: vectors may write behind its end
   static constexpr int channels = 16;           // whose counts lie together before they are finished
   static constexpr int quad = 4;                // bits of a nibble, and channels of a panel
-  static constexpr int slack = 8;               // words behind an image that vectors may read
+  static constexpr int slack = 64;              // pixels behind an image that vectors may read
   static constexpr int row_bytes_ahead = 2048;  // prefetched in products of one row
 };
 
 // Where the bits of an output pixel lie.
 struct BinaryWindow {
   int64_t kernel[2], stride[2], dilation[2];
-  int64_t channels;             // of a group
-  int64_t width, plane;         // of the padded image, in pixels
+  int64_t channels;      // of a group
+  int64_t width, plane;  // of the padded image, in pixels
   int64_t out_width;
 };
 
-// What counts become: BinaryDot's slope, its offset as base[pixel] + shift[channel].
+// What counts become (BinaryDot): the offset is base[pixel] + shift[channel].
 struct BinaryFinish {
-  int32_t slope;
+  bool unit;
   const int32_t* base;
   const int32_t* shift;
 };
 
 struct BinaryKernels {
-  // Channels of `plane` floats each to words[ceil(channels / 64)][plane]. threshold: [channels], or null for 0. flips: the words of flip.
-  void (*pack_planes)(const float* x, int64_t plane, int64_t channels, const float* threshold, const uint64_t* flips, uint64_t* words);
-  // The same of pixels whose channels lie together, a pixel every `pixel` floats; a plane of words every `plane`.
-  void (*pack_rows)(const float* x, int64_t pixel, int64_t channels, int64_t pixels, const float* threshold, const uint64_t* flips,
-                    uint64_t* words, int64_t plane);
+  // Up to 64 channels of `pixels` floats each, to words[pixel]. threshold: [channels], or null for 0. flip: a bit a channel.
+  void (*pack_planes)(const float* x, int64_t pixels, int channels, const float* threshold, uint64_t flip, uint64_t* words);
+  // The same of pixels whose channels lie together, a pixel every `step` floats.
+  void (*pack_rows)(const float* x, int64_t step, int64_t pixels, int channels, const float* threshold, uint64_t flip, uint64_t* words);
   // Output pixels [first, first + count) to x[word][stride]. image_plane: 0 for a mask, which all planes share.
   void (*gather)(const uint64_t* image, int64_t image_plane, const BinaryWindow& window, int64_t first, int64_t count, uint64_t* x);
   // counts[channel][stride] of up to 16 channels. mask: null, or the bits that count. codes: rows of 8 * words bytes.
@@ -62,9 +62,11 @@ struct BinaryKernels {
   // Lookup: 0 where there is none; else for K of fewer words than this.
   int64_t lookup_words;
   int lookup_block;  // pixels
-  // index[nibble][stride] of x.
-  void (*index)(const uint64_t* x, int64_t words, int64_t count, uint8_t* index);
-  // counts of `panels` panels, 4 channels each: nibbles [quads][4], shifted up by 4. An index with its top bit set counts as 0.
+  // A plane of words to `rows` planes of nibbles, one every `stride` bytes. Writes 32 pixels at a time.
+  void (*index)(const uint64_t* words, int64_t pixels, int rows, uint8_t* nibbles, int64_t stride);
+  // Output pixels [first, first + count) to index[nibble][stride].
+  void (*gather_index)(const uint8_t* image, const BinaryWindow& window, int64_t first, int64_t count, uint8_t* index);
+  // counts of `panels` panels, 4 channels each: nibbles [quads][4], shifted up by 4.
   void (*lookup)(const uint8_t* index, int64_t quads, int64_t count, const uint8_t* nibbles, int panels, int32_t* counts);
 };
 

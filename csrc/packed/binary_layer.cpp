@@ -14,23 +14,34 @@
 namespace quantize::packed {
 namespace {
 
-constexpr int64_t row = BinaryTraits::stride;
+constexpr int64_t row = BinaryTraits::stride, quad = BinaryTraits::quad, slack = BinaryTraits::slack;
 constexpr int64_t fewest_pixels = 16;  // of a linear layer's batch: fewer go through multiply_row
 
 // What a call prepares for all its blocks.
 struct Prepared {
-  std::vector<uint64_t> flips, flat, images, mask;  // mask: an image of ones with zeros around, where inputs are signs
-  std::vector<uint8_t> outside;                     // the same for lookups: 128 outside of the image
-  std::vector<int32_t> shift, inside[2];            // inside: how many of a kernel's lines (columns) meet the image
+  std::vector<uint64_t> flips, images, mask;  // mask: an image of ones with zeros around, where inputs are signs
+  std::vector<uint8_t> nibbles;               // images for lookups
+  std::vector<int32_t> shift, inside[2];      // inside: how many of a kernel's lines (columns) meet the image
   std::vector<float> bias;
 };
 
 struct Scratch {
-  std::vector<uint64_t> x, mask;
-  std::vector<uint8_t> index, outside;
+  std::vector<uint64_t> words, x, mask;
+  std::vector<uint8_t> nibbles, index;
   alignas(64) int32_t counts[BinaryTraits::channels * row], base[BinaryTraits::block];
   uint16_t bits[BinaryTraits::block];
 };
+
+Scratch& scratch_of_thread() {
+  static thread_local Scratch scratch;
+  return scratch;
+}
+
+template <typename T>
+T* at_least(std::vector<T>& v, int64_t size) {
+  if (int64_t(v.size()) < size) v.resize(size);
+  return v.data();
+}
 
 uint64_t word_at(const uint8_t* p) {
   uint64_t v;
@@ -52,9 +63,9 @@ class Run {
       : l_(layer),
         p_(prepared),
         kernels_(binary_kernels()),
-        image_(layer.planes() * layer.window.plane),
-        masked_(layer.padded() && !layer.unit),
-        lookup_(layer.words() < kernels_.lookup_words && (!masked_ || layer.window.channels % BinaryTraits::quad == 0)) {}
+        lookup_(layer.words() < kernels_.lookup_words && (layer.window.channels % quad == 0 || layer.taps() == 1)),
+        image_(layer.window.plane * (lookup_ ? (layer.window.channels + quad - 1) / quad : layer.planes())),
+        masked_(layer.padded() && !layer.unit && !lookup_) {}
 
   void operator()() {
     prepare_channels();
@@ -70,7 +81,7 @@ class Run {
     const int64_t shares = l_.out ? std::clamp<int64_t>((2 * at::get_num_threads() - 2) / outer, 1, sixteens) : 1;
     const int64_t share = (sixteens + shares - 1) / shares * 16;
     at::parallel_for(0, outer * shares, 1, [&](int64_t begin, int64_t end) {
-      static thread_local Scratch scratch;
+      Scratch& scratch = scratch_of_thread();
       for (int64_t item = begin; item < end; ++item) {
         const int64_t first = item % shares * share, last = std::min(first + share, l_.group_outputs());
         const int64_t at = item / shares, start = at % blocks * block, count = std::min(block, pixels - start);
@@ -96,7 +107,7 @@ class Run {
       for (int64_t n = 0; n < l_.out_channels; ++n) {
         int32_t sum = 0;
         for (int64_t t = 0; t < l_.taps(); ++t) sum += l_.sums[t * l_.out_channels + n];
-        p_.shift[n] = binary_dot(true, 0, binary_ones(int32_t(l_.length()), sum)).offset;
+        p_.shift[n] = -binary_ones(int32_t(l_.length()), sum);
       }
     if (!l_.bias) p_.bias.assign(l_.out_channels, 0.f);
   }
@@ -112,106 +123,92 @@ class Run {
         }
     }
     if (!masked_) return;
-    const auto around = [&](auto& plane, auto outside, auto inside) {
-      plane.assign(l_.window.plane + BinaryTraits::slack, outside);
-      for (int64_t h = 0; h < l_.height; ++h)
-        std::fill_n(plane.begin() + (h + l_.padding[0]) * l_.window.width + l_.padding[1], l_.width, inside);
-    };
-    lookup_ ? around(p_.outside, uint8_t(128), uint8_t(0)) : around(p_.mask, uint64_t(0), ~uint64_t(0));
+    p_.mask.assign(l_.window.plane + slack, 0);
+    for (int64_t h = 0; h < l_.height; ++h)
+      std::fill_n(p_.mask.begin() + (h + l_.padding[0]) * l_.window.width + l_.padding[1], l_.width, ~uint64_t(0));
   }
 
   const float* threshold(int64_t channel) const { return l_.threshold ? l_.threshold + channel : nullptr; }
 
-  void fill_images() {
-    const int64_t samples = l_.batch * l_.groups, planes = l_.planes(), pixels = l_.height * l_.width, group = l_.window.channels;
-    const int64_t needed = samples * image_ + BinaryTraits::slack;
-    if (int64_t(p_.images.size()) < needed) p_.images.resize(needed);
-    if (l_.padded()) std::memset(p_.images.data(), 0, needed * 8);
-    if (l_.floats && !l_.rows) {
-      if (l_.padded() && int64_t(p_.flat.size()) < samples * planes * pixels) p_.flat.resize(samples * planes * pixels);
-      at::parallel_for(0, samples * planes, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t item = begin; item < end; ++item) {
-          const int64_t s = item / planes, plane = item % planes, channel = s % l_.groups * group + plane * 64;
-          const float* x = l_.floats + (s / l_.groups * l_.channels + channel) * pixels;
-          uint64_t* image = p_.images.data() + s * image_ + plane * l_.window.plane;
-          uint64_t* words = l_.padded() ? p_.flat.data() + item * pixels : image;
-          kernels_.pack_planes(x, pixels, std::min<int64_t>(64, group - plane * 64), threshold(channel),
-                               &p_.flips[s % l_.groups * planes + plane], words);
-          if (!l_.padded()) continue;
-          for (int64_t h = 0; h < l_.height; ++h)
-            std::memcpy(image + (h + l_.padding[0]) * l_.window.width + l_.padding[1], words + h * l_.width, l_.width * 8);
-        }
-      });
-      return;
+  // A group's words of 64 channels, pixel by pixel.
+  void pack(int64_t sample, int64_t group, int64_t plane, uint64_t* words) const {
+    const int64_t pixels = l_.height * l_.width, channels = l_.window.channels, first = group * channels + plane * 64;
+    const int many = int(std::min<int64_t>(64, channels - plane * 64));
+    const uint64_t flip = p_.flips[group * l_.planes() + plane];
+    if (l_.bits) {
+      const int64_t bytes = (l_.channels + 63) / 64 * 8;
+      for (int64_t p = 0; p < pixels; ++p) words[p] = bits_at(l_.bits + (sample * pixels + p) * bytes, first, first + many);
+    } else if (l_.rows) {
+      kernels_.pack_rows(l_.floats + sample * pixels * l_.channels + first, l_.channels, pixels, many, threshold(first), flip, words);
+    } else {
+      kernels_.pack_planes(l_.floats + (sample * l_.channels + first) * pixels, pixels, many, threshold(first), flip, words);
     }
-    at::parallel_for(0, samples * l_.height, 1, [&](int64_t begin, int64_t end) {
+  }
+
+  // Planes as they lie become planes with padding around.
+  template <typename T>
+  void place(const T* plane, T* image) const {
+    for (int64_t h = 0; h < l_.height; ++h)
+      std::memcpy(image + (h + l_.padding[0]) * l_.window.width + l_.padding[1], plane + h * l_.width, l_.width * sizeof(T));
+  }
+
+  void fill_images() {
+    const int64_t samples = l_.batch * l_.groups, planes = l_.planes(), pixels = l_.height * l_.width;
+    const int64_t stride = (pixels + 31) / 32 * 32;  // of planes of nibbles
+    uint64_t* images = lookup_ ? nullptr : at_least(p_.images, samples * image_ + slack);
+    uint8_t* nibbles = lookup_ ? at_least(p_.nibbles, samples * image_ + slack) : nullptr;
+    if (l_.padded()) lookup_ ? std::memset(nibbles, l_.unit ? 0 : 128, samples * image_) : std::memset(images, 0, samples * image_ * 8);
+    at::parallel_for(0, samples * planes, 1, [&](int64_t begin, int64_t end) {
+      Scratch& scratch = scratch_of_thread();
       for (int64_t item = begin; item < end; ++item) {
-        const int64_t s = item / l_.height, h = item % l_.height, first = s % l_.groups * group;
-        uint64_t* line = p_.images.data() + s * image_ + (h + l_.padding[0]) * l_.window.width + l_.padding[1];
-        const int64_t pixel = (s / l_.groups * l_.height + h) * l_.width;
-        if (l_.floats) {
-          kernels_.pack_rows(l_.floats + pixel * l_.channels + first, l_.channels, group, l_.width, threshold(first),
-                             &p_.flips[s % l_.groups * planes], line, l_.window.plane);
+        const int64_t s = item / planes, plane = item % planes;
+        if (!lookup_ && !l_.padded()) {
+          pack(s / l_.groups, s % l_.groups, plane, images + s * image_ + plane * pixels);
           continue;
         }
-        const int64_t bytes = (l_.channels + 63) / 64 * 8;
-        for (int64_t plane = 0; plane < planes; ++plane)
-          for (int64_t w = 0; w < l_.width; ++w)
-            line[plane * l_.window.plane + w] = bits_at(l_.bits + (pixel + w) * bytes, first + plane * 64, first + group);
+        uint64_t* words = at_least(scratch.words, stride);
+        pack(s / l_.groups, s % l_.groups, plane, words);
+        if (!lookup_) {
+          place(words, images + s * image_ + plane * l_.window.plane);
+          continue;
+        }
+        const int rows = int((std::min<int64_t>(64, l_.window.channels - plane * 64) + quad - 1) / quad);
+        uint8_t* flat = at_least(scratch.nibbles, 16 * stride);
+        kernels_.index(words, pixels, rows, flat, stride);
+        for (int r = 0; r < rows; ++r) place(flat + r * stride, nibbles + s * image_ + (plane * 16 + r) * l_.window.plane);
       }
     });
   }
 
-  // The bytes of `outside` under each tap, and what lies outside of the image in index[nibble].
-  void mark_outside(int64_t first, int64_t count, Scratch& scratch) const {
-    const int64_t quads = l_.window.channels / BinaryTraits::quad;
-    scratch.outside.resize(row);
-    uint8_t* index = scratch.index.data();
-    for (int64_t i = 0; i < l_.window.kernel[0]; ++i)
-      for (int64_t j = 0; j < l_.window.kernel[1]; ++j, index += quads * row) {
-        uint8_t any = 0;
-        for (int64_t done = 0; done < count;) {
-          const int64_t y = (first + done) / l_.out_width, x = (first + done) % l_.out_width, line = std::min(count - done, l_.out_width - x);
-          const int64_t step = l_.window.stride[1];
-          const uint8_t* source = p_.outside.data() + (y * l_.window.stride[0] + i * l_.window.dilation[0]) * l_.window.width + x * step +
-                                  j * l_.window.dilation[1];
-          for (int64_t k = 0; k < line; ++k) any |= scratch.outside[done + k] = source[k * step];
-          done += line;
-        }
-        if (!any) continue;
-        for (int64_t k = 0; k < quads; ++k)
-          for (int64_t p = 0; p < count; ++p) index[k * row + p] |= scratch.outside[p];
-      }
-  }
-
   void run_block(int64_t sample, int64_t group, int64_t start, int64_t count, int64_t first, int64_t last, Scratch& scratch) const {
-    const int64_t words = l_.words(), quads = l_.quads(), bytes = words * 8;
-    if (int64_t(scratch.x.size()) < words * row) scratch.x.resize(words * row);
-    kernels_.gather(p_.images.data() + (sample * l_.groups + group) * image_, l_.window.plane, l_.window, start, count, scratch.x.data());
-    const uint64_t* mask = nullptr;
+    const int64_t words = l_.words(), quads = l_.quads(), bytes = words * 8, image = (sample * l_.groups + group) * image_;
+    uint64_t *x = nullptr, *mask = nullptr;
+    uint8_t* index = nullptr;
     if (lookup_) {
-      if (int64_t(scratch.index.size()) < 16 * words * row) scratch.index.resize(16 * words * row);
-      kernels_.index(scratch.x.data(), words, count, scratch.index.data());
-      if (masked_) mark_outside(start, count, scratch);
-    } else if (masked_) {
-      if (int64_t(scratch.mask.size()) < words * row) scratch.mask.resize(words * row);
-      kernels_.gather(p_.mask.data(), 0, l_.window, start, count, scratch.mask.data());
-      mask = scratch.mask.data();
+      index = at_least(scratch.index, quads * row + slack);
+      kernels_.gather_index(p_.nibbles.data() + image, l_.window, start, count, index);
+    } else {
+      x = at_least(scratch.x, words * row);
+      kernels_.gather(p_.images.data() + image, l_.window.plane, l_.window, start, count, x);
+    }
+    if (masked_) {
+      mask = at_least(scratch.mask, words * row);
+      kernels_.gather(p_.mask.data(), 0, l_.window, start, count, mask);
     }
     for (int64_t i = 0; i < count; ++i) {
       const int32_t inside = p_.inside[0][(start + i) / l_.out_width] * p_.inside[1][(start + i) % l_.out_width];
       scratch.base[i] = l_.unit ? 0 : inside * int32_t(l_.window.channels);
     }
-    const int64_t pixels = l_.out_height * l_.out_width, quad = BinaryTraits::quad, all = l_.group_outputs();
+    const int64_t pixels = l_.out_height * l_.out_width, all = l_.group_outputs();
     for (int64_t c = first; c < last; c += BinaryTraits::channels) {
       const int many = int(std::min<int64_t>(BinaryTraits::channels, last - c));
       if (lookup_)
-        kernels_.lookup(scratch.index.data(), quads, count, l_.panels + (group * ((all + quad - 1) / quad) + c / quad) * quads * quad,
+        kernels_.lookup(index, quads, count, l_.panels + (group * ((all + quad - 1) / quad) + c / quad) * quads * quad,
                         int((many + quad - 1) / quad), scratch.counts);
       else
-        kernels_.multiply(scratch.x.data(), mask, words, count, l_.codes + (group * all + c) * bytes, many, scratch.counts);
+        kernels_.multiply(x, mask, words, count, l_.codes + (group * all + c) * bytes, many, scratch.counts);
       const int64_t n = group * all + c;
-      const BinaryFinish finish{binary_dot(l_.unit, 0, 0).slope, scratch.base, &p_.shift[n]};
+      const BinaryFinish finish{l_.unit, scratch.base, &p_.shift[n]};
       if (l_.out) {
         float* out = l_.out + sample * l_.out_channels * pixels + (l_.rows ? start * l_.out_channels + n : n * pixels + start);
         kernels_.finish_floats(scratch.counts, many, count, finish, l_.scales + n, l_.bias ? l_.bias + n : &p_.bias[n], out,
@@ -242,25 +239,26 @@ class Run {
   void multiply_rows() {
     constexpr int64_t some = 64;
     const int64_t words = l_.words(), bytes = words * 8;
-    p_.flat.resize(l_.out_width * words);
-    for (int64_t r = 0; r < l_.out_width; ++r) {
-      uint64_t* x = p_.flat.data() + r * words;
-      if (l_.floats)
-        kernels_.pack_rows(l_.floats + r * l_.channels, l_.channels, l_.channels, 1, l_.threshold, p_.flips.data(), x, 1);
-      else
-        std::memcpy(x, l_.bits + r * bytes, bytes);
-    }
+    uint64_t* x = at_least(p_.images, l_.out_width * words);
+    for (int64_t r = 0; r < l_.out_width; ++r)
+      for (int64_t k = 0; k < words; ++k) {
+        const int many = int(std::min<int64_t>(64, l_.channels - k * 64));
+        if (l_.floats)
+          kernels_.pack_rows(l_.floats + r * l_.channels + k * 64, 0, 1, many, threshold(k * 64), p_.flips[k], x + r * words + k);
+        else
+          x[r * words + k] = word_at(l_.bits + r * bytes + k * 8);
+      }
     const float* bias = l_.bias ? l_.bias : p_.bias.data();
     at::parallel_for(0, (l_.out_channels + some - 1) / some, 1, [&](int64_t begin, int64_t end) {
       int32_t counts[some];
       for (int64_t item = begin; item < end; ++item)
         for (int64_t r = 0; r < l_.out_width; ++r) {
           const int64_t first = item * some, many = std::min(some, l_.out_channels - first);
-          kernels_.multiply_row(p_.flat.data() + r * words, words, l_.codes + first * bytes, many, counts);
-          const BinaryDot dot = binary_dot(l_.unit, int32_t(l_.length()), 0);
+          kernels_.multiply_row(x + r * words, words, l_.codes + first * bytes, many, counts);
+          const int32_t base = l_.unit ? 0 : int32_t(l_.length());
           float* out = l_.out + r * l_.out_channels + first;
           for (int64_t c = 0; c < many; ++c)
-            out[c] = binary_value(dot.slope * counts[c] + (dot.offset + p_.shift[first + c]), l_.scales[first + c], bias[first + c]);
+            out[c] = binary_value(binary_dot(l_.unit, counts[c], base + p_.shift[first + c]), l_.scales[first + c], bias[first + c]);
         }
     });
   }
@@ -268,8 +266,9 @@ class Run {
   const BinaryLayer& l_;
   Prepared& p_;
   const BinaryKernels& kernels_;
-  const int64_t image_;  // words of a group's
-  const bool masked_, lookup_;
+  const bool lookup_;
+  const int64_t image_;  // words, or bytes, of a group's
+  const bool masked_;
 };
 
 }  // namespace

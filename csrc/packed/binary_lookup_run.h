@@ -42,19 +42,52 @@ QUANTIZE_INLINE void transpose_words(const uint64_t* x, __m256i bytes[8]) {
   }
 }
 
-void index(const uint64_t* x, int64_t words, int64_t count, uint8_t* index) {
-  constexpr int64_t row = BinaryTraits::stride;
+QUANTIZE_INLINE void store_pixels(uint8_t* target, __m256i bytes) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), bytes); }
+QUANTIZE_INLINE __m256i load_pixels(const uint8_t* source) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)); }
+
+void index(const uint64_t* words, int64_t pixels, int rows, uint8_t* nibbles, int64_t stride) {
   const __m256i low = _mm256_set1_epi8(15);
-  for (int64_t k = 0; k < words; ++k)
-    for (int64_t p = 0; p < count; p += 32) {
-      __m256i bytes[8];
-      transpose_words(x + k * row + p, bytes);
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) {
-        uint8_t* target = index + (16 * k + 2 * i) * row + p;
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm256_and_si256(bytes[i], low));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + row), _mm256_and_si256(_mm256_srli_epi16(bytes[i], 4), low));
-      }
+  for (int64_t p = 0; p < pixels; p += 32) {
+    __m256i bytes[8];
+    transpose_words(words + p, bytes);
+    for (int i = 0; i < rows; i += 2) {
+      store_pixels(nibbles + i * stride + p, _mm256_and_si256(bytes[i / 2], low));
+      if (i + 1 < rows) store_pixels(nibbles + (i + 1) * stride + p, _mm256_and_si256(_mm256_srli_epi16(bytes[i / 2], 4), low));
+    }
+  }
+}
+
+// A line of pixels, every `step`th. Writes 32 at a time, behind `count` too.
+QUANTIZE_INLINE void copy_line(const uint8_t* source, int64_t step, int64_t count, uint8_t* target) {
+  for (int64_t i = 0; i < count; i += 32) {
+    if (step == 1) {
+      store_pixels(target + i, load_pixels(source + i));
+    } else if (step == 2) {
+      const __m256i even = _mm256_set1_epi16(255), a = load_pixels(source + 2 * i), b = load_pixels(source + 2 * i + 32);
+      store_pixels(target + i, _mm256_permute4x64_epi64(_mm256_packus_epi16(_mm256_and_si256(a, even), _mm256_and_si256(b, even)), 0xd8));
+    } else {
+      for (int64_t j = i; j < i + 32 && j < count; ++j) target[j] = source[j * step];
+    }
+  }
+}
+
+void gather_index(const uint8_t* image, const BinaryWindow& window, int64_t first, int64_t count, uint8_t* index) {
+  struct Line {
+    int64_t source, target, count;
+  } lines[BinaryTraits::block];
+  int many = 0;
+  for (int64_t done = 0; done < count; ++many) {
+    const int64_t y = (first + done) / window.out_width, x = (first + done) % window.out_width;
+    const int64_t here = count - done < window.out_width - x ? count - done : window.out_width - x;
+    lines[many] = {y * window.stride[0] * window.width + x * window.stride[1], done, here};
+    done += here;
+  }
+  for (int64_t i = 0; i < window.kernel[0]; ++i)
+    for (int64_t j = 0; j < window.kernel[1]; ++j) {
+      const uint8_t* tap = image + i * window.dilation[0] * window.width + j * window.dilation[1];
+      for (int64_t c = 0; c < window.channels; c += BinaryTraits::quad, tap += window.plane, index += BinaryTraits::stride)
+        for (int l = 0; l < many; ++l)  // what a line writes too much the next one mends
+          copy_line(tap + lines[l].source, window.stride[1], lines[l].count, index + lines[l].target);
     }
 }
 
@@ -77,8 +110,7 @@ QUANTIZE_INLINE void lookup_tile(const uint8_t* index, int64_t quads, const uint
         const uint8_t* table = nibble_tables.counts + nibbles[(c / wide * quads + k) * wide + c % wide];
         const Register of_weight = each_quarter(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v)
-          sum[c][v] = QUANTIZE_BYTES(add_epi8)(sum[c][v], QUANTIZE_BYTES(shuffle_epi8)(of_weight, x[v]));
+        for (int v = 0; v < vectors; ++v) sum[c][v] = QUANTIZE_BYTES(add_epi8)(sum[c][v], QUANTIZE_BYTES(shuffle_epi8)(of_weight, x[v]));
       }
     }
 #pragma GCC unroll 16

@@ -3,7 +3,8 @@
 
 namespace quantize::packed {
 
-const BinaryKernels binary_portable{pack_planes,   pack_rows,   gather, multiply<CarrySave>, multiply_row<CarrySave>,
-                                    finish_floats, finish_bits, 0,      0,                   nullptr, nullptr};
+const BinaryKernels binary_portable{
+    pack_planes, pack_rows, gather, multiply<CarrySave>, multiply_row<CarrySave>, finish_floats, finish_bits, 0, 0,
+    nullptr,     nullptr,   nullptr};
 
 }  // namespace quantize::packed

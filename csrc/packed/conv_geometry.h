@@ -23,8 +23,8 @@ Geometry<Int> geometry(const char* op, c10::ArrayRef<Int> x, const Int& out_chan
   TORCH_CHECK_VALUE(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, op,
                     ": kernel, stride, padding and dilation must be pairs");
   Geometry<Int> g{x[0], x[1], x[2], x[3], out_channels, 0, 0};
-  TORCH_CHECK_VALUE(groups > 0 && g.channels % groups == 0 && out_channels % groups == 0, op,
-                    ": groups must divide the channels; got ", groups, " for ", g.channels, " and ", out_channels);
+  TORCH_CHECK_VALUE(groups > 0 && g.channels % groups == 0 && out_channels % groups == 0, op, ": groups must divide the channels; got ",
+                    groups, " for ", g.channels, " and ", out_channels);
   for (int d = 0; d < 2; ++d)
     TORCH_CHECK_VALUE(kernel[d] > 0 && stride[d] > 0 && padding[d] >= 0 && dilation[d] > 0, op,
                       ": kernel, stride and dilation must be positive and padding not negative");

@@ -1,6 +1,6 @@
 // The packed room on CUDA: weights are decoded, and cuDNN and cuBLAS multiply. Build: setup.py. Arguments: decode_weight.cpp, conv.cpp.
 //
-// Activations and levels go in as whole numbers, at most 255 and 127, which TF32 holds exactly as it does their products' fp32 sums: where
+// Activations and levels go in as whole numbers, at most 255 and 128, which TF32 holds exactly as it does their products' fp32 sums: where
 // TF32 is allowed the tensor cores return the CPU's integers (up to 2^24).
 #include "decode_weight.h"
 
@@ -24,7 +24,7 @@ struct DecodeTraits {
   static constexpr int threads = 256, blocks = 8;  // blocks: of a multiprocessor
 };
 
-// codes: [rows, bytes]. levels: [2^bits]. out: [rows, columns].
+// codes: [rows, bytes]. levels: [2^bits], bits 1, 2, 4, 8 or 16. out: [rows, columns].
 __global__ void __launch_bounds__(DecodeTraits::threads)
     decode_rows(const uint8_t* __restrict__ codes, const float* __restrict__ levels, const float* __restrict__ scales, int64_t rows,
                 int64_t bytes, int64_t columns, int bits, float* out) {
@@ -53,7 +53,7 @@ Tensor whole_input(const Tensor& x, const Tensor& step, const Tensor& zero_point
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("quantize::lsq_quantize", "")
                              .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t)>();
-  TORCH_CHECK_VALUE(bits >= 2 && bits <= 8, "activation_bits must be between 2 and 8; got ", bits);
+  TORCH_CHECK_VALUE(bits >= 1 && bits <= 8, "activation_bits must be between 1 and 8; got ", bits);
   return op.call(x, step, zero_point, (1 << bits) - 1).div(step).round();
 }
 

@@ -33,12 +33,14 @@ def _table(header: Header) -> str:
         prefix = ".".join(part for part in (layer["name"], decoded) if part)
         nbytes = sum(sizes.pop(f"{prefix}.{part}" if prefix else part, 0) for part in TENSORS)
         notes = [f"with {layer['batch_norm']}"] if "batch_norm" in layer else []
+        notes += [f"with {' '.join(layer['removed'])} before it"] if "removed" in layer else []
+        notes += [f"hands bits to {layer['feeds']}"] if "feeds" in layer else []
         notes += ["decoded when loaded"] if decoded else []
         notes += [f"{part} of {owner.rpartition('.')[0]}" for part, owner in layer.get("tied", {}).items()]
         shape, activation_bits = "x".join(map(str, layer["shape"])), str(layer.get("activation_bits", 32))
         name = prefix if decoded else layer["name"]
         rows.append((name, layer["kind"], layer["method"], bits_text(_bits(layer)), activation_bits, shape, kib(nbytes), ", ".join(notes)))
-        floats += 4 * math.prod(layer["shape"]) + layer.get("batch_norm_bytes", 0)
+        floats += 4 * math.prod(layer["shape"]) + layer.get("batch_norm_bytes", 0) + layer.get("removed_bytes", 0)
     rest = sum(sizes.values())
     if sizes:
         rows.append(("others", f"{len(sizes)} tensors", "float", "", "", "", kib(rest), "as they were"))

@@ -235,14 +235,18 @@ class DoReFa(WeightConfig):
     def __post_init__(self):
         if self.activation_bits == 32 and not isinstance(self.activation_bits, bool):
             object.__setattr__(self, "activation_bits", None)  # one spelling for what means the same
-        for name, least, whole in (("weight_bits", 1, False), ("activation_bits", 1, False), ("gradient_bits", 2, True)):
-            value, other = getattr(self, name), (16, 32) if whole else (16,)
+        for name, least, others, also in (
+            ("weight_bits", 1, (16,), ", or 16"),
+            ("activation_bits", 1, (16,), ", 16, 32 or None"),
+            ("gradient_bits", 2, (16, 32), ", 16 or 32"),
+        ):
+            value = getattr(self, name)
             if value is None and name == "activation_bits":
                 continue
-            expected = f"DoReFa: {name} must be an integer from {least} to 8, {' or '.join(map(str, other))}; got {value!r}"
+            expected = f"DoReFa: {name} must be an integer from {least} to 8{also}; got {value!r}"
             if isinstance(value, bool) or not isinstance(value, Integral):
                 raise TypeError(expected)
-            if not least <= value <= 8 and value not in other:
+            if not least <= value <= 8 and value not in others:
                 raise ValueError(expected)
         if not isinstance(self.scale_adjusted, bool):
             raise TypeError(f"DoReFa: scale_adjusted must be a bool; got {self.scale_adjusted!r}")

@@ -121,6 +121,9 @@ int64_t check_sign_mask();
 int64_t check_allocate_bits();
 int64_t check_weight();
 int64_t check_diffq();
+int64_t check_weight_binary();
+int64_t check_weight_dorefa();
 int64_t check_packed();
+int64_t check_binary();
 
 }  // namespace cuda_on_host

@@ -12,5 +12,8 @@ int main() {
   report("allocate_bits", check_allocate_bits());
   report("weight", check_weight());
   report("diffq", check_diffq());
+  report("weight_binary", check_weight_binary());
+  report("weight_dorefa", check_weight_dorefa());
   report("packed", check_packed());
+  report("binary", check_binary());
 }

@@ -50,6 +50,7 @@ SAMPLES = {
     "batch_norm": [lambda: norm(leaf(4, 3, 5, 5)), lambda: norm(leaf(4, 3, 20), training=False)],
     "relu": [lambda: (leaf(4, 9), 0.0, float("inf")), lambda: (leaf(2, 3, 4, 4), 0.1, 6.0)],
     "relu_": [],  # writes into its input, which may then be no leaf: compiled below
+    "hardtanh": [lambda: (leaf(4, 9), -1.0, 1.0)],
     "dropout": [],  # draws: what opcheck compares differs by right
     "max_pool": [lambda: (leaf(2, 3, 9, 9), [3, 3], [2, 2], [1, 1], [1, 1], False)],
     "avg_pool": [lambda: (leaf(2, 3, 9, 9), [3, 3], [2, 2], [1, 1], False, True, None)],

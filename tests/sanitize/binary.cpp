@@ -33,22 +33,20 @@ int64_t compare(Isa isa, Fence fence, size_t count, const std::string& what, Ker
   return 1;
 }
 
-int64_t check_packing(Isa isa, Fence fence, int64_t channels, int64_t pixels) {
-  const int64_t planes = (channels + 63) / 64;
+int64_t check_packing(Isa isa, Fence fence, int channels, int64_t pixels) {
   const Buffer<F32> x(channels * pixels, fence);
   const Noise<float> threshold(channels, fence, 1);
-  const Noise<uint64_t> flips(planes, fence, 2);
   const std::string what = std::to_string(channels) + " channels, " + std::to_string(pixels) + " pixels";
   int64_t count = 0;
   for (Pattern pattern : kPatterns) {
     fill(x, pattern);
     const auto* floats = reinterpret_cast<const float*>(x.data());
     for (const float* t : {static_cast<const float*>(nullptr), static_cast<const float*>(threshold.data())}) {
-      count += compare<uint64_t>(isa, fence, planes * pixels, "planes of " + what, [&](const BinaryKernels& k, const Buffer<uint64_t>& words) {
-        k.pack_planes(floats, pixels, channels, t, flips.data(), words.data());
+      count += compare<uint64_t>(isa, fence, pixels, "planes of " + what, [&](const BinaryKernels& k, const Buffer<uint64_t>& words) {
+        k.pack_planes(floats, pixels, channels, t, 0x5a5a, words.data());
       });
-      count += compare<uint64_t>(isa, fence, planes * pixels, "rows of " + what, [&](const BinaryKernels& k, const Buffer<uint64_t>& words) {
-        k.pack_rows(floats, channels, channels, pixels, t, flips.data(), words.data(), pixels);
+      count += compare<uint64_t>(isa, fence, pixels, "rows of " + what, [&](const BinaryKernels& k, const Buffer<uint64_t>& words) {
+        k.pack_rows(floats, channels, pixels, channels, t, 0x5a5a, words.data());
       });
     }
   }
@@ -71,7 +69,8 @@ int64_t check_gather(Isa isa, Fence fence, int64_t channels, int64_t step, int64
 int64_t check_products(Isa isa, Fence fence, int64_t words, int64_t pixels, int channels) {
   const Noise<uint64_t> x(words * row, fence, 4), mask(words * row, fence, 5);
   const Noise<uint8_t> codes(channels * words * 8, fence, 6);
-  const std::string what = std::to_string(words) + " words, " + std::to_string(pixels) + " pixels, " + std::to_string(channels) + " channels";
+  const std::string what =
+      std::to_string(words) + " words, " + std::to_string(pixels) + " pixels, " + std::to_string(channels) + " channels";
   const auto own = [&](const Buffer<int32_t>& counts, const Buffer<int32_t>& out) {
     for (int c = 0; c < channels; ++c) std::copy_n(counts.data() + c * row, pixels, out.data() + c * pixels);
   };
@@ -85,33 +84,53 @@ int64_t check_products(Isa isa, Fence fence, int64_t words, int64_t pixels, int 
   count += compare<int32_t>(isa, fence, channels, "row, " + what, [&](const BinaryKernels& k, const Buffer<int32_t>& out) {
     k.multiply_row(x.data(), words, codes.data(), channels, out.data());
   });
-  // The lookup against the words: panels of the codes' nibbles.
-  const int panels = (channels + 3) / 4;
-  const int64_t quads = words * 16 - 5;
-  const Buffer<uint8_t> nibbles(panels * quads * 4, fence), clean(channels * words * 8, fence);
-  const Buffer<uint64_t> inputs(words * row, fence);
-  std::copy_n(codes.data(), channels * words * 8, clean.data());
-  std::copy_n(x.data(), words * row, inputs.data());
-  for (int64_t i = 0; i < row; ++i) inputs[(words - 1) * row + i] &= ~uint64_t(0) >> 20;
-  for (int c = 0; c < channels; ++c) {
-    uint8_t* end = clean.data() + (c + 1) * words * 8;
-    end[-1] = end[-2] = 0, end[-3] &= 15;
+  return count;
+}
+
+// Lookups against words: of one tap, from the words of an image of one line.
+int64_t check_lookup(Isa isa, Fence fence, int64_t channels, int64_t step, int64_t pixels, int outputs) {
+  const int64_t width = (pixels - 1) * step + 1, planes = (channels + 63) / 64, quads = (channels + 3) / 4, panels = (outputs + 3) / 4;
+  const BinaryWindow window{{1, 1}, {1, step}, {1, 1}, channels, width, width, pixels};
+  const Noise<uint64_t> image(planes * width + BinaryTraits::slack, fence, 7);
+  const Noise<uint8_t> codes(outputs * planes * 8, fence, 8);
+  const auto keep = [&](int64_t k) { return channels - 64 * k < 64 ? (uint64_t(1) << (channels - 64 * k)) - 1 : ~uint64_t(0); };
+  for (int64_t i = 0; i < planes * width; ++i) image[i] &= keep(i / width);
+  const Buffer<uint8_t> nibbles(panels * quads * 4, fence);
+  for (int64_t c = 0; c < 4 * panels; ++c)
+    for (int64_t q = 0; q < quads; ++q) {
+      uint64_t word = 0;
+      if (c < outputs) std::memcpy(&word, &codes[c * planes * 8 + q / 16 * 8], 8);
+      nibbles[(c / 4 * quads + q) * 4 + c % 4] = uint8_t((word & keep(q / 16)) >> (4 * (q % 16)) << 4);
+    }
+  for (int c = 0; c < outputs; ++c) {
+    uint64_t word;
+    std::memcpy(&word, &codes[(c + 1) * planes * 8 - 8], 8);
+    word &= keep(planes - 1);
+    std::memcpy(&codes[(c + 1) * planes * 8 - 8], &word, 8);
   }
-  for (int c = 0; c < 4 * panels; ++c)
-    for (int64_t q = 0; q < quads; ++q)
-      nibbles[(c / 4 * quads + q) * 4 + c % 4] = c < channels ? uint8_t(clean[c * words * 8 + q / 2] >> (4 * (q % 2)) << 4) : uint8_t(0);
-  count += compare<int32_t>(isa, fence, channels * pixels, "lookup, " + what, [&](const BinaryKernels& k, const Buffer<int32_t>& out) {
+  const std::string what =
+      std::to_string(channels) + " channels, stride " + std::to_string(step) + ", " + std::to_string(pixels) + " pixels";
+  return compare<int32_t>(isa, fence, outputs * pixels, "lookup, " + what, [&](const BinaryKernels& k, const Buffer<int32_t>& out) {
     const Buffer<int32_t> counts(4 * panels * row, fence);
     if (k.lookup) {
-      const Buffer<uint8_t> index(16 * words * row, fence);
-      k.index(inputs.data(), words, pixels, index.data());
-      k.lookup(index.data(), quads, pixels, nibbles.data(), panels, counts.data());
+      const int64_t plane = (width + 31) / 32 * 32;
+      BinaryWindow own = window;
+      own.plane = plane;
+      const Buffer<uint8_t> bytes(planes * 16 * plane + BinaryTraits::slack, fence), index(quads * row + BinaryTraits::slack, fence);
+      const Buffer<uint64_t> words(plane, fence);
+      for (int64_t p = 0; p < planes; ++p) {
+        std::copy_n(&image[p * width], width, words.data());
+        k.index(words.data(), width, int(std::min<int64_t>(16, quads - 16 * p)), bytes.data() + p * 16 * plane, plane);
+      }
+      k.gather_index(bytes.data(), own, 0, pixels, index.data());
+      k.lookup(index.data(), quads, pixels, nibbles.data(), int(panels), counts.data());
     } else {
-      k.multiply(inputs.data(), nullptr, words, pixels, clean.data(), channels, counts.data());
+      const Buffer<uint64_t> x(planes * row, fence);
+      k.gather(image.data(), width, window, 0, pixels, x.data());
+      k.multiply(x.data(), nullptr, planes, pixels, codes.data(), outputs, counts.data());
     }
-    own(counts, out);
+    for (int c = 0; c < outputs; ++c) std::copy_n(counts.data() + c * row, pixels, out.data() + c * pixels);
   });
-  return count;
 }
 
 int64_t check_finishing(Isa isa, Fence fence, int64_t pixels, int channels) {
@@ -121,30 +140,37 @@ int64_t check_finishing(Isa isa, Fence fence, int64_t pixels, int channels) {
   for (int64_t i = 0; i < pixels; ++i) base[i] = int32_t(3000 + i);
   for (int c = 0; c < channels; ++c) shift[c] = -c, limit[c] = 40 * c - 300, scale[c] = 0.37f * float(c - 3), bias[c] = 1.3f * float(c);
   const std::string what = std::to_string(pixels) + " pixels, " + std::to_string(channels) + " channels";
-  const BinaryFinish finish{-2, base.data(), shift.data()};
   int64_t count = 0;
-  for (const auto& [channel, pixel] : {std::pair<int64_t, int64_t>{pixels, 1}, {1, channels}})
-    count += compare<float>(isa, fence, channels * pixels, "floats, " + what, [&, channel = channel, pixel = pixel](const BinaryKernels& k,
-                                                                                                             const Buffer<float>& out) {
-      k.finish_floats(counts.data(), channels, pixels, finish, scale.data(), bias.data(), out.data(), channel, pixel);
+  for (bool unit : {false, true}) {
+    const BinaryFinish finish{unit, base.data(), shift.data()};
+    for (bool rows : {false, true})
+      count += compare<float>(isa, fence, channels * pixels, "floats, " + what, [&](const BinaryKernels& k, const Buffer<float>& out) {
+        k.finish_floats(counts.data(), channels, pixels, finish, scale.data(), bias.data(), out.data(), rows ? 1 : pixels,
+                        rows ? channels : 1);
+      });
+    count += compare<uint16_t>(isa, fence, pixels, "bits, " + what, [&](const BinaryKernels& k, const Buffer<uint16_t>& bits) {
+      k.finish_bits(counts.data(), channels, pixels, finish, limit.data(), bits.data());
     });
-  return count + compare<uint16_t>(isa, fence, pixels, "bits, " + what, [&](const BinaryKernels& k, const Buffer<uint16_t>& bits) {
-           k.finish_bits(counts.data(), channels, pixels, finish, limit.data(), bits.data());
-         });
+  }
+  return count;
 }
 
 }  // namespace
 
 int64_t check_binary(Isa isa, Fence fence) {
   int64_t count = 0;
-  for (int64_t channels : {1, 16, 31, 64, 65, 130})
-    for (int64_t pixels : {1, 15, 16, 49}) count += check_packing(isa, fence, channels, pixels);
+  for (int channels : {1, 16, 31, 33, 64})
+    for (int64_t pixels : {1, 15, 32, 129}) count += check_packing(isa, fence, channels, pixels);
   for (int64_t channels : {1, 16, 63, 64, 96})
     for (int64_t step : {1, 2})
       for (int64_t pixels : {1, 9, 21}) count += check_gather(isa, fence, channels, step, 3, pixels);
   for (int64_t words : {1, 3, 8, 9, 36, 260})
     for (int64_t pixels : {1, 5, 33, 128})
       for (int channels : {1, 3, 4, 16}) count += check_products(isa, fence, words, pixels, channels);
+  for (int64_t channels : {1, 4, 30, 64, 65, 260, 16500})
+    for (int64_t step : {1, 2, 3})
+      for (int64_t pixels : {1, 33, 65, 128})
+        for (int outputs : {1, 9}) count += check_lookup(isa, fence, channels, step, pixels, outputs);
   for (int64_t pixels : {1, 7, 64, 128})
     for (int channels : {1, 9, 16}) count += check_finishing(isa, fence, pixels, channels);
   return count;

@@ -117,6 +117,7 @@ int64_t check_batch_norm(quantize::Isa isa, Fence fence);
 int64_t check_channel_quantize(quantize::Isa isa, Fence fence);
 int64_t check_lsq(quantize::Isa isa, Fence fence);
 int64_t check_diffq(quantize::Isa isa, Fence fence);
+int64_t check_weight_binary(quantize::Isa isa, Fence fence);
 int64_t check_gemm(quantize::Isa isa, Fence fence);
 int64_t check_binary(quantize::Isa isa, Fence fence);
 int64_t check_host_arithmetic();

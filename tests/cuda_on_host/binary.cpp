@@ -1,0 +1,130 @@
+// Binary layers: every path that takes a layer, bit for bit what a loop over the weights gives.
+#include "packed/binary_launch.cuh"
+
+#include "harness.h"
+
+namespace cuda_on_host {
+namespace {
+
+using namespace quantize::packed;
+
+struct Layer {
+  int batch, inputs, outputs, kernel[2], stride, padding, dilation, groups, height, width;
+};
+
+int sign(uint32_t i) { return quantize::hash32(i) & 1 ? -1 : 1; }
+int size(int in, int kernel, const Layer& l) { return (in + 2 * l.padding - l.dilation * (kernel - 1) - 1) / l.stride + 1; }
+void set_bit(uint32_t* row, int64_t at) { row[at / 32] |= 1u << (at % 32); }
+float input_value(size_t i) { return i % 13 == 5 ? 0.f : i % 13 == 7 ? -0.f : pattern_value(Pattern::poisoned, i); }
+
+// channels_together: floats come and go as [N, H, W, C].
+int64_t check(const Layer& l, bool unit, bool bits_in, bool bits_out, bool channels_together, bool thresholds) {
+  BinaryCall c;
+  c.batch = l.batch, c.channels = l.inputs, c.height = l.height, c.width = l.width, c.out_channels = l.outputs, c.groups = l.groups;
+  c.out_height = size(l.height, l.kernel[0], l), c.out_width = size(l.width, l.kernel[1], l);
+  for (int d = 0; d < 2; ++d) c.kernel[d] = l.kernel[d], c.stride[d] = l.stride, c.padding[d] = l.padding, c.dilation[d] = l.dilation;
+  c.unit = unit, c.together = channels_together;
+  const int64_t pixels = c.pixels(), plane = l.height * l.width, length = c.length(), out_rows = c.out_rows();
+
+  const Buffer<uint32_t> codes(int64_t(l.outputs) * c.code_words(), 0), image(bits_in ? pixels * c.pixel_words() : 0, 0);
+  const Buffer<float> x(bits_in ? 0 : pixels * l.inputs, 0), scales(l.outputs, 0), bias(l.outputs, 0), threshold(l.inputs, 0);
+  const Buffer<int32_t> sums(int64_t(c.taps()) * l.outputs, 0), next_threshold(l.outputs, 0);
+  const Buffer<uint8_t> flip(l.inputs, 0), next_flip(l.outputs, 0);
+  std::memset(codes.data(), 0, codes.bytes()), std::memset(image.data(), 0, image.bytes()), std::memset(sums.data(), 0, sums.bytes());
+  for (int n = 0; n < l.outputs; ++n) {
+    for (int64_t k = 0; k < length; ++k) {
+      const int w = sign(uint32_t(n * length + k));
+      if (w < 0) set_bit(codes.data() + int64_t(n) * c.code_words(), k);
+      sums.data()[k / c.inputs() * l.outputs + n] += w;
+    }
+    scales.data()[n] = pattern_value(Pattern::noise, n), bias.data()[n] = pattern_value(Pattern::noise, n + 1000);
+    next_threshold.data()[n] = int(quantize::hash32(n) % 21) - 10, next_flip.data()[n] = n % 3 == 0;
+  }
+  for (int i = 0; i < l.inputs; ++i) threshold.data()[i] = 0.5f * pattern_value(Pattern::noise, i + 77), flip.data()[i] = i % 5 == 1;
+
+  std::vector<int8_t> value(pixels * l.inputs);  // [pixel, channel]
+  for (int64_t p = 0; p < pixels; ++p)
+    for (int i = 0; i < l.inputs; ++i) {
+      bool bit = sign(uint32_t(p * l.inputs + i) + 5000) < 0;
+      if (bits_in) {
+        if (bit) set_bit(image.data() + p * c.pixel_words(), i);
+      } else {
+        const int64_t at = channels_together ? p * l.inputs + i : (p / plane * l.inputs + i) * plane + p % plane;
+        const float v = x.data()[at] = input_value(at);
+        bit = v < (thresholds ? threshold.data()[i] : 0.f);
+        if (thresholds && flip.data()[i]) bit = !bit;
+      }
+      value[p * l.inputs + i] = unit ? bit : bit ? -1 : 1;
+    }
+
+  std::vector<float> wanted(out_rows * l.outputs);
+  std::vector<uint32_t> bits(out_rows * c.out_words());
+  for (int64_t row = 0; row < out_rows; ++row)
+    for (int n = 0; n < l.outputs; ++n) {
+      const int at = int(row % c.out_pixels()), sample = int(row / c.out_pixels()), group = n / c.outputs();
+      int dot = 0;
+      for (int tap = 0; tap < c.taps(); ++tap) {
+        const int h = at / c.out_width * l.stride - l.padding + tap / l.kernel[1] * l.dilation;
+        const int w = at % c.out_width * l.stride - l.padding + tap % l.kernel[1] * l.dilation;
+        if (h < 0 || h >= l.height || w < 0 || w >= l.width) continue;
+        const int8_t* pixel = &value[(sample * plane + h * l.width + w) * l.inputs + group * c.inputs()];
+        for (int i = 0; i < c.inputs(); ++i) dot += pixel[i] * sign(uint32_t(n * length + tap * c.inputs() + i));
+      }
+      const int64_t place = channels_together ? row * l.outputs + n : (int64_t(sample) * l.outputs + n) * c.out_pixels() + at;
+      const float product = float(dot) * scales.data()[n];
+      wanted[place] = product + (thresholds ? bias.data()[n] : 0.f);
+      if ((dot < next_threshold.data()[n]) != (thresholds && next_flip.data()[n])) set_bit(&bits[row * c.out_words()], n);
+    }
+
+  c.codes = codes.data(), c.sums = sums.data(), c.scales = scales.data();
+  if (bits_in)
+    c.image = image.data();
+  else
+    c.floats = x.data();
+  if (thresholds) c.bias = bias.data(), c.next_flip = next_flip.data();
+  if (thresholds && !bits_in) c.threshold = threshold.data(), c.flip = flip.data();
+  if (bits_out) c.next_threshold = next_threshold.data();
+  int64_t count = 0;
+  for (const BinaryPath path : {BinaryPath::rows, BinaryPath::small_tiles, BinaryPath::wide_tiles, BinaryPath::direct}) {
+    if (!takes(c, path)) continue;
+    const Buffer<float> out(bits_out ? 0 : wanted.size(), 0);
+    const Buffer<uint32_t> out_bits(bits_out ? bits.size() : 0, 0);
+    (bits_out ? void(c.out_bits = out_bits.data()) : void(c.out = out.data()));
+    simt::Launcher launch(1);
+    launch_binary(c, path, launch);
+    const std::string what = std::to_string(l.inputs) + " to " + std::to_string(l.outputs) + " channels, kernel " +
+                             std::to_string(l.kernel[0]) + ", path " + std::to_string(int(path)) + (unit ? ", unit" : "");
+    bits_out ? expect_same(out_bits.data(), bits, what) : expect_same(out.data(), wanted, what);
+    ++count;
+  }
+  return count;
+}
+
+}  // namespace
+
+int64_t check_binary() {
+  // batch, inputs, outputs, kernel, stride, padding, dilation, groups, height, width
+  const Layer layers[] = {
+      {1, 1, 8, {3, 3}, 1, 1, 1, 1, 12, 12},   {1, 3, 16, {3, 3}, 2, 1, 1, 1, 9, 7},     {1, 16, 33, {3, 3}, 1, 1, 1, 1, 6, 6},
+      {1, 17, 70, {1, 1}, 2, 0, 1, 1, 6, 5},   {1, 63, 9, {3, 3}, 1, 0, 2, 1, 7, 8},     {1, 64, 64, {3, 3}, 1, 1, 1, 1, 7, 7},
+      {1, 65, 8, {3, 3}, 1, 1, 2, 1, 5, 6},    {2, 128, 40, {3, 3}, 2, 1, 1, 1, 5, 5},   {1, 128, 128, {1, 1}, 1, 1, 1, 2, 3, 4},
+      {1, 34, 6, {3, 3}, 1, 1, 1, 2, 4, 4},    {1, 64, 64, {3, 3}, 1, 1, 1, 64, 4, 5},   {1, 128, 20, {1, 3}, 1, 2, 1, 2, 1, 9},
+      {1, 256, 65, {1, 1}, 1, 0, 1, 1, 1, 1},  {7, 65, 3, {1, 1}, 1, 0, 1, 1, 1, 1},     {3, 200, 40, {1, 1}, 1, 0, 1, 1, 1, 1},
+      {5, 1100, 33, {1, 1}, 1, 0, 1, 1, 1, 1}, {18, 1700, 66, {1, 1}, 1, 0, 1, 1, 1, 1}, {1, 16, 8, {1, 1}, 3, 1, 1, 1, 1, 1}};
+  int64_t count = 0, number = 0;
+  for (const Layer& layer : layers)
+    for (const bool unit : {false, true})
+      for (const bool bits_out : {false, true}) {
+        // The rest takes turns: it meets every layer and both kinds, not each of their pairs.
+        const int64_t turn = number + number / 4;
+        ++number;
+        count += check(layer, unit, turn % 3 == 2, bits_out, turn % 2 == 0, turn / 2 % 2 == 0);
+        if (!bits_out) count += check(layer, unit, turn % 3 == 0, bits_out, turn % 2 == 1, turn / 2 % 2 == 1);
+      }
+  // Long enough for warps and threads to loop.
+  count += check({1, 1, 1, {3, 3}, 1, 1, 1, 1, 95, 90}, false, false, false, false, true);
+  count += check({1, 1, 1, {1, 1}, 1, 0, 1, 1, 1, 1100}, true, false, false, true, true);
+  return count;
+}
+
+}  // namespace cuda_on_host

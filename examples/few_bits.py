@@ -14,7 +14,7 @@ WEIGHT_BITS = {"xnor": (1,), "dorefa": DOREFA_BITS}
 ACTIVATION_BITS = {"xnor": (1,), "dorefa": DOREFA_BITS}
 SIGN_GRADIENTS = ("clip", "polynomial")
 # Of --reestimate-bn: with few bits running averages lag so far behind the weights that tests at a high learning rate say little.
-BATCHES = 20
+BATCHES = 100
 DEFAULTS = {"gradient_bits": 32, "rectify": None, "sign_gradient": "clip", "scale_adjusted": True}
 BELONGS = {"gradient_bits": "dorefa", "rectify": "xnor", "sign_gradient": "xnor", "scale_adjusted": "dorefa"}
 

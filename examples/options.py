@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="automatic mixed precision")
     add("--channels-last", action="store_true", help="keep activations in the NHWC memory format")
     text = "before each test take the batch norms' statistics anew from N training batches; 0: their running averages; if not given "
-    text += "--weights xnor, dorefa: 20, else 0"
+    text += "--weights xnor, dorefa: 100, else 0"
     add("--reestimate-bn", type=int, metavar="N", help=text)
     add("--sync-bn", action="store_true", help="batch norm over the batches of all processes together")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")

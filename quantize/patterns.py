@@ -19,7 +19,7 @@ def resolve(config, name: str):
 
 def check(config, kinds: tuple[type, ...], who: str):
     """`config` itself if it is of one of `kinds`, or a mapping from patterns to these or None; TypeError otherwise."""
-    *most, last = [f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}" for kind in kinds]
+    *most, last = [f"{'an' if kind.__name__[0] in 'AEIOX' else 'a'} {kind.__name__}" for kind in kinds]
     names = f"{', '.join(most)} or {last}" if most else last
     values = config.items() if isinstance(config, Mapping) else [(None, config)]
     for pattern, value in values:

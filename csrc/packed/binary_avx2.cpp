@@ -5,7 +5,7 @@
 namespace quantize::packed {
 
 const BinaryKernels binary_avx2{
-    pack_planes, pack_rows,    gather, multiply<CarrySave>, multiply_row<CarrySave>, finish_floats, finish_bits, int64_t(1) << 40, 64,
-    index,       gather_index, lookup};
+    pack_planes,      pack_rows, gather, multiply<CarrySave>, leave_out, multiply_row<CarrySave>, finish_floats, finish_bits,
+    int64_t(1) << 40, 64,        index,  gather_index,        lookup};
 
 }  // namespace quantize::packed

@@ -6,7 +6,7 @@
 namespace quantize::packed {
 
 const BinaryKernels binary_avx512{
-    pack_planes, pack_rows,    gather, multiply<CarrySave>, multiply_row<CarrySave>, finish_floats, finish_bits, 64, 128,
-    index,       gather_index, lookup};
+    pack_planes, pack_rows, gather, multiply<CarrySave>, leave_out, multiply_row<CarrySave>, finish_floats, finish_bits,
+    32,          128,       index,  gather_index,        lookup};
 
 }  // namespace quantize::packed

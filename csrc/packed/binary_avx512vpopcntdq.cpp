@@ -22,7 +22,7 @@ struct Popcount {
 }  // namespace
 
 const BinaryKernels binary_avx512vpopcntdq{
-    pack_planes, pack_rows, gather, multiply<Popcount>, multiply_row<Popcount>, finish_floats, finish_bits, 0, 0,
+    pack_planes, pack_rows, gather, multiply<Popcount>, leave_out, multiply_row<Popcount>, finish_floats, finish_bits, 0, 0,
     nullptr,     nullptr,   nullptr};
 
 }  // namespace quantize::packed

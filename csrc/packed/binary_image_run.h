@@ -7,43 +7,51 @@
 namespace quantize::packed {
 namespace {
 
-// Eight registers of pixels at a time: neighbouring lines of each channel's plane, while its next channel is far away.
-constexpr int pack_parts = 8, pack_pixels = pack_parts * Lanes::width;
-
-QUANTIZE_INLINE void add_bits(const float* x, float threshold, int place, Lanes::Whole bits[pack_parts]) {
-  for (int i = 0; i < pack_parts; ++i) {
-    Lanes::Part v;
-    std::memcpy(&v, x + i * Lanes::width, sizeof v);
+// Several registers of pixels at a time: neighbours in each channel's plane, while its next channel is far away.
+template <int parts>
+QUANTIZE_INLINE void pack_part(const float* x, int64_t plane, int channels, const float* threshold, uint64_t flip, uint64_t* words) {
+  constexpr int pixels = parts * Lanes::width;
+  uint32_t halves[2][pixels];
+  for (int half = 0; half < 2; ++half) {
+    Lanes::Whole bits[parts] = {};
+    const int first = 32 * half, many = channels - first < 32 ? channels - first : 32;
+    for (int c = 0; c < many; ++c) {
+      const float limit = threshold ? threshold[first + c] : 0.f, *source = x + (first + c) * plane;
+#pragma GCC unroll 8
+      for (int i = 0; i < parts; ++i) {
+        Lanes::Part v;
+        std::memcpy(&v, source + i * Lanes::width, sizeof v);
 #ifdef __AVX512F__
-    const __mmask16 below = _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(threshold), _CMP_LT_OQ);
-    bits[i] = (Lanes::Whole)_mm512_mask_or_epi32((__m512i)bits[i], below, (__m512i)bits[i], _mm512_set1_epi32(1 << place));
+        const __mmask16 below = _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(limit), _CMP_LT_OQ);
+        bits[i] = (Lanes::Whole)_mm512_mask_or_epi32((__m512i)bits[i], below, (__m512i)bits[i], _mm512_set1_epi32(1 << c));
 #else
-    bits[i] |= (v < threshold - Lanes::Part{}) & (1 << place);
+        bits[i] |= (v < limit - Lanes::Part{}) & (1 << c);
 #endif
+      }
+    }
+    std::memcpy(halves[half], bits, sizeof bits);
+  }
+  for (int l = 0; l < pixels; ++l) words[l] = (halves[0][l] | uint64_t(halves[1][l]) << 32) ^ flip;
+}
+
+// A last part that would end behind the plane starts earlier.
+template <int parts>
+void pack_parts(const float* x, int64_t pixels, int channels, const float* threshold, uint64_t flip, uint64_t* words) {
+  constexpr int64_t some = parts * Lanes::width;
+  for (int64_t p = 0; p < pixels; p += some) {
+    const int64_t at = p + some <= pixels ? p : pixels - some;
+    pack_part<parts>(x + at, pixels, channels, threshold, flip, words + at);
   }
 }
 
 void pack_planes(const float* x, int64_t pixels, int channels, const float* threshold, uint64_t flip, uint64_t* words) {
-  for (int64_t p = 0; p < pixels; p += pack_pixels) {
-    const int64_t count = pixels - p < pack_pixels ? pixels - p : pack_pixels;
-    uint32_t halves[2][pack_pixels];
-    for (int half = 0; half < 2; ++half) {
-      Lanes::Whole bits[pack_parts] = {};
-      const int first = 32 * half, many = channels - first < 32 ? channels - first : 32;
-      for (int c = 0; c < many; ++c) {
-        const float *source = x + (first + c) * pixels + p, limit = threshold ? threshold[first + c] : 0.f;
-        float rest[pack_pixels];
-        if (count < pack_pixels) {
-          std::memset(rest, 0, sizeof rest);
-          std::memcpy(rest, source, size_t(count) * 4);
-        }
-        add_bits(count < pack_pixels ? rest : source, limit, c, bits);
-      }
-      std::memcpy(halves[half], bits, sizeof bits);
-    }
-    uint64_t joined[pack_pixels];
-    for (int l = 0; l < pack_pixels; ++l) joined[l] = (halves[0][l] | uint64_t(halves[1][l]) << 32) ^ flip;
-    std::memcpy(words + p, joined, size_t(count) * 8);
+  if (pixels >= 8 * Lanes::width) return pack_parts<8>(x, pixels, channels, threshold, flip, words);
+  if (pixels >= 3 * Lanes::width) return pack_parts<3>(x, pixels, channels, threshold, flip, words);
+  if (pixels >= Lanes::width) return pack_parts<1>(x, pixels, channels, threshold, flip, words);
+  for (int64_t p = 0; p < pixels; ++p) {
+    uint64_t word = flip;
+    for (int c = 0; c < channels; ++c) word ^= uint64_t(binary_bit(x[c * pixels + p], threshold ? threshold[c] : 0.f, false)) << c;
+    words[p] = word;
   }
 }
 
@@ -93,7 +101,7 @@ QUANTIZE_INLINE void put_line(const uint64_t* source, int64_t step, int64_t coun
   }
 }
 
-void gather(const uint64_t* image, int64_t image_plane, const BinaryWindow& window, int64_t first, int64_t count, uint64_t* x) {
+void gather(const uint64_t* image, const BinaryWindow& window, int64_t first, int64_t count, uint64_t* x) {
   constexpr int64_t row = BinaryTraits::stride;
   for (int64_t done = 0; done < count;) {  // line by line of the output, so that what a line writes too much the next one mends
     const int64_t y = (first + done) / window.out_width, column = (first + done) % window.out_width;
@@ -103,7 +111,7 @@ void gather(const uint64_t* image, int64_t image_plane, const BinaryWindow& wind
       for (int64_t j = 0; j < window.kernel[1]; ++j) {
         const uint64_t* source =
             image + (y * window.stride[0] + i * window.dilation[0]) * window.width + column * step + j * window.dilation[1];
-        for (int64_t c = 0; c < window.channels; c += 64, source += image_plane) {
+        for (int64_t c = 0; c < window.channels; c += 64, source += window.plane) {
           const int64_t left = window.channels - c;
           const int bits = left < 64 ? int(left) : 64, shift = int(bit % 64);
           const uint64_t trim = bits == 64 ? ~uint64_t(0) : (uint64_t(1) << bits) - 1;
@@ -119,6 +127,20 @@ void gather(const uint64_t* image, int64_t image_plane, const BinaryWindow& wind
       }
     done += line;
   }
+}
+
+void leave_out(int32_t* counts, int channels, int64_t count, int taps, const int32_t* outside, const int32_t* ones) {
+  constexpr int64_t row = BinaryTraits::stride;
+  for (int c = 0; c < channels; ++c)
+    for (int64_t i = 0; i < count; i += Lanes::width) {
+      Lanes::Whole sum, taken;
+      std::memcpy(&sum, counts + c * row + i, sizeof sum);
+      for (int t = 0; t < taps; ++t) {
+        std::memcpy(&taken, outside + t * row + i, sizeof taken);
+        sum -= taken & ones[t * BinaryTraits::channels + c];
+      }
+      std::memcpy(counts + c * row + i, &sum, sizeof sum);
+    }
 }
 
 template <bool unit>

@@ -4,8 +4,8 @@
 // bits), tap-major and dense as the weights' rows are, and multiplied in one of two ways:
 //
 //   words    An image is planes of 64-bit words, 64 channels each. Pixels share the shifts that join taps, so that any number of channels
-//            is the same few vector instructions. (x ^ w) & mask is counted by carry-save adders or by the machine's own popcount; w is a
-//            row of codes, broadcast word by word. The mask leaves out the taps outside of the image.
+//            is the same few vector instructions. x ^ w is counted by carry-save adders or by the machine's own popcount; w is a row of
+//            codes, broadcast word by word. What taps outside of the image have counted is subtracted.
 //   lookup   An image is planes of nibbles, a byte a pixel, four channels each. The nibble of w chooses a table of 16 popcounts, in which
 //            pshufb looks 32 or 64 pixels up: no xor, no splitting, nothing wasted on K's last word. Outside of the image bytes have
 //            their top bit set, which pshufb makes 0. For channels in fours, so that a nibble has one tap.
@@ -46,11 +46,12 @@ struct BinaryKernels {
   void (*pack_planes)(const float* x, int64_t pixels, int channels, const float* threshold, uint64_t flip, uint64_t* words);
   // The same of pixels whose channels lie together, a pixel every `step` floats.
   void (*pack_rows)(const float* x, int64_t step, int64_t pixels, int channels, const float* threshold, uint64_t flip, uint64_t* words);
-  // Output pixels [first, first + count) to x[word][stride]. image_plane: 0 for a mask, which all planes share.
-  void (*gather)(const uint64_t* image, int64_t image_plane, const BinaryWindow& window, int64_t first, int64_t count, uint64_t* x);
-  // counts[channel][stride] of up to 16 channels. mask: null, or the bits that count. codes: rows of 8 * words bytes.
-  void (*multiply)(const uint64_t* x, const uint64_t* mask, int64_t words, int64_t count, const uint8_t* codes, int channels,
-                   int32_t* counts);
+  // Output pixels [first, first + count) to x[word][stride].
+  void (*gather)(const uint64_t* image, const BinaryWindow& window, int64_t first, int64_t count, uint64_t* x);
+  // counts[channel][stride] of up to 16 channels. codes: rows of 8 * words bytes.
+  void (*multiply)(const uint64_t* x, int64_t words, int64_t count, const uint8_t* codes, int channels, int32_t* counts);
+  // Less the counts of taps outside of the image, whose x is 0: ones[tap][16], popcount(w), where outside[tap][stride] is -1 and not 0.
+  void (*leave_out)(int32_t* counts, int channels, int64_t count, int taps, const int32_t* outside, const int32_t* ones);
   // counts[n] of one row x[words] with each of the rows of codes.
   void (*multiply_row)(const uint64_t* x, int64_t words, const uint8_t* codes, int64_t rows, int32_t* counts);
   // out[c][i] = float(dot) * scale[c] + bias[c], by strides of its own, one of them 1.
@@ -64,10 +65,10 @@ struct BinaryKernels {
   int lookup_block;  // pixels
   // A plane of words to `rows` planes of nibbles, one every `stride` bytes. Writes 32 pixels at a time.
   void (*index)(const uint64_t* words, int64_t pixels, int rows, uint8_t* nibbles, int64_t stride);
-  // Output pixels [first, first + count) to index[nibble][stride].
-  void (*gather_index)(const uint8_t* image, const BinaryWindow& window, int64_t first, int64_t count, uint8_t* index);
+  // Output pixels [first, first + count) to index[nibble][stride]. Writes up to 31 bytes behind a row's end.
+  void (*gather_index)(const uint8_t* image, const BinaryWindow& window, int64_t first, int64_t count, uint8_t* index, int64_t stride);
   // counts of `panels` panels, 4 channels each: nibbles [quads][4], shifted up by 4.
-  void (*lookup)(const uint8_t* index, int64_t quads, int64_t count, const uint8_t* nibbles, int panels, int32_t* counts);
+  void (*lookup)(const uint8_t* index, int64_t stride, int64_t quads, int64_t count, const uint8_t* nibbles, int panels, int32_t* counts);
 };
 
 extern const BinaryKernels binary_portable, binary_avx2, binary_avx512, binary_avx512vpopcntdq;

@@ -19,15 +19,17 @@ constexpr int64_t fewest_pixels = 16;  // of a linear layer's batch: fewer go th
 
 // What a call prepares for all its blocks.
 struct Prepared {
-  std::vector<uint64_t> flips, images, mask;  // mask: an image of ones with zeros around, where inputs are signs
-  std::vector<uint8_t> nibbles;               // images for lookups
-  std::vector<int32_t> shift, inside[2];      // inside: how many of a kernel's lines (columns) meet the image
+  std::vector<uint64_t> flips, images;
+  std::vector<uint8_t> nibbles;           // images for lookups
+  std::vector<int32_t> shift, inside[2];  // inside: how many of a kernel's lines (columns) meet the image
   std::vector<float> bias;
 };
 
 struct Scratch {
-  std::vector<uint64_t> words, x, mask;
+  std::vector<uint64_t> words, x;
   std::vector<uint8_t> nibbles, index;
+  std::vector<int32_t> outside, ones;  // of taps that are outside of the image for some pixel of the block
+  std::vector<int64_t> outside_taps;
   alignas(64) int32_t counts[BinaryTraits::channels * row], base[BinaryTraits::block];
   uint16_t bits[BinaryTraits::block];
 };
@@ -36,6 +38,8 @@ Scratch& scratch_of_thread() {
   static thread_local Scratch scratch;
   return scratch;
 }
+
+uint8_t* aligned(uint8_t* p) { return p + -reinterpret_cast<uintptr_t>(p) % 64; }
 
 template <typename T>
 T* at_least(std::vector<T>& v, int64_t size) {
@@ -64,8 +68,7 @@ class Run {
         p_(prepared),
         kernels_(binary_kernels()),
         lookup_(layer.words() < kernels_.lookup_words && (layer.window.channels % quad == 0 || layer.taps() == 1)),
-        image_(layer.window.plane * (lookup_ ? (layer.window.channels + quad - 1) / quad : layer.planes())),
-        masked_(layer.padded() && !layer.unit && !lookup_) {}
+        image_(layer.window.plane * (lookup_ ? (layer.window.channels + quad - 1) / quad : layer.planes())) {}
 
   void operator()() {
     prepare_channels();
@@ -122,10 +125,6 @@ class Run {
           p_.inside[d][o] += at >= 0 && at < size[d];
         }
     }
-    if (!masked_) return;
-    p_.mask.assign(l_.window.plane + slack, 0);
-    for (int64_t h = 0; h < l_.height; ++h)
-      std::fill_n(p_.mask.begin() + (h + l_.padding[0]) * l_.window.width + l_.padding[1], l_.width, ~uint64_t(0));
   }
 
   const float* threshold(int64_t channel) const { return l_.threshold ? l_.threshold + channel : nullptr; }
@@ -182,35 +181,36 @@ class Run {
 
   void run_block(int64_t sample, int64_t group, int64_t start, int64_t count, int64_t first, int64_t last, Scratch& scratch) const {
     const int64_t words = l_.words(), quads = l_.quads(), bytes = words * 8, image = (sample * l_.groups + group) * image_;
-    uint64_t *x = nullptr, *mask = nullptr;
+    uint64_t* x = nullptr;
     uint8_t* index = nullptr;
     if (lookup_) {
-      index = at_least(scratch.index, quads * row + slack);
-      kernels_.gather_index(p_.nibbles.data() + image, l_.window, start, count, index);
+      index = aligned(at_least(scratch.index, quads * kernels_.lookup_block + 2 * slack));
+      kernels_.gather_index(p_.nibbles.data() + image, l_.window, start, count, index, kernels_.lookup_block);
     } else {
       x = at_least(scratch.x, words * row);
-      kernels_.gather(p_.images.data() + image, l_.window.plane, l_.window, start, count, x);
+      kernels_.gather(p_.images.data() + image, l_.window, start, count, x);
+      if (l_.padded() && !l_.unit) find_outside(start, count, scratch);
     }
-    if (masked_) {
-      mask = at_least(scratch.mask, words * row);
-      kernels_.gather(p_.mask.data(), 0, l_.window, start, count, mask);
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      const int32_t inside = p_.inside[0][(start + i) / l_.out_width] * p_.inside[1][(start + i) % l_.out_width];
-      scratch.base[i] = l_.unit ? 0 : inside * int32_t(l_.window.channels);
+    for (int64_t i = 0, y = start / l_.out_width, w = start % l_.out_width; i < count; ++i) {
+      scratch.base[i] = l_.unit ? 0 : p_.inside[0][y] * p_.inside[1][w] * int32_t(l_.window.channels);
+      if (++w == l_.out_width) w = 0, ++y;
     }
     const int64_t pixels = l_.out_height * l_.out_width, all = l_.group_outputs();
     for (int64_t c = first; c < last; c += BinaryTraits::channels) {
       const int many = int(std::min<int64_t>(BinaryTraits::channels, last - c));
-      if (lookup_)
-        kernels_.lookup(index, quads, count, l_.panels + (group * ((all + quad - 1) / quad) + c / quad) * quads * quad,
-                        int((many + quad - 1) / quad), scratch.counts);
-      else
-        kernels_.multiply(x, mask, words, count, l_.codes + (group * all + c) * bytes, many, scratch.counts);
       const int64_t n = group * all + c;
+      const int64_t place = l_.rows ? (sample * pixels + start) * l_.out_channels + n : (sample * l_.out_channels + n) * pixels + start;
+      float* out = l_.out ? l_.out + place : nullptr;
+      if (lookup_) {
+        kernels_.lookup(index, kernels_.lookup_block, quads, count,
+                        l_.panels + (group * ((all + quad - 1) / quad) + c / quad) * quads * quad, int((many + quad - 1) / quad),
+                        scratch.counts);
+      } else {
+        kernels_.multiply(x, words, count, l_.codes + n * bytes, many, scratch.counts);
+        if (l_.padded() && !l_.unit) leave_out(n, many, count, scratch);
+      }
       const BinaryFinish finish{l_.unit, scratch.base, &p_.shift[n]};
-      if (l_.out) {
-        float* out = l_.out + sample * l_.out_channels * pixels + (l_.rows ? start * l_.out_channels + n : n * pixels + start);
+      if (out) {
         kernels_.finish_floats(scratch.counts, many, count, finish, l_.scales + n, l_.bias ? l_.bias + n : &p_.bias[n], out,
                                l_.rows ? 1 : pixels, l_.rows ? l_.out_channels : 1);
       } else {
@@ -218,6 +218,35 @@ class Run {
         store_bits(scratch.bits, n, many, count, sample * pixels + start);
       }
     }
+  }
+
+  // Which taps of which pixels of a block lie outside of the image.
+  void find_outside(int64_t start, int64_t count, Scratch& scratch) const {
+    const BinaryWindow& w = l_.window;
+    scratch.outside_taps.clear();
+    int32_t* outside = at_least(scratch.outside, l_.taps() * row);
+    for (int64_t tap = 0; tap < l_.taps(); ++tap) {
+      const int64_t below = tap / w.kernel[1] * w.dilation[0] - l_.padding[0], right = tap % w.kernel[1] * w.dilation[1] - l_.padding[1];
+      int32_t any = 0;
+      for (int64_t i = 0, y = start / l_.out_width, x = start % l_.out_width; i < count; ++i) {
+        const int64_t h = y * w.stride[0] + below, v = x * w.stride[1] + right;
+        any |= outside[i] = h < 0 || h >= l_.height || v < 0 || v >= l_.width ? -1 : 0;
+        if (++x == l_.out_width) x = 0, ++y;
+      }
+      if (!any) continue;
+      scratch.outside_taps.push_back(tap);
+      outside += row;
+    }
+  }
+
+  void leave_out(int64_t channel, int many, int64_t count, Scratch& scratch) const {
+    const int64_t taps = int64_t(scratch.outside_taps.size());
+    int32_t* ones = at_least(scratch.ones, taps * BinaryTraits::channels);
+    for (int64_t t = 0; t < taps; ++t)
+      for (int c = 0; c < many; ++c)
+        ones[t * BinaryTraits::channels + c] =
+            binary_ones(int32_t(l_.window.channels), l_.sums[scratch.outside_taps[t] * l_.out_channels + channel + c]);
+    kernels_.leave_out(scratch.counts, many, count, int(taps), scratch.outside.data(), ones);
   }
 
   // Up to 16 channels' bits of each pixel into its words.
@@ -268,7 +297,6 @@ class Run {
   const BinaryKernels& kernels_;
   const bool lookup_;
   const int64_t image_;  // words, or bytes, of a group's
-  const bool masked_;
 };
 
 }  // namespace

@@ -57,42 +57,50 @@ void index(const uint64_t* words, int64_t pixels, int rows, uint8_t* nibbles, in
   }
 }
 
-// A line of pixels, every `step`th. Writes 32 at a time, behind `count` too.
-QUANTIZE_INLINE void copy_line(const uint8_t* source, int64_t step, int64_t count, uint8_t* target) {
-  for (int64_t i = 0; i < count; i += 32) {
-    if (step == 1) {
-      store_pixels(target + i, load_pixels(source + i));
-    } else if (step == 2) {
-      const __m256i even = _mm256_set1_epi16(255), a = load_pixels(source + 2 * i), b = load_pixels(source + 2 * i + 32);
-      store_pixels(target + i, _mm256_permute4x64_epi64(_mm256_packus_epi16(_mm256_and_si256(a, even), _mm256_and_si256(b, even)), 0xd8));
-    } else {
-      for (int64_t j = i; j < i + 32 && j < count; ++j) target[j] = source[j * step];
-    }
+// 32 of a line's pixels, every `step`th; for other steps `count` of them.
+template <int step>
+QUANTIZE_INLINE void copy_pixels(const uint8_t* source, int64_t any_step, int64_t count, uint8_t* target) {
+  if constexpr (step == 1) {
+    store_pixels(target, load_pixels(source));
+  } else if constexpr (step == 2) {
+    const __m256i even = _mm256_set1_epi16(255), a = load_pixels(source), b = load_pixels(source + 32);
+    store_pixels(target, _mm256_permute4x64_epi64(_mm256_packus_epi16(_mm256_and_si256(a, even), _mm256_and_si256(b, even)), 0xd8));
+  } else {
+    for (int64_t i = 0; i < count && i < 32; ++i) target[i] = source[i * any_step];
   }
 }
 
-void gather_index(const uint8_t* image, const BinaryWindow& window, int64_t first, int64_t count, uint8_t* index) {
-  struct Line {
+// Writes behind the lines' ends: what a line writes too much the next one mends, in this row or the one below.
+template <int step>
+void gather_lines(const uint8_t* image, const BinaryWindow& window, int64_t first, int64_t count, uint8_t* index, int64_t stride) {
+  struct Piece {
     int64_t source, target, count;
-  } lines[BinaryTraits::block];
+  } pieces[BinaryTraits::block];
   int many = 0;
-  for (int64_t done = 0; done < count; ++many) {
+  for (int64_t done = 0; done < count;) {
     const int64_t y = (first + done) / window.out_width, x = (first + done) % window.out_width;
-    const int64_t here = count - done < window.out_width - x ? count - done : window.out_width - x;
-    lines[many] = {y * window.stride[0] * window.width + x * window.stride[1], done, here};
-    done += here;
+    const int64_t line = count - done < window.out_width - x ? count - done : window.out_width - x, end = done + line;
+    for (int64_t source = y * window.stride[0] * window.width + x * window.stride[1]; done < end;
+         done += 32, source += 32 * window.stride[1])
+      pieces[many++] = {source, done, end - done};
+    done = end;
   }
   for (int64_t i = 0; i < window.kernel[0]; ++i)
     for (int64_t j = 0; j < window.kernel[1]; ++j) {
       const uint8_t* tap = image + i * window.dilation[0] * window.width + j * window.dilation[1];
-      for (int64_t c = 0; c < window.channels; c += BinaryTraits::quad, tap += window.plane, index += BinaryTraits::stride)
-        for (int l = 0; l < many; ++l)  // what a line writes too much the next one mends
-          copy_line(tap + lines[l].source, window.stride[1], lines[l].count, index + lines[l].target);
+      for (int64_t c = 0; c < window.channels; c += BinaryTraits::quad, tap += window.plane, index += stride)
+        for (int p = 0; p < many; ++p)
+          copy_pixels<step>(tap + pieces[p].source, window.stride[1], pieces[p].count, index + pieces[p].target);
     }
 }
 
+void gather_index(const uint8_t* image, const BinaryWindow& window, int64_t first, int64_t count, uint8_t* index, int64_t stride) {
+  const auto run = window.stride[1] == 1 ? gather_lines<1> : window.stride[1] == 2 ? gather_lines<2> : gather_lines<0>;
+  run(image, window, first, count, index, stride);
+}
+
 template <int vectors, int panels>
-QUANTIZE_INLINE void lookup_tile(const uint8_t* index, int64_t quads, const uint8_t* nibbles, int32_t* counts) {
+QUANTIZE_INLINE void lookup_tile(const uint8_t* index, int64_t stride, int64_t quads, const uint8_t* nibbles, int32_t* counts) {
   constexpr int wide = BinaryTraits::quad, channels = wide * panels;
   for (int64_t begin = 0; begin < quads; begin += quads_before_overflow) {
     const int64_t end = quads - begin < quads_before_overflow ? quads : begin + quads_before_overflow;
@@ -101,10 +109,11 @@ QUANTIZE_INLINE void lookup_tile(const uint8_t* index, int64_t quads, const uint
     for (int c = 0; c < channels; ++c)
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sum[c][v] = QUANTIZE_WHOLE(setzero)();
+#pragma GCC unroll 2
     for (int64_t k = begin; k < end; ++k) {
       Register x[vectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) std::memcpy(&x[v], index + k * BinaryTraits::stride + v * bytes_lanes, sizeof x[v]);
+      for (int v = 0; v < vectors; ++v) std::memcpy(&x[v], index + k * stride + v * bytes_lanes, sizeof x[v]);
 #pragma GCC unroll 16
       for (int c = 0; c < channels; ++c) {
         const uint8_t* table = nibble_tables.counts + nibbles[(c / wide * quads + k) * wide + c % wide];
@@ -128,17 +137,17 @@ QUANTIZE_INLINE void lookup_tile(const uint8_t* index, int64_t quads, const uint
   }
 }
 
-void lookup(const uint8_t* index, int64_t quads, int64_t count, const uint8_t* nibbles, int panels, int32_t* counts) {
+void lookup(const uint8_t* index, int64_t stride, int64_t quads, int64_t count, const uint8_t* nibbles, int panels, int32_t* counts) {
   constexpr int64_t panel_counts = BinaryTraits::quad * BinaryTraits::stride;
   for (int64_t p = 0; p < count;) {
     const bool two = count - p > bytes_lanes;
     int panel = 0;
     if (!two)
       for (; panel + 2 <= panels; panel += 2)
-        lookup_tile<1, 2>(index + p, quads, nibbles + panel * quads * BinaryTraits::quad, counts + panel * panel_counts + p);
+        lookup_tile<1, 2>(index + p, stride, quads, nibbles + panel * quads * BinaryTraits::quad, counts + panel * panel_counts + p);
     for (; panel < panels; ++panel) {
       const auto run = two ? lookup_tile<2, 1> : lookup_tile<1, 1>;
-      run(index + p, quads, nibbles + panel * quads * BinaryTraits::quad, counts + panel * panel_counts + p);
+      run(index + p, stride, quads, nibbles + panel * quads * BinaryTraits::quad, counts + panel * panel_counts + p);
     }
     p += two ? 2 * bytes_lanes : bytes_lanes;
   }

@@ -4,7 +4,7 @@
 namespace quantize::packed {
 
 const BinaryKernels binary_portable{
-    pack_planes, pack_rows, gather, multiply<CarrySave>, multiply_row<CarrySave>, finish_floats, finish_bits, 0, 0,
+    pack_planes, pack_rows, gather, multiply<CarrySave>, leave_out, multiply_row<CarrySave>, finish_floats, finish_bits, 0, 0,
     nullptr,     nullptr,   nullptr};
 
 }  // namespace quantize::packed

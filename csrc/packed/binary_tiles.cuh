@@ -72,9 +72,12 @@ QUANTIZE_DEVICE void load_matrices(uint32_t (&words)[4], const uint32_t* row) {
                : "r"(uint32_t(__cvta_generic_to_shared(row)))
                : "memory");
 #else
+  __shared__ const uint32_t* rows[TileTraits::threads];
   const int lane = threadIdx.x % Warp::lanes;
-  for (int j = 0; j < 4; ++j)
-    words[j] = reinterpret_cast<const uint32_t*>(__shfl_sync(Warp::all, reinterpret_cast<uintptr_t>(row), 8 * j + lane / 4))[lane % 4];
+  rows[threadIdx.x] = row;
+  __syncwarp();
+  for (int j = 0; j < 4; ++j) words[j] = rows[threadIdx.x - lane + 8 * j + lane / 4][lane % 4];
+  __syncwarp();
 #endif
 }
 

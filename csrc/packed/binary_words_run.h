@@ -99,21 +99,11 @@ struct CarrySave {
   }
 };
 
-template <bool masked>
-QUANTIZE_INLINE Words differing(Words x, Words mask, Words w) {
-#ifdef __AVX512F__
-  if constexpr (masked) return (Words)_mm512_ternarylogic_epi64((__m512i)x, (__m512i)w, (__m512i)mask, 0x28);
-#endif
-  return masked ? (x ^ w) & mask : x ^ w;
-}
-
-template <typename Count, int vectors, int channels, bool masked>
-QUANTIZE_INLINE void word_tile(const uint64_t* x, const uint64_t* mask, int64_t words, const uint8_t* codes, int32_t* counts) {
+template <typename Count, int vectors, int channels>
+QUANTIZE_INLINE void word_tile(const uint64_t* x, int64_t words, const uint8_t* codes, int32_t* counts) {
   Count count[channels][vectors];
   const auto word = [&](int64_t k, int c, int v) __attribute__((always_inline)) {
-    const int64_t at = k * BinaryTraits::stride + v * word_lanes;
-    const Words w = Words{} + load_word(codes + (c * words + k) * 8);
-    return differing<masked>(load_words(x + at), masked ? load_words(mask + at) : Words{}, w);
+    return load_words(x + k * BinaryTraits::stride + v * word_lanes) ^ load_word(codes + (c * words + k) * 8);
   };
   int64_t k = 0;
   for (; k + 8 <= words; k += 8) {
@@ -139,30 +129,16 @@ QUANTIZE_INLINE void word_tile(const uint64_t* x, const uint64_t* mask, int64_t 
     }
 }
 
-template <typename Count, bool masked>
-void multiply_masked(const uint64_t* x, const uint64_t* mask, int64_t words, int64_t count, const uint8_t* codes, int channels,
-                     int32_t* counts) {
-  constexpr int pair = 2 * word_lanes;
-  for (int c = 0; c < channels; c += 2) {
-    const bool two = c + 2 <= channels;
-    const uint8_t* rows = codes + c * words * 8;
-    int32_t* target = counts + c * BinaryTraits::stride;
-    int64_t p = 0;
-    for (; p + pair <= (count + word_lanes - 1) / word_lanes * word_lanes; p += pair) {
-      const auto run = two ? word_tile<Count, 2, 2, masked> : word_tile<Count, 2, 1, masked>;
-      run(x + p, masked ? mask + p : nullptr, words, rows, target + p);
-    }
-    if (p < count) {
-      const auto run = two ? word_tile<Count, 1, 2, masked> : word_tile<Count, 1, 1, masked>;
-      run(x + p, masked ? mask + p : nullptr, words, rows, target + p);
-    }
-  }
-}
-
+// Two registers of pixels by two channels: a tile's words stay in the cache while the channels pass.
 template <typename Count>
-void multiply(const uint64_t* x, const uint64_t* mask, int64_t words, int64_t count, const uint8_t* codes, int channels, int32_t* counts) {
-  const auto run = mask ? multiply_masked<Count, true> : multiply_masked<Count, false>;
-  run(x, mask, words, count, codes, channels, counts);
+void multiply(const uint64_t* x, int64_t words, int64_t count, const uint8_t* codes, int channels, int32_t* counts) {
+  for (int64_t p = 0; p < count; p += 2 * word_lanes)
+    for (int c = 0; c < channels; c += 2) {
+      const bool pair = c + 2 <= channels;
+      const auto run = count - p > word_lanes ? (pair ? word_tile<Count, 2, 2> : word_tile<Count, 2, 1>)
+                                              : (pair ? word_tile<Count, 1, 2> : word_tile<Count, 1, 1>);
+      run(x + p, words, codes + c * words * 8, counts + c * BinaryTraits::stride + p);
+    }
 }
 
 // Lanes are words of K here: weights straight from memory.

@@ -1,5 +1,4 @@
-// CPU kernels of binary: one body, compiled once per ISA, the same bits from
-// each.
+// CPU kernels of binary: one body, compiled once per ISA, the same bits from each.
 #pragma once
 
 #include "../core/cpu_isa.h"
@@ -9,16 +8,13 @@ namespace quantize::weight {
 
 // All of one row. mean: [taps]. tile: room for 16 * taps floats.
 struct BinaryKernels {
-  void (*centre)(const void *w, BinaryShape shape, float *mean, float *tile);
+  void (*centre)(const void* w, BinaryShape shape, float* mean, float* tile);
   // Sum of |c|; NaN if any weight is NaN or infinite.
-  float (*magnitude)(const void *w, BinaryShape shape, const float *mean,
-                     float limit, float *tile);
-  void (*write)(const void *w, BinaryShape shape, const float *mean,
-                float scale, float *tile, void *y);
+  float (*magnitude)(const void* w, BinaryShape shape, const float* mean, float limit, float* tile);
+  void (*write)(const void* w, BinaryShape shape, const float* mean, float scale, float* tile, void* y);
   // grad_w = factor * dL/dw. sums: room for as much as tile.
-  void (*backward)(const void *grad, const void *w, BinaryShape shape,
-                   const float *mean, float scale, float limit, float factor,
-                   float *tile, float *sums, void *grad_w);
+  void (*backward)(const void* grad, const void* w, BinaryShape shape, const float* mean, float scale, float limit, float factor,
+                   float* tile, float* sums, void* grad_w);
 };
 
 // Indexed by Scalar.
@@ -26,14 +22,12 @@ extern const BinaryKernels binary_portable[3];
 extern const BinaryKernels binary_avx2[3];
 extern const BinaryKernels binary_avx512[3];
 
-inline const BinaryKernels &binary_kernels(Isa isa, Scalar scalar) {
+inline const BinaryKernels& binary_kernels(Isa isa, Scalar scalar) {
 #ifdef QUANTIZE_X86
-  if (isa == Isa::avx512)
-    return binary_avx512[int(scalar)];
-  if (isa == Isa::avx2)
-    return binary_avx2[int(scalar)];
+  if (isa == Isa::avx512) return binary_avx512[int(scalar)];
+  if (isa == Isa::avx2) return binary_avx2[int(scalar)];
 #endif
   return binary_portable[int(scalar)];
 }
 
-} // namespace quantize::weight
+}  // namespace quantize::weight

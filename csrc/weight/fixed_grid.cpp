@@ -1,5 +1,4 @@
-// sign_quantize, unit_quantize, grid_backward: CPU and Meta; sign_activation
-// and unit_activation: the differentiable ops over them.
+// sign_quantize, unit_quantize, grid_backward: CPU and Meta; sign_activation and unit_activation: the differentiable ops over them.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
@@ -21,168 +20,128 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Results = std::tuple<Tensor, Tensor>;
 
-constexpr int64_t grain = 16384; // elements a task; tasks meet on whole bytes
+constexpr int64_t grain = 16384;  // elements a task; tasks meet on whole bytes
 
 // body(first element, elements), the first a multiple of 16.
-template <typename Body> void for_spans(int64_t n, const Body &body) {
-  at::parallel_for(0, (n + 15) / 16, grain / 16,
-                   [&](int64_t begin, int64_t end) {
-                     body(begin * 16, std::min(n, end * 16) - begin * 16);
-                   });
+template <typename Body>
+void for_spans(int64_t n, const Body& body) {
+  at::parallel_for(0, (n + 15) / 16, grain / 16, [&](int64_t begin, int64_t end) { body(begin * 16, std::min(n, end * 16) - begin * 16); });
 }
 
 // kernel(source, elements, target, kept) over all of the input.
 template <typename Kernel>
-Results quantize_all(const Tensor &input, bool polynomial,
-                     const Kernel &kernel) {
+Results quantize_all(const Tensor& input, bool polynomial, const Kernel& kernel) {
   const Tensor x = packed_memory(input);
   Tensor y = at::empty_strided(x.sizes(), x.strides(), x.options());
-  Tensor kept = at::empty({slope_bytes(x.numel(), polynomial)},
-                          x.options().dtype(at::kByte));
+  Tensor kept = at::empty({slope_bytes(x.numel(), polynomial)}, x.options().dtype(at::kByte));
   const int64_t item = x.element_size();
-  const auto *source = static_cast<const uint8_t *>(x.const_data_ptr());
-  auto *target = static_cast<uint8_t *>(y.mutable_data_ptr());
-  auto *bits = kept.mutable_data_ptr<uint8_t>();
+  const auto* source = static_cast<const uint8_t*>(x.const_data_ptr());
+  auto* target = static_cast<uint8_t*>(y.mutable_data_ptr());
+  auto* bits = kept.mutable_data_ptr<uint8_t>();
   for_spans(x.numel(), [&](int64_t first, int64_t n) {
-    kernel(source + first * item, n, target + first * item,
-           bits + slope_bytes(first, polynomial));
+    kernel(source + first * item, n, target + first * item, bits + slope_bytes(first, polynomial));
   });
   return {y, kept};
 }
 
-Results sign_quantize_cpu(const Tensor &x, bool polynomial) {
-  const auto &kernels = fixed_grid_kernels(
-      cpu_isa(), check_scalar("sign_quantize", "x", x.scalar_type()));
-  return quantize_all(x, polynomial,
-                      polynomial ? kernels.sign_polynomial : kernels.sign);
+Results sign_quantize_cpu(const Tensor& x, bool polynomial) {
+  const auto& kernels = fixed_grid_kernels(cpu_isa(), check_scalar("sign_quantize", "x", x.scalar_type()));
+  return quantize_all(x, polynomial, polynomial ? kernels.sign_polynomial : kernels.sign);
 }
 
-Results unit_quantize_cpu(const Tensor &x, int64_t levels) {
-  const auto &kernels = fixed_grid_kernels(cpu_isa(), check_unit(x, levels));
+Results unit_quantize_cpu(const Tensor& x, int64_t levels) {
+  const auto& kernels = fixed_grid_kernels(cpu_isa(), check_unit(x, levels));
   const LsqRange range = unit_range(int(levels));
-  return quantize_all(
-      x, false,
-      [&](const void *source, int64_t n, void *target, uint8_t *kept) {
-        kernels.unit(source, n, range, target, kept);
-      });
+  return quantize_all(x, false,
+                      [&](const void* source, int64_t n, void* target, uint8_t* kept) { kernels.unit(source, n, range, target, kept); });
 }
 
-Tensor grid_backward_cpu(const Tensor &input, const Tensor &kept,
-                         bool polynomial) {
+Tensor grid_backward_cpu(const Tensor& input, const Tensor& kept, bool polynomial) {
   const Scalar scalar = check_grid_backward(input, kept, polynomial);
   const Tensor grad = packed_memory(input), bits = kept.contiguous();
   Tensor out = at::empty_strided(grad.sizes(), grad.strides(), grad.options());
-  const auto &kernels = fixed_grid_kernels(cpu_isa(), scalar);
+  const auto& kernels = fixed_grid_kernels(cpu_isa(), scalar);
   const auto kernel = polynomial ? kernels.slope : kernels.pass;
   const int64_t item = grad.element_size();
-  const auto *source = static_cast<const uint8_t *>(grad.const_data_ptr());
-  auto *target = static_cast<uint8_t *>(out.mutable_data_ptr());
+  const auto* source = static_cast<const uint8_t*>(grad.const_data_ptr());
+  auto* target = static_cast<uint8_t*>(out.mutable_data_ptr());
   for_spans(grad.numel(), [&](int64_t first, int64_t n) {
-    kernel(source + first * item,
-           bits.const_data_ptr<uint8_t>() + slope_bytes(first, polynomial), n,
-           target + first * item);
+    kernel(source + first * item, bits.const_data_ptr<uint8_t>() + slope_bytes(first, polynomial), n, target + first * item);
   });
   return out;
 }
 
-Tensor empty_packed(const Tensor &x) {
-  return at::empty_strided_symint(
-      x.sym_sizes(), packed_strides(x.sym_sizes(), x.sym_strides()),
-      x.options());
+Tensor empty_packed(const Tensor& x) {
+  return at::empty_strided_symint(x.sym_sizes(), packed_strides(x.sym_sizes(), x.sym_strides()), x.options());
 }
 
-Results sign_quantize_meta(const Tensor &x, bool polynomial) {
+Results sign_quantize_meta(const Tensor& x, bool polynomial) {
   check_scalar("sign_quantize", "x", x.scalar_type());
-  const c10::SymInt bytes =
-      polynomial ? (x.sym_numel() + 1) / 2 : (x.sym_numel() + 7) / 8;
-  return {empty_packed(x),
-          at::empty_symint({bytes}, x.options().dtype(at::kByte))};
+  const c10::SymInt bytes = polynomial ? (x.sym_numel() + 1) / 2 : (x.sym_numel() + 7) / 8;
+  return {empty_packed(x), at::empty_symint({bytes}, x.options().dtype(at::kByte))};
 }
 
-Results unit_quantize_meta(const Tensor &x, int64_t levels) {
+Results unit_quantize_meta(const Tensor& x, int64_t levels) {
   check_unit(x, levels);
-  return {empty_packed(x), at::empty_symint({(x.sym_numel() + 7) / 8},
-                                            x.options().dtype(at::kByte))};
+  return {empty_packed(x), at::empty_symint({(x.sym_numel() + 7) / 8}, x.options().dtype(at::kByte))};
 }
 
-Tensor grid_backward_meta(const Tensor &grad, const Tensor &, bool) {
-  return empty_packed(grad);
-}
+Tensor grid_backward_meta(const Tensor& grad, const Tensor&, bool) { return empty_packed(grad); }
 
-void save(AutogradContext *ctx, const Tensor &x, const Tensor &kept,
-          bool polynomial) {
+void save(AutogradContext* ctx, const Tensor& x, const Tensor& kept, bool polynomial) {
   ctx->saved_data["size"] = x.sym_sizes().vec();
   ctx->saved_data["stride"] = packed_strides(x.sym_sizes(), x.sym_strides());
   ctx->saved_data["polynomial"] = polynomial;
   ctx->save_for_backward({kept});
 }
 
-variable_list backward_of(const char *name, AutogradContext *ctx, Tensor grad) {
+variable_list backward_of(const char* name, AutogradContext* ctx, Tensor grad) {
   static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("quantize::grid_backward", "")
-          .typed<Tensor(const Tensor &, const Tensor &, bool)>();
-  if (!grad.defined())
-    return {Tensor(), Tensor()};
+      c10::Dispatcher::singleton().findSchemaOrThrow("quantize::grid_backward", "").typed<Tensor(const Tensor&, const Tensor&, bool)>();
+  if (!grad.defined()) return {Tensor(), Tensor()};
   TORCH_CHECK(!at::GradMode::is_enabled(), name,
               ": the backward of a quantized activation is not differentiable "
               "(create_graph=True)");
-  // What was kept is in the forward's memory order, and so must the gradient
-  // be.
-  const auto ints = [&](const char *key) {
+  // What was kept is in the forward's memory order, and so must the gradient be.
+  const auto ints = [&](const char* key) {
     std::vector<c10::SymInt> values;
-    for (const c10::IValue &value : ctx->saved_data[key].toListRef())
-      values.push_back(value.toSymInt());
+    for (const c10::IValue& value : ctx->saved_data[key].toListRef()) values.push_back(value.toSymInt());
     return values;
   };
   const auto strides = ints("stride");
   if (grad.sym_strides() != c10::SymIntArrayRef(strides))
-    grad = at::empty_strided_symint(ints("size"), strides, grad.options())
-               .copy_(grad);
-  return {op.call(grad, ctx->get_saved_variables()[0],
-                  ctx->saved_data["polynomial"].toBool()),
-          Tensor()};
+    grad = at::empty_strided_symint(ints("size"), strides, grad.options()).copy_(grad);
+  return {op.call(grad, ctx->get_saved_variables()[0], ctx->saved_data["polynomial"].toBool()), Tensor()};
 }
 
 struct SignActivation : torch::autograd::Function<SignActivation> {
-  static Tensor forward(AutogradContext *ctx, const Tensor &x,
-                        bool polynomial) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("quantize::sign_quantize", "")
-                               .typed<Results(const Tensor &, bool)>();
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, bool polynomial) {
+    static const auto op =
+        c10::Dispatcher::singleton().findSchemaOrThrow("quantize::sign_quantize", "").typed<Results(const Tensor&, bool)>();
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, kept] = op.call(x, polynomial);
     save(ctx, x, kept, polynomial);
     return y;
   }
-  static variable_list backward(AutogradContext *ctx, variable_list grads) {
-    return backward_of("sign_activation", ctx, grads[0]);
-  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) { return backward_of("sign_activation", ctx, grads[0]); }
 };
 
 struct UnitActivation : torch::autograd::Function<UnitActivation> {
-  static Tensor forward(AutogradContext *ctx, const Tensor &x, int64_t levels) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("quantize::unit_quantize", "")
-                               .typed<Results(const Tensor &, int64_t)>();
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t levels) {
+    static const auto op =
+        c10::Dispatcher::singleton().findSchemaOrThrow("quantize::unit_quantize", "").typed<Results(const Tensor&, int64_t)>();
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, kept] = op.call(x, levels);
     save(ctx, x, kept, false);
     return y;
   }
-  static variable_list backward(AutogradContext *ctx, variable_list grads) {
-    return backward_of("unit_activation", ctx, grads[0]);
-  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) { return backward_of("unit_activation", ctx, grads[0]); }
 };
 
-Tensor sign_activation(const Tensor &x, bool polynomial) {
-  return SignActivation::apply(x, polynomial);
-}
-Tensor unit_activation(const Tensor &x, int64_t levels) {
-  return UnitActivation::apply(x, levels);
-}
+Tensor sign_activation(const Tensor& x, bool polynomial) { return SignActivation::apply(x, polynomial); }
+Tensor unit_activation(const Tensor& x, int64_t levels) { return UnitActivation::apply(x, levels); }
 
-} // namespace
+}  // namespace
 
 TORCH_LIBRARY_IMPL(quantize, CPU, m) {
   m.impl("sign_quantize", sign_quantize_cpu);
@@ -199,4 +158,4 @@ TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) {
   m.impl("unit_activation", unit_activation);
 }
 
-} // namespace quantize::weight
+}  // namespace quantize::weight

@@ -1,5 +1,4 @@
-// sign_quantize, unit_quantize and grid_backward on CUDA. Build: setup.py.
-// Specification: fixed_grid.h; arguments: fixed_grid.cpp.
+// sign_quantize, unit_quantize and grid_backward on CUDA. Build: setup.py. Specification: fixed_grid.h; arguments: fixed_grid.cpp.
 #include "fixed_grid.cuh"
 
 #include <ATen/ops/empty.h>
@@ -15,62 +14,51 @@ namespace {
 using activation::packed_memory;
 using at::Tensor;
 
-std::tuple<Tensor, Tensor> results(const Tensor &x, bool polynomial) {
+std::tuple<Tensor, Tensor> results(const Tensor& x, bool polynomial) {
   return {at::empty_strided(x.sizes(), x.strides(), x.options()),
-          at::empty({slope_bytes(x.numel(), polynomial)},
-                    x.options().dtype(at::kByte))};
+          at::empty({slope_bytes(x.numel(), polynomial)}, x.options().dtype(at::kByte))};
 }
 
-std::tuple<Tensor, Tensor> sign_quantize_cuda(const Tensor &input,
-                                              bool polynomial) {
+std::tuple<Tensor, Tensor> sign_quantize_cuda(const Tensor& input, bool polynomial) {
   const Scalar scalar = check_scalar("sign_quantize", "x", input.scalar_type());
   Launcher launch(input);
   const Tensor x = packed_memory(input);
   auto [y, kept] = results(x, polynomial);
-  if (x.numel() == 0)
-    return {y, kept};
+  if (x.numel() == 0) return {y, kept};
   with_type(scalar, [&, &y = y, &kept = kept]<typename T>(T) {
-    launch_sign(static_cast<const T *>(x.const_data_ptr()), x.numel(),
-                polynomial, static_cast<T *>(y.mutable_data_ptr()),
+    launch_sign(static_cast<const T*>(x.const_data_ptr()), x.numel(), polynomial, static_cast<T*>(y.mutable_data_ptr()),
                 kept.mutable_data_ptr<uint8_t>(), launch);
   });
   return {y, kept};
 }
 
-std::tuple<Tensor, Tensor> unit_quantize_cuda(const Tensor &input,
-                                              int64_t levels) {
+std::tuple<Tensor, Tensor> unit_quantize_cuda(const Tensor& input, int64_t levels) {
   const Scalar scalar = check_unit(input, levels);
   Launcher launch(input);
   const Tensor x = packed_memory(input);
   auto [y, kept] = results(x, false);
-  if (x.numel() == 0)
-    return {y, kept};
+  if (x.numel() == 0) return {y, kept};
   with_type(scalar, [&, &y = y, &kept = kept]<typename T>(T) {
-    launch_unit(static_cast<const T *>(x.const_data_ptr()), x.numel(),
-                int(levels), static_cast<T *>(y.mutable_data_ptr()),
+    launch_unit(static_cast<const T*>(x.const_data_ptr()), x.numel(), int(levels), static_cast<T*>(y.mutable_data_ptr()),
                 kept.mutable_data_ptr<uint8_t>(), launch);
   });
   return {y, kept};
 }
 
-Tensor grid_backward_cuda(const Tensor &input, const Tensor &kept,
-                          bool polynomial) {
+Tensor grid_backward_cuda(const Tensor& input, const Tensor& kept, bool polynomial) {
   const Scalar scalar = check_grid_backward(input, kept, polynomial);
   Launcher launch(input);
   const Tensor grad = packed_memory(input), bits = kept.contiguous();
   Tensor out = at::empty_strided(grad.sizes(), grad.strides(), grad.options());
-  if (grad.numel() == 0)
-    return out;
+  if (grad.numel() == 0) return out;
   with_type(scalar, [&]<typename T>(T) {
-    launch_grid_gradients(static_cast<const T *>(grad.const_data_ptr()),
-                          bits.const_data_ptr<uint8_t>(), grad.numel(),
-                          polynomial, static_cast<T *>(out.mutable_data_ptr()),
-                          launch);
+    launch_grid_gradients(static_cast<const T*>(grad.const_data_ptr()), bits.const_data_ptr<uint8_t>(), grad.numel(), polynomial,
+                          static_cast<T*>(out.mutable_data_ptr()), launch);
   });
   return out;
 }
 
-} // namespace
+}  // namespace
 
 TORCH_LIBRARY_IMPL(quantize, CUDA, m) {
   m.impl("sign_quantize", sign_quantize_cuda);
@@ -78,4 +66,4 @@ TORCH_LIBRARY_IMPL(quantize, CUDA, m) {
   m.impl("grid_backward", grid_backward_cuda);
 }
 
-} // namespace quantize::weight
+}  // namespace quantize::weight

@@ -1,5 +1,4 @@
-// CPU kernels of fixed_grid: one body, compiled once per ISA, the same bits
-// from each.
+// CPU kernels of fixed_grid: one body, compiled once per ISA, the same bits from each.
 #pragma once
 
 #include "../core/cpu_isa.h"
@@ -7,16 +6,14 @@
 
 namespace quantize::weight {
 
-// kept: bit i % 8 of byte i / 8, or the low four bits of byte i / 2 for even i.
-// What is behind the last element is zero.
+// kept: bit i % 8 of byte i / 8, or the low four bits of byte i / 2 for even i. What is behind the last element is zero.
 struct FixedGridKernels {
-  void (*sign)(const void *x, int64_t n, void *y, uint8_t *kept);
-  void (*sign_polynomial)(const void *x, int64_t n, void *y, uint8_t *kept);
-  void (*unit)(const void *x, int64_t n, LsqRange range, void *y,
-               uint8_t *kept);
+  void (*sign)(const void* x, int64_t n, void* y, uint8_t* kept);
+  void (*sign_polynomial)(const void* x, int64_t n, void* y, uint8_t* kept);
+  void (*unit)(const void* x, int64_t n, LsqRange range, void* y, uint8_t* kept);
   // grad_x = grad where the bit is set, else 0; grad times the code's slope.
-  void (*pass)(const void *grad, const uint8_t *kept, int64_t n, void *grad_x);
-  void (*slope)(const void *grad, const uint8_t *kept, int64_t n, void *grad_x);
+  void (*pass)(const void* grad, const uint8_t* kept, int64_t n, void* grad_x);
+  void (*slope)(const void* grad, const uint8_t* kept, int64_t n, void* grad_x);
 };
 
 // Indexed by Scalar.
@@ -24,14 +21,12 @@ extern const FixedGridKernels fixed_grid_portable[3];
 extern const FixedGridKernels fixed_grid_avx2[3];
 extern const FixedGridKernels fixed_grid_avx512[3];
 
-inline const FixedGridKernels &fixed_grid_kernels(Isa isa, Scalar scalar) {
+inline const FixedGridKernels& fixed_grid_kernels(Isa isa, Scalar scalar) {
 #ifdef QUANTIZE_X86
-  if (isa == Isa::avx512)
-    return fixed_grid_avx512[int(scalar)];
-  if (isa == Isa::avx2)
-    return fixed_grid_avx2[int(scalar)];
+  if (isa == Isa::avx512) return fixed_grid_avx512[int(scalar)];
+  if (isa == Isa::avx2) return fixed_grid_avx2[int(scalar)];
 #endif
   return fixed_grid_portable[int(scalar)];
 }
 
-} // namespace quantize::weight
+}  // namespace quantize::weight

@@ -3,7 +3,6 @@
 
 namespace quantize::weight {
 
-const FixedGridKernels fixed_grid_portable[3] = {
-    fixed_grid_of<F32>, fixed_grid_of<F16>, fixed_grid_of<BF16>};
+const FixedGridKernels fixed_grid_portable[3] = {fixed_grid_of<F32>, fixed_grid_of<F16>, fixed_grid_of<BF16>};
 
-} // namespace quantize::weight
+}  // namespace quantize::weight

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import XNOR
-from .quantizer import WeightQuantizer
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+from .quantizer import WeightQuantizer, on_floats
 
 
 def binary(w: Tensor) -> Tensor:
@@ -24,7 +22,7 @@ def binary(w: Tensor) -> Tensor:
     out what a weight does to the others of its filter through their scale. A NaN or an infinity makes its entry NaN.
 
     Args:
-        w: Tensor of any shape, float32, float16 or bfloat16.
+        w: Tensor of any shape and floating-point type; float64 is computed in float32.
 
     Returns:
         Tensor of w's shape and dtype.
@@ -36,9 +34,7 @@ def binary(w: Tensor) -> Tensor:
         >>> quantize.binary(torch.tensor([[0.9, 0.1, -0.4, -0.2]]))
         tensor([[ 0.4000,  0.4000, -0.4000, -0.4000]])
     """
-    if not isinstance(w, Tensor) or w.dtype not in FLOATS:
-        raise TypeError(f"binary: w must be a float32, float16 or bfloat16 Tensor; got {getattr(w, 'dtype', type(w).__name__)}")
-    return torch.ops.quantize.binarize(w, 1.0, False, 1.0)
+    return on_floats("binary", "w", w, lambda w: torch.ops.quantize.binarize(w, 1.0, False, 1.0))
 
 
 class BinaryQuantizer(WeightQuantizer):
@@ -47,7 +43,7 @@ class BinaryQuantizer(WeightQuantizer):
     config: XNOR
 
     def _clamp(self) -> tuple[float, bool]:
-        """The ops' `share` and `relative`: the quantile of a Laplace distribution in units of its mean magnitude (ReCU, equation 6)."""
+        """The ops' `share` and `relative`: ReCU's is the quantile of a Laplace distribution of mean magnitude 1."""
         tau = self.config.rectify
         if tau is None:
             return 1.0, False
@@ -75,7 +71,7 @@ class SignQuantizer(nn.Module):
     """``x >= 0 ? 1 : -1`` for the input of a layer with binary weights; 0.0 and -0.0 give 1, NaN stays.
 
     The gradient passes where |x| <= 1 (``"clip"``; XNOR-Net), of which a bit an element is kept, or is multiplied by 2 - 2|x| on |x| < 1
-    (``"polynomial"``; Bi-Real Net, arXiv 1808.00278, equation 7), which is kept in 4 bits an element: the nearest of 0, 2/15, ..., 2.
+    (``"polynomial"``; Bi-Real Net, arXiv 1808.00278), which is kept in 4 bits an element: the nearest of 0, 2/15, ..., 2.
     """
 
     bits, kind, initialized = 1, "sign", True

@@ -170,8 +170,8 @@ class XNOR(WeightConfig):
         >>> layer = quantize.prepare(layer, quantize.XNOR())
         >>> layer.weight.detach()
         tensor([[ 0.4000,  0.4000, -0.4000, -0.4000]])
-        >>> layer(torch.tensor([[0.5, -3.0, 0.0, 2.0]])).item()  # of the signs 1, -1, 1, 1
-        -0.800000011920929
+        >>> layer(torch.tensor([[0.5, -3.0, 0.0, 2.0]])).detach()  # of the signs 1, -1, 1, 1
+        tensor([[-0.8000]])
     """
 
     activation_bits: int | None = 1

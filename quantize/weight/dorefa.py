@@ -8,15 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .binary import FLOATS
 from .config import DoReFa
 from .diffq import draw_seed
-from .quantizer import WeightQuantizer
+from .quantizer import WeightQuantizer, on_floats
 
 
-def _check(who: str, name: str, x, bits) -> None:
-    if not isinstance(x, Tensor) or x.dtype not in FLOATS:
-        raise TypeError(f"{who}: {name} must be a float32, float16 or bfloat16 Tensor; got {getattr(x, 'dtype', type(x).__name__)}")
+def _check_bits(who: str, bits) -> None:
     if isinstance(bits, bool) or not isinstance(bits, Integral):
         raise TypeError(f"{who}: bits must be an integer from 1 to 16; got {bits!r}")
     if not 1 <= bits <= 16:
@@ -26,12 +23,12 @@ def _check(who: str, name: str, x, bits) -> None:
 def dorefa_weight(w: Tensor, bits: int) -> Tensor:
     """``(2i - L) / L`` with L = 2^bits - 1 and ``i = round(L (tanh(w) / 2m + 1/2))``, m the largest ``|tanh(w)|``.
 
-    DoReFa, arXiv 1606.06160, equations 9 and 10. With 1 bit ``sign(w) * mean|w|`` (equation 7), sign(0) = +1. The gradient goes straight
+    DoReFa, arXiv 1606.06160, section 2.3. With 1 bit ``sign(w) * mean|w|``, sign(0) = +1. The gradient goes straight
     through the rounding and is exact through tanh and the largest value, which equally large weights share; with 1 bit it goes straight
     through everything. A NaN or an infinity makes everything NaN; zeros divide by nothing.
 
     Args:
-        w: Tensor of any shape, float32, float16 or bfloat16.
+        w: Tensor of any shape and floating-point type; float64 is computed in float32.
         bits: 1 to 16.
 
     Returns:
@@ -42,19 +39,19 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
 
     Example:
         >>> quantize.dorefa_weight(torch.tensor([0.8, 0.1, -0.3, -2.0]), 2)
-        tensor([ 0.3333,  0.3333, -0.3333, -1.0000])
+        tensor([ 1.0000,  0.3333, -0.3333, -1.0000])
     """
-    _check("dorefa_weight", "w", w, bits)
-    return torch.ops.quantize.dorefa(w, int(bits), False)
+    _check_bits("dorefa_weight", bits)
+    return on_floats("dorefa_weight", "w", w, lambda w: torch.ops.quantize.dorefa(w, int(bits), False))
 
 
 def dorefa_activation(x: Tensor, bits: int) -> Tensor:
-    """``round(L * clip(x, 0, 1)) / L`` with L = 2^bits - 1 (DoReFa, arXiv 1606.06160, equations 5 and 11).
+    """``round(L * clip(x, 0, 1)) / L`` with L = 2^bits - 1 (DoReFa, arXiv 1606.06160, section 2.4).
 
     The gradient passes where 0 <= x <= 1; one bit an element is kept for it. NaN stays.
 
     Args:
-        x: Tensor of any shape, float32, float16 or bfloat16.
+        x: Tensor of any shape and floating-point type; float64 is computed in float32.
         bits: 1 to 16.
 
     Returns:
@@ -64,11 +61,11 @@ def dorefa_activation(x: Tensor, bits: int) -> Tensor:
         TypeError: x is no such tensor, or bits no integer. ValueError: bits out of range.
 
     Example:
-        >>> quantize.dorefa_activation(torch.tensor([-0.5, 0.2, 0.6, 3.0]), 2)
+        >>> quantize.dorefa_activation(torch.tensor([0.1, 0.2, 0.6, 3.0]), 2)
         tensor([0.0000, 0.3333, 0.6667, 1.0000])
     """
-    _check("dorefa_activation", "x", x, bits)
-    return torch.ops.quantize.unit_activation(x, 2 ** int(bits) - 1)
+    _check_bits("dorefa_activation", bits)
+    return on_floats("dorefa_activation", "x", x, lambda x: torch.ops.quantize.unit_activation(x, 2 ** int(bits) - 1))
 
 
 class DorefaQuantizer(WeightQuantizer):

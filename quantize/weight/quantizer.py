@@ -12,6 +12,13 @@ from .config import XNOR, DiffQ, DoReFa, WeightConfig
 SMALLEST_STEP = 2.0**-100  # what a learned step at zero or below counts as (csrc/weight/lsq.h)
 
 
+def on_floats(who: str, name: str, x, function) -> Tensor:
+    """`function` of any floating-point tensor: a float64 one in float32. TypeError for others."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"{who}: {name} must be a floating-point Tensor; got {getattr(x, 'dtype', type(x).__name__)}")
+    return function(x.float()).double() if x.dtype == torch.float64 else function(x)
+
+
 class WeightQuantizer(nn.Module):
     """Quantizes a weight in the forward pass and lets its gradient straight through, but not to weights beyond the largest level.
 

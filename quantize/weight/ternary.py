@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .quantizer import on_floats
+
 
 def ternary(w: Tensor) -> Tensor:
     """``alpha * {-1, 0, 1}``: 0 where ``|w| <= 0.7 mean|w|``, alpha the mean magnitude of the rest (TWN, arXiv 1605.04711).
@@ -13,7 +15,7 @@ def ternary(w: Tensor) -> Tensor:
     straight through. A NaN or an infinity makes its entry NaN.
 
     Args:
-        w: Tensor of any shape, float32, float16 or bfloat16.
+        w: Tensor of any shape and floating-point type; float64 is computed in float32.
 
     Returns:
         Tensor of w's shape and dtype.
@@ -25,7 +27,9 @@ def ternary(w: Tensor) -> Tensor:
         >>> quantize.ternary(torch.tensor([0.8, 0.4, -0.6, 0.1]))
         tensor([ 0.6000,  0.6000, -0.6000,  0.0000])
     """
-    if not isinstance(w, Tensor) or w.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise TypeError(f"ternary: w must be a float32, float16 or bfloat16 Tensor; got {getattr(w, 'dtype', type(w).__name__)}")
-    rows = w if w.dim() > 1 else w.reshape(1, -1)
-    return torch.ops.quantize.fake_quantize(rows, "ternary", 2, False).view_as(w)
+
+    def quantized(w: Tensor) -> Tensor:
+        rows = w if w.dim() > 1 else w.reshape(1, -1)
+        return torch.ops.quantize.fake_quantize(rows, "ternary", 2, False).view_as(w)
+
+    return on_floats("ternary", "w", w, quantized)

@@ -85,7 +85,7 @@ def test_float_layers_replace_the_ends(method, flags, left_out):
 
 def test_statistics_are_taken_anew_where_bits_are_few():
     found = {line: options.parse(line.split()).reestimate_bn for line in ("--weights xnor", "--weights dorefa", "--weights ternary", "")}
-    assert found == {"--weights xnor": 20, "--weights dorefa": 20, "--weights ternary": 0, "": 0}
+    assert found == {"--weights xnor": 100, "--weights dorefa": 100, "--weights ternary": 0, "": 0}
     assert options.parse(["--weights", "xnor", "--reestimate-bn", "0"]).reestimate_bn == 0
 
 
@@ -117,3 +117,17 @@ def test_statistics_anew_before_each_test(train, tmp_path):
         torch.testing.assert_close(value, before[name])
     outputs = train("again", *flags, "--reestimate-bn", "2", "--evaluate", "--resume", tmp_path / "anew" / "last.pt")
     assert outputs[0] == 0 and log[-1]["test_top1"] is not None
+
+
+@pytest.mark.parametrize(("arch", "width", "size"), [("nin_q", 192, 119_808), ("resnet20_q", 16, 35_072), ("resnet20_q", 32, 134_656)])
+def test_bytes_of_the_file(arch, width, size, tmp_path):
+    """A bit a binary weight, a scale a channel, what stays in full precision, and a header."""
+    args = options.parse(["--arch", arch, "--weights", "xnor"])
+    model = weights.prepare(create_model(arch, 10, 3, width), args)
+    floats = 4 * sum(value.numel() for name, value in model.state_dict().items() if ".parametrizations." not in name)
+    packed = quantize.convert(model.eval())
+    layers = [module for module in packed.modules() if isinstance(module, quantize.PackedConv2d)]
+    assert sum(layer.codes.nbytes for layer in layers) == size
+    quantize.save(packed, tmp_path / "model.safetensors")
+    scales = 4 * sum(layer.out_channels for layer in layers)
+    assert size < (tmp_path / "model.safetensors").stat().st_size <= size + scales + floats + 16 * 1024

@@ -68,6 +68,7 @@ def test_every_layer_op_is_here():
     registered = {name.removeprefix("quantize::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("quantize::")}
     elsewhere = {"power_of_two", "fake_quantize", "lsq"}  # tests/weight/test_weight_ops.py
     elsewhere |= {"diffq", "diffq_on_grid", "diffq_total_bits", "clipped"}  # tests/weight/test_diffq.py, test_learned_activation.py
+    elsewhere |= {"binarize", "dorefa", "sign_activation", "unit_activation", "quantize_gradient"}  # tests/weight/test_weight_ops.py
     assert registered - {name.split("::")[-1] for name in kernel_ops()} == set(SAMPLES) | elsewhere
 
 

@@ -29,7 +29,13 @@ def trained_norms(model):
 def plain_model(relu=False):
     middle = block(24, 40, stride=2)
     model = nn.Sequential(
-        nn.Conv2d(3, 24, 3), *middle, *([nn.ReLU()] if relu else []), *block(40, 33), nn.BatchNorm2d(33), nn.Flatten(), nn.Linear(33 * 16, 5)
+        nn.Conv2d(3, 24, 3),
+        *middle,
+        *([nn.ReLU()] if relu else []),
+        *block(40, 33),
+        nn.BatchNorm2d(33),
+        nn.Flatten(),
+        nn.Linear(33 * 16, 5),
     )
     return trained_norms(model)
 
@@ -78,9 +84,12 @@ def test_floats_between_layers_give_the_same_as_bits(x):
     layers_of(apart)[0].feeds = layers_of(apart)[0]._next = None
     with torch.no_grad():
         assert torch.equal(apart(x), packed(x))
-        with_hook = second.register_forward_pre_hook(lambda m, args: [args[0].add_(0)] and None)  # sees floats
+        seen = []
+        hook = second.register_forward_pre_hook(lambda m, args: seen.append(args[0].dtype))
         assert torch.equal(apart(x), packed(x))
-        with_hook.remove()
+        hook.remove()
+        packed(x)
+    assert seen == [torch.float32]  # hooks see floats
     half = copy.deepcopy(packed).half()
     assert layers_of(half)[0].threshold.dtype == torch.float32
     assert torch.allclose(half(x.half()).float(), packed(x), rtol=0.1, atol=0.1)

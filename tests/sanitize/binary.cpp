@@ -61,25 +61,27 @@ int64_t check_gather(Isa isa, Fence fence, int64_t channels, int64_t step, int64
   const std::string what = "gather of " + std::to_string(channels) + " channels, stride " + std::to_string(step);
   return compare<uint64_t>(isa, fence, words * pixels, what, [&](const BinaryKernels& k, const Buffer<uint64_t>& out) {
     const Buffer<uint64_t> x(words * row, fence);
-    k.gather(image.data(), planes == 1 ? 0 : window.plane, window, first, pixels, x.data());
+    k.gather(image.data(), window, first, pixels, x.data());
     for (int64_t w = 0; w < words; ++w) std::copy_n(x.data() + w * row, pixels, out.data() + w * pixels);
   });
 }
 
 int64_t check_products(Isa isa, Fence fence, int64_t words, int64_t pixels, int channels) {
-  const Noise<uint64_t> x(words * row, fence, 4), mask(words * row, fence, 5);
+  const Noise<uint64_t> x(words * row, fence, 4);
   const Noise<uint8_t> codes(channels * words * 8, fence, 6);
+  constexpr int taps = 3;
+  const Buffer<int32_t> outside(taps * row, fence), ones(taps * BinaryTraits::channels, fence);
+  for (int64_t i = 0; i < taps * row; ++i) outside[i] = quantize::hash32(uint32_t(i)) % 3 ? -1 : 0;
+  for (int i = 0; i < taps * BinaryTraits::channels; ++i) ones[i] = i * 7;
   const std::string what =
       std::to_string(words) + " words, " + std::to_string(pixels) + " pixels, " + std::to_string(channels) + " channels";
-  const auto own = [&](const Buffer<int32_t>& counts, const Buffer<int32_t>& out) {
-    for (int c = 0; c < channels; ++c) std::copy_n(counts.data() + c * row, pixels, out.data() + c * pixels);
-  };
   int64_t count = 0;
-  for (const uint64_t* m : {static_cast<const uint64_t*>(nullptr), static_cast<const uint64_t*>(mask.data())})
+  for (int some : {0, taps})
     count += compare<int32_t>(isa, fence, channels * pixels, "words, " + what, [&](const BinaryKernels& k, const Buffer<int32_t>& out) {
       const Buffer<int32_t> counts(channels * row, fence);
-      k.multiply(x.data(), m, words, pixels, codes.data(), channels, counts.data());
-      own(counts, out);
+      k.multiply(x.data(), words, pixels, codes.data(), channels, counts.data());
+      k.leave_out(counts.data(), channels, pixels, some, outside.data(), ones.data());
+      for (int c = 0; c < channels; ++c) std::copy_n(counts.data() + c * row, pixels, out.data() + c * pixels);
     });
   count += compare<int32_t>(isa, fence, channels, "row, " + what, [&](const BinaryKernels& k, const Buffer<int32_t>& out) {
     k.multiply_row(x.data(), words, codes.data(), channels, out.data());
@@ -116,18 +118,19 @@ int64_t check_lookup(Isa isa, Fence fence, int64_t channels, int64_t step, int64
       const int64_t plane = (width + 31) / 32 * 32;
       BinaryWindow own = window;
       own.plane = plane;
-      const Buffer<uint8_t> bytes(planes * 16 * plane + BinaryTraits::slack, fence), index(quads * row + BinaryTraits::slack, fence);
+      const Buffer<uint8_t> bytes(planes * 16 * plane + BinaryTraits::slack, fence),
+          index(quads * BinaryTraits::block + BinaryTraits::slack, fence);
       const Buffer<uint64_t> words(plane, fence);
       for (int64_t p = 0; p < planes; ++p) {
         std::copy_n(&image[p * width], width, words.data());
         k.index(words.data(), width, int(std::min<int64_t>(16, quads - 16 * p)), bytes.data() + p * 16 * plane, plane);
       }
-      k.gather_index(bytes.data(), own, 0, pixels, index.data());
-      k.lookup(index.data(), quads, pixels, nibbles.data(), int(panels), counts.data());
+      k.gather_index(bytes.data(), own, 0, pixels, index.data(), BinaryTraits::block);
+      k.lookup(index.data(), BinaryTraits::block, quads, pixels, nibbles.data(), int(panels), counts.data());
     } else {
       const Buffer<uint64_t> x(planes * row, fence);
-      k.gather(image.data(), width, window, 0, pixels, x.data());
-      k.multiply(x.data(), nullptr, planes, pixels, codes.data(), outputs, counts.data());
+      k.gather(image.data(), window, 0, pixels, x.data());
+      k.multiply(x.data(), planes, pixels, codes.data(), outputs, counts.data());
     }
     for (int c = 0; c < outputs; ++c) std::copy_n(counts.data() + c * row, pixels, out.data() + c * pixels);
   });

@@ -79,8 +79,8 @@ def test_edges(each_isa):
             w.view(2, -1)[0, 17] = bad
             assert binary(w)[0].isnan().all() and binary(w)[1].isfinite().all()
     assert binary(torch.zeros(0, 3)).shape == (0, 3) and binary(torch.zeros(3, 0)).shape == (3, 0)
-    for wrong in (torch.ones(2).double(), torch.ones(2).int(), 3.0):
-        with pytest.raises(TypeError, match="binary: w must be a float32, float16 or bfloat16 Tensor"):
+    for wrong in (torch.ones(2).int(), 3.0):
+        with pytest.raises(TypeError, match="binary: w must be a floating-point Tensor"):
             binary(wrong)
 
 
@@ -268,6 +268,27 @@ def test_compiles_whole():
         torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.parametrize("config", [XNOR(), quantize.DoReFa(2, 2, 6)], ids=str)
+def test_compressed_training_and_autocast(config):
+    torch.manual_seed(0)
+    x, target = torch.randn(32, 3, 8, 8), torch.randint(10, (32,))
+    model = quantize.prepare(net(), {"*": config, "0": None, "5": None})
+    plain = quantize.memory_report(copy.deepcopy(model), x).baseline_bytes
+    model = quantize.QModule(model, quantize.ActivationConfig(bits=1, max_bits=1)).train()
+    assert quantize.memory_report(model, x).saved_bytes < plain / 8
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(15):
+        loss = nn.functional.cross_entropy(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        nn.functional.cross_entropy(model(x).float(), target).backward()
+
+
 def test_other_modules_have_weights_alone():
     model = quantize.prepare(nn.ModuleList([nn.LSTM(6, 5), nn.MultiheadAttention(8, 2)]), XNOR())
     assert not any(isinstance(m, SignQuantizer) for m in model.modules())
@@ -298,3 +319,17 @@ def test_calibration_leaves_signs_alone():
 def test_errors_of_the_configuration(arguments, error, message):
     with pytest.raises(error, match=message):
         XNOR(**arguments)
+
+
+@pytest.mark.parametrize(
+    "function", [binary, quantize.ternary, lambda w: quantize.dorefa_weight(w, 3), lambda w: quantize.dorefa_activation(w, 2)]
+)
+def test_float64_is_computed_in_float32(function):
+    w = torch.randn(5, 8, 3).double()
+    results = []
+    for own in (w.clone().requires_grad_(), w.float().requires_grad_()):
+        y = function(own)
+        y.square().sum().backward()
+        assert y.dtype == own.grad.dtype == own.dtype
+        results.append((y.float(), own.grad.float()))
+    assert torch.equal(results[0][0], results[1][0]) and torch.allclose(results[0][1], results[1][1], rtol=1e-5)

@@ -18,7 +18,7 @@ SEED = torch.tensor([11, 13])
 
 
 def twin(w, bits, adjusted=False):
-    """Equations 7, 9 and 10 of arXiv 1606.06160 and the deviation's factor, in float64."""
+    """Section 2.3 of arXiv 1606.06160 and the deviation's factor, in float64."""
     w = w.double()
     if bits == 1:
         return w + (torch.where(w < 0, -1.0, 1.0) * w.abs().mean() - w).detach()
@@ -44,7 +44,7 @@ def test_as_twin(each_isa, bits, dtype):
             else:
                 torch.testing.assert_close(y.detach().double(), want.detach(), rtol=tolerance, atol=1e-6)
             got, expected = torch.autograd.grad(y, ours, grad)[0], torch.autograd.grad(want, reference, grad.double())[0]
-            size = float(expected.abs().max())  # the largest weight's holds a sum over all others
+            size = max(float(expected.abs().max()), 1.0)  # the largest weight's holds a sum over all others
             torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance * size)
         assert torch.equal(dorefa_weight(w, bits), ops.dorefa(w, bits, False))
 
@@ -74,7 +74,8 @@ def test_levels_are_odd_and_symmetric(each_isa):
         assert torch.equal(levels * scale, y) and torch.equal(scale, torch.tensor([1.0]) / top)
         assert levels.remainder(2).eq(1).all() and levels.abs().max() == top
         mirrored = (ops.dorefa_quantize(-w, bits, False)[0] / scale).round()
-        assert (levels + mirrored).abs().gt(0).sum() <= 3  # ties
+        if bits <= 8:  # beyond, floats have no room for the fraction that decides
+            assert (levels + mirrored).abs().gt(0).sum() <= 3  # ties
 
 
 def test_edges(each_isa):
@@ -300,7 +301,7 @@ def test_compiles_whole():
     compiled(x).sum().backward()
     model(x).sum().backward()
     assert all(p.grad.isfinite().all() for p in compiled.parameters())
-    torch.testing.assert_close(model[5].bias.grad, compiled[5].bias.grad)  # of constant gradients: nothing to round
+    torch.testing.assert_close(model[5].bias.grad, compiled._orig_mod[5].bias.grad)  # of constant gradients: nothing to round
 
 
 def test_other_modules_have_weights_alone():
@@ -345,8 +346,8 @@ def test_errors_of_the_configuration(arguments, error, message):
 @pytest.mark.parametrize("function", [dorefa_weight, dorefa_activation])
 def test_errors_of_the_functions(function):
     name = function.__name__
-    for wrong in (torch.ones(2).double(), torch.ones(2).int(), 3.0):
-        with pytest.raises(TypeError, match=f"{name}: . must be a float32, float16 or bfloat16 Tensor"):
+    for wrong in (torch.ones(2).int(), 3.0):
+        with pytest.raises(TypeError, match=f"{name}: . must be a floating-point Tensor"):
             function(wrong, 2)
     for bits, error in ((0, ValueError), (17, ValueError), (2.0, TypeError), (True, TypeError)):
         with pytest.raises(error, match=f"{name}: bits must be an integer from 1 to 16; got {bits}"):

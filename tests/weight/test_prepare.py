@@ -141,6 +141,9 @@ def poison(model):
     model.fc.weight.data[1, 1] = torch.inf
 
 
+KINDS = "a Uniform, a PowerOfTwo, a DiffQ, a Ternary, an XNOR or a DoReFa"
+
+
 @pytest.mark.parametrize(
     ("model", "config", "error", "message"),
     [
@@ -150,10 +153,15 @@ def poison(model):
             Net(),
             4,
             TypeError,
-            "prepare: config must be a Uniform, a PowerOfTwo, a DiffQ or a Ternary or a mapping from glob patterns to it; got 4",
+            f"prepare: config must be {KINDS} or a mapping from glob patterns to it; got 4",
         ),
         (Net(), None, TypeError, "prepare: config must be"),
-        (Net(), {"fc": 4}, TypeError, "prepare: config must be a Uniform, a PowerOfTwo, a DiffQ or a Ternary for 'fc'; got 4"),
+        (
+            Net(),
+            {"fc": 4},
+            TypeError,
+            f"prepare: config must be {KINDS} for 'fc'; got 4",
+        ),
         (Net(), {3: Uniform(4)}, TypeError, "config's keys must be glob patterns over module names; got 3"),
         (Net(), {}, ValueError, "its convolution and linear layers are 'conv', 'body.2', 'fc'"),
         (Net(), {"*": None}, ValueError, "model must have a layer that config chooses"),

@@ -48,8 +48,8 @@ def test_zeros_nan_vectors_and_other_types():
     w[0, 1] = torch.nan
     assert ternary(w)[0].isnan().all() and torch.equal(ternary(w)[1], torch.ones(4))
     assert torch.equal(ternary(torch.tensor([1.0, -1.0, 0.1])), torch.tensor([1.0, -1.0, 0.0]))
-    for wrong in (torch.ones(2).double(), torch.ones(2).int(), 3.0):
-        with pytest.raises(TypeError, match="ternary: w must be a float32, float16 or bfloat16 Tensor"):
+    for wrong in (torch.ones(2).int(), 3.0):
+        with pytest.raises(TypeError, match="ternary: w must be a floating-point Tensor"):
             ternary(wrong)
     with pytest.raises(ValueError, match="ternary must have 2 bits and no least_squares"):
         torch.ops.quantize.channel_quantize(torch.ones(2, 2), "ternary", 4, False)

@@ -1,4 +1,5 @@
-// The pybind11 module quantize._C: what was built and which ISA runs. Ops are dispatcher ops and need no entry here.
+// The pybind11 module quantize._C: what was built, which ISA runs, and a faster way to ops. They are dispatcher ops and need no entry
+// here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -6,6 +7,7 @@
 
 #include "activation/packed_strides.h"
 #include "core/cpu_isa.h"
+#include "packed/bound_op.h"
 
 #if defined(__clang__)
 #define QUANTIZE_COMPILER "clang " __clang_version__
@@ -47,6 +49,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  quantize::packed::define_bound_op(m);
   m.def(
       "packed_strides",
       [](const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {

@@ -73,7 +73,7 @@ struct Product {
     }
     for (int64_t i = 0; i < all; i += GemmTraits::rows) {
       const int64_t count = std::min<int64_t>(GemmTraits::rows, all - i);
-      gemm.multiply(image, &rows[i], int(count), taps.data(), int(taps.size()), quads, levels, panel_bytes, int(tiles), panels.narrow, acc);
+      gemm.multiply(image, &rows[i], int(count), taps.data(), int(taps.size()), quads, levels, panel_bytes, int(tiles), panels.steps, acc);
       finish(i, count, tiles * GemmTraits::columns, acc, 0, columns);
     }
   }

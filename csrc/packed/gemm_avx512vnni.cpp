@@ -87,7 +87,7 @@ void multiply_tiles(const uint8_t* x, const int32_t* rows, int count, const int3
 }
 
 void multiply(const uint8_t* x, const int32_t* rows, int count, const int32_t* taps, int tap_count, int64_t quads, const int8_t* levels,
-              int64_t panel_bytes, int tiles, bool, int32_t* acc) {
+              int64_t panel_bytes, int tiles, int, int32_t* acc) {
   const auto run = tiles == 2 ? multiply_tiles<2> : multiply_tiles<1>;
   run(x, rows, count, taps, tap_count, quads, levels, panel_bytes, acc);
 }

@@ -22,7 +22,7 @@ struct Weights {
   int64_t quads;         // stored: a multiple of 8 / bits
   int bits;              // 2, 4 or 8
   const int8_t* levels;  // [16], of codes below 8 bits
-  bool narrow;           // no level beyond +-64: pairs of products stay within int16
+  int steps;             // how many pairs of products an int16 holds: 64 of levels within +-1, 9 within +-7, 1 within +-64, else none
 };
 
 struct GemmKernels {
@@ -31,7 +31,7 @@ struct GemmKernels {
   // acc[i][16 * tiles] = products of row i with `tiles` (1 or 2) decoded panels. Row i's quad q of tap t lies at x + rows[i] + taps[t] +
   // 4q.
   void (*multiply)(const uint8_t* x, const int32_t* rows, int count, const int32_t* taps, int tap_count, int64_t quads,
-                   const int8_t* levels, int64_t panel_bytes, int tiles, bool narrow, int32_t* acc);
+                   const int8_t* levels, int64_t panel_bytes, int tiles, int steps, int32_t* acc);
   // acc[16] = one row x[4 * quads] times a panel that is decoded on the way.
   void (*multiply_row)(const uint8_t* x, const Weights& weights, int32_t* acc);
   // The same with float activations; sums in four parts in fixed order.

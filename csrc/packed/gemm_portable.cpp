@@ -5,7 +5,7 @@ namespace quantize::packed {
 namespace {
 
 void multiply(const uint8_t* x, const int32_t* rows, int count, const int32_t* taps, int tap_count, int64_t quads, const int8_t* levels,
-              int64_t panel_bytes, int tiles, bool, int32_t* acc) {
+              int64_t panel_bytes, int tiles, int, int32_t* acc) {
   for (int i = 0; i < count; ++i)
     for (int tile = 0; tile < tiles; ++tile) {
       int32_t sum[GemmTraits::columns] = {};

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -16,7 +17,7 @@ namespace quantize::packed {
 struct Panels {
   int64_t groups, tiles, bytes, quads;
   int bits;
-  bool narrow = true;
+  int steps;  // Weights'
   alignas(16) int8_t levels[16] = {};
   const uint8_t* codes;
 
@@ -31,17 +32,19 @@ struct Panels {
     quads = bytes / GemmTraits::quad_bytes * (8 / bits);
     codes = panels.const_data_ptr<uint8_t>();
     const float* values = table.const_data_ptr<float>();
+    float largest = 1;
     for (int64_t i = 0; i < table.numel(); ++i) {
       if (std::isnan(values[i])) continue;  // a code that does not occur
       TORCH_CHECK_VALUE(values[i] == std::nearbyint(values[i]) && std::fabs(values[i]) <= 127, op,
                         ": levels must be whole numbers within +-127; got ", values[i]);
-      narrow = narrow && std::fabs(values[i]) <= 64;
+      largest = std::max(largest, std::fabs(values[i]));
       if (bits < 8) levels[i] = int8_t(values[i]);
     }
+    steps = 32767 / (2 * 255 * int(largest));
     TORCH_CHECK_VALUE(bits < 8 || values[255] == -1.f, op, ": levels must be two's complement at 8 bits");
   }
 
-  Weights tile(int64_t group, int64_t index) const { return {codes + (group * tiles + index) * bytes, quads, bits, levels, narrow}; }
+  Weights tile(int64_t group, int64_t index) const { return {codes + (group * tiles + index) * bytes, quads, bits, levels, steps}; }
 };
 
 // codes: the rows that panels were made of (quantize/packed/layout.py). The CPU reads panels only, but says what a GPU would.

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _C
 from .binary_panels import binary_panels, tap_sums
 from .form import GROUPED
 from .grid import SignGrid
@@ -19,6 +20,7 @@ from .thresholds import HALF, of_products
 FLOAT_ROWS = 4  # float inputs of more rows are faster through the decoded weight and a matrix product
 FEWEST_INPUTS, FEWEST_OUTPUTS = 4, 8  # of a group: with fewer, most of a panel of 16 x 4 would be filling
 PLANNED = ("codes", "scales", "bias", "step", "zero_point", "threshold", "flip")  # what the ops are given of a layer
+USED = (*PLANNED, "group_bits")
 LONGEST = 2**31 // (255 * 128)  # products that an int32 sum holds in any case
 
 
@@ -63,31 +65,32 @@ class _Plan(NamedTuple):
     """What a layer's calls have in common, made at the first one: beside the codes, as many bytes again."""
 
     reason: str
-    arguments: tuple = ()  # of the op, after the input, to the storage bits or (binary) the bias
-    geometry: tuple = ()  # of convolutions
+    call: Callable[[Tensor], Tensor] | None = None  # the op, from floats to floats
     pad: list[int] | None = None  # around the input before the op
-    binary: bool = False
     half: Tensor | None = None  # scales of the sum of inputs that the op's last channel is (panels.py, Integers.ones)
+    bits: dict[tuple[bool, bool], Callable] | None = None  # of binary layers: the op by whether bits come in, and go out
 
 
 def table(layer) -> Tensor:
     """Form.table of the layer's tensors."""
-    return _kept(layer, "_table", [(layer, part) for part in layer.form.parts], lambda: layer.form.table(layer._buffers))
+    return _kept(layer, "_table", lambda: layer.form.table(layer._buffers))
 
 
-def _kept(layer, name: str, parts: list[tuple], make: Callable):
-    """What `make` makes of the buffers `parts`: at the first use, and again when they have changed."""
+def _kept(layer, name: str, make: Callable):
+    """What `make` makes of the buffers of `layer` and the layer that it feeds: at the first use, and again when they have changed."""
     if torch.compiler.is_compiling():  # versions cannot be traced
         return make()
     kept = layer.__dict__.get(name)
     if kept is not None:
         for owner, part, tensor, version in kept[0]:
-            if owner[part] is not tensor or (version is not None and tensor._version != version):
+            if owner.get(part) is not tensor or (version is not None and tensor._version != version):
                 break
         else:
             return kept[1]
-    tensors = [(module._buffers, part, module._buffers[part]) for module, part in parts]
-    made_of = [(owner, part, t, None if t is None or t.is_inference() else t._version) for owner, part, t in tensors]
+    tensors = [(layer._buffers, part, layer._buffers.get(part)) for part in USED]
+    if layer._next is not None:
+        tensors += [(layer._next._buffers, part, layer._next._buffers[part]) for part in ("threshold", "flip")]
+    made_of = [(owner, part, t, None if t.is_inference() else t._version) for owner, part, t in tensors if t is not None]
     kept = layer.__dict__[name] = (made_of, make())
     return kept[1]
 
@@ -101,7 +104,7 @@ def run(layer, input: Tensor) -> Tensor | None:
     plan = _plan(layer)
     if plan.reason:
         return None
-    if plan.binary:
+    if plan.bits is not None:
         return _binary(layer, plan, input)
     out = _linear(layer, plan, input) if layer.spatial == 0 else _conv(layer, plan, input)
     if plan.half is None or out is None:
@@ -111,7 +114,15 @@ def run(layer, input: Tensor) -> Tensor | None:
 
 
 def _plan(layer) -> _Plan:
-    return _kept(layer, "_plan", [(layer, part) for part in PLANNED], lambda: _make_plan(layer))
+    return _kept(layer, "_plan", lambda: _make_plan(layer))
+
+
+def _bound(op: str, arguments: tuple) -> Callable[[Tensor], Tensor]:
+    """The op with all its arguments but the first."""
+    if torch.compiler.is_compiling():
+        traced = getattr(torch.ops.quantize, op).default
+        return lambda x: traced(x, *arguments)
+    return _C.BoundOp(f"quantize::{op}", arguments)
 
 
 def _make_plan(layer) -> _Plan:
@@ -126,13 +137,21 @@ def _make_plan(layer) -> _Plan:
         unit = layer.grid.kind == "unit"
         if unit and threshold is None:
             threshold, flip = _above_half(channels * groups, codes.device)
-        made = binary_panels(codes, length, groups)
-        arguments = (threshold, flip, unit, codes, made, tap_sums(codes, taps, channels), scales, bias)
-        return _Plan("", arguments, geometry, pad, binary=True)
+        weight = (unit, codes, binary_panels(codes, length, groups), tap_sums(codes, taps, channels), scales, bias)
+        op, rest = "packed_binary_conv2d" if geometry else "packed_binary_linear", (channels * groups, *geometry)
+        following, inputs, outputs = _following(layer), {False: (threshold, flip), True: (None, None)}, {False: (None, None)}
+        if following is not None:
+            outputs[True] = following
+        calls = {
+            (bits_in, bits_out): _bound(op, (*before, *weight, *behind, *rest))
+            for bits_in, before in inputs.items()
+            for bits_out, behind in outputs.items()
+        }
+        return _Plan("", pad=pad, bits=calls)
     weight, half = integers(codes, layer.method, layer.bits, length), None
     if layer.activation_bits is None:
         made = panels(weight.codes, weight.width, taps, channels, groups)
-        return _Plan("", (weight.codes, made, weight.levels, scales, bias, weight.width))
+        return _Plan("", _bound("packed_linear_float", (weight.codes, made, weight.levels, scales, bias, weight.width)))
     if weight.ones:
         half = scales.view(-1, *[1] * layer.spatial)
         scales = torch.cat([2 * scales, scales.new_ones(1)])
@@ -141,7 +160,7 @@ def _make_plan(layer) -> _Plan:
     arguments = (
         step, zero_point, layer.activation_bits, weight.codes, made, weight.levels, scales, sums(weight, length), bias, weight.width,
     )  # fmt: skip
-    return _Plan("", arguments, geometry, pad, half=half)
+    return _Plan("", _bound("packed_conv2d" if geometry else "packed_linear", (*arguments, *geometry)), pad, half)
 
 
 def _geometry(layer) -> tuple[tuple, list[int] | None]:
@@ -164,18 +183,15 @@ def _linear(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     if input.shape[-1] != layer.in_features:
         return None  # the float layer's own error says it best
     rows = input if input.dim() == 2 else input.reshape(-1, layer.in_features)
-    if layer.activation_bits is not None:
-        out = torch.ops.quantize.packed_linear.default(rows, *plan.arguments)
-    elif len(rows) <= FLOAT_ROWS:
-        out = torch.ops.quantize.packed_linear_float.default(rows, *plan.arguments)
-    else:
+    if layer.activation_bits is None and len(rows) > FLOAT_ROWS:
         return None
+    out = plan.call(rows)
     return out if input.dim() == 2 else out.view(*input.shape[:-1], -1)
 
 
 def _conv(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     x = _image(layer, plan, input)
-    return None if x is None else _like(input, layer, torch.ops.quantize.packed_conv2d.default(x, *plan.arguments, *plan.geometry))
+    return None if x is None else _like(input, layer, plan.call(x))
 
 
 def _image(layer, plan: _Plan, input: Tensor) -> Tensor | None:
@@ -197,40 +213,36 @@ def _like(input: Tensor, layer, out: Tensor) -> Tensor:
 
 
 def _binary(layer, plan: _Plan, input: Tensor) -> Tensor | None:
-    bits_in = input.dtype == torch.uint8
-    following = (None, None) if layer._next is None else _bits_out(layer)
+    bits_in, bits_out = input.dtype == torch.uint8, _hands_bits_on(layer, plan)
+    call = plan.bits[bits_in, bits_out]
     if layer.spatial == 0:
         if not bits_in and input.shape[-1] != layer.in_features:
             return None
-        rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
-        out = torch.ops.quantize.packed_binary_linear.default(rows, *_taken(plan, bits_in), *following, layer.in_features)
+        out = call(input if input.dim() == 2 else input.reshape(-1, input.shape[-1]))
         return out if input.dim() == 2 else out.view(*input.shape[:-1], -1)
     x = input if bits_in else _image(layer, plan, input)
     if x is None:
         return None
-    out = torch.ops.quantize.packed_binary_conv2d.default(x, *_taken(plan, bits_in), *following, layer.in_channels, *plan.geometry)
-    return out if bits_in or following[0] is not None else _like(input, layer, out)
+    return call(x) if bits_in or bits_out else _like(input, layer, call(x))
 
 
-def _taken(plan: _Plan, bits_in: bool) -> tuple:
-    return (None, None, *plan.arguments[2:]) if bits_in else plan.arguments
+def _hands_bits_on(layer, plan: _Plan) -> bool:
+    """Not where hooks would see them."""
+    other = layer._next
+    if other is None or (False, True) not in plan.bits:
+        return False
+    return not (layer._forward_hooks or other._forward_pre_hooks or other._forward_hooks)
 
 
-def _bits_out(layer) -> tuple[Tensor | None, Tensor | None]:
+def _following(layer) -> tuple[Tensor, Tensor] | None:
     """Thresholds of the products that make them the next layer's bits; None where that takes floats."""
     other = layer._next
-    if torch.compiler.is_compiling() or other._forward_pre_hooks or other._forward_hooks or layer._forward_hooks:
-        return None, None
-    parts = [(layer, "scales"), (layer, "bias"), (other, "threshold"), (other, "flip")]
-    return _kept(layer, "_bits_out", parts, lambda: _make_bits_out(layer, other))
-
-
-def _make_bits_out(layer, other) -> tuple[Tensor | None, Tensor | None]:
-    plan = _plan(other)
-    if plan.reason or not plan.binary or plan.pad is not None:
-        return None, None
-    threshold, flip = plan.arguments[:2]
-    if threshold is None:
+    if other is None or torch.compiler.is_compiling() or reason(other) or (other.spatial > 0 and _symmetric_padding(other) is None):
+        return None
+    threshold, flip = other._buffers["threshold"], other._buffers["flip"]
+    if threshold is None and other.grid.kind == "unit":
+        threshold, flip = _above_half(layer.scales.numel(), layer.scales.device)
+    elif threshold is None:
         threshold, flip = torch.zeros_like(layer.scales), torch.zeros_like(layer.scales, dtype=torch.uint8)
     return of_products(layer.scales, layer.bias, threshold, flip, _length(layer))
 

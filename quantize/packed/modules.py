@@ -11,7 +11,7 @@ from .grid import PARTS, Grid, grid_of
 from .weight import PackedWeight
 
 TENSORS = ("codes", "group_bits", "scales", "bias", *PARTS)  # what is stored of a layer; they keep their dtype
-MADE = ("_plan", "_table", "_bits_out")  # what kernels.py makes of them at the first use
+MADE = ("_plan", "_table")  # what kernels.py makes of them at the first use
 ATTRIBUTES = {  # what tells one layer of a kind from another, with the defaults that files leave out
     "stride": 1,
     "padding": 0,

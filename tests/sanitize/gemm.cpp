@@ -20,12 +20,13 @@ struct Noise : Buffer<T> {
 };
 
 // Codes of a panel and the table they are looked up in.
-int64_t check_products(Isa isa, Fence fence, int bits, int64_t channels, int tap_count, int64_t pixels) {
+int64_t check_products(Isa isa, Fence fence, int bits, int largest, int64_t channels, int tap_count, int64_t pixels) {
   const int share = 8 / bits;
   const int64_t quads = (channels + 3) / 4, stored = (quads * tap_count + share - 1) / share * share, pixel = quads * 4;
   const Noise<uint8_t> codes(stored / share * GemmTraits::quad_bytes * 2, fence, 1);
   alignas(16) int8_t table[16];
-  for (int i = 0; i < 16; ++i) table[i] = int8_t(quantize::hash32(uint32_t(i) + 7) % 129) - 64;
+  for (int i = 0; i < 16; ++i) table[i] = int8_t(int(quantize::hash32(uint32_t(i) + 7) % (2 * largest + 1)) - largest);
+  const int steps = 32767 / (2 * 255 * largest);
   const Noise<uint8_t> image(std::max(pixels + tap_count, stored) * pixel + 16, fence, 2);
   const Noise<int8_t> floats(stored * 4, fence, 3);
   const Buffer<float> x(stored * 4, fence);
@@ -34,21 +35,21 @@ int64_t check_products(Isa isa, Fence fence, int bits, int64_t channels, int tap
   for (int64_t i = 0; i < pixels; ++i) rows[i] = int32_t(i * pixel);
   for (int t = 0; t < tap_count; ++t) taps[t] = int32_t(t * pixel);
   const int64_t panel_bytes = stored * GemmTraits::quad_bytes;
-  const std::string what = "gemm: " + std::to_string(bits) + " bits, channels " + std::to_string(channels) + ", taps " +
-                           std::to_string(tap_count) + ", rows " + std::to_string(pixels);
+  const std::string what = "gemm: " + std::to_string(bits) + " bits, levels to " + std::to_string(largest) + ", channels " +
+                           std::to_string(channels) + ", taps " + std::to_string(tap_count) + ", rows " + std::to_string(pixels);
   int64_t count = 0;
   const auto run = [&](Isa which, const Buffer<int8_t>& levels, const Buffer<int32_t>& acc, const Buffer<float>& float_acc) {
     quantize::set_cpu_isa(which);
     const auto& gemm = gemm_kernels();
     for (int t = 0; t < 2; ++t) {
-      const Weights w{codes.data() + t * codes.bytes() / 2, stored, bits, table, bits < 8};
+      const Weights w{codes.data() + t * codes.bytes() / 2, stored, bits, table, steps};
       gemm.decode(w, levels.data() + t * panel_bytes);
       gemm.multiply_row(image.data(), w, acc.data() + t * 16);
       gemm.multiply_row_float(x.data(), w, float_acc.data() + t * 16);
     }
-    gemm.multiply(image.data(), rows.data(), int(pixels), taps.data(), tap_count, quads, levels.data(), panel_bytes, 2, bits < 8,
+    gemm.multiply(image.data(), rows.data(), int(pixels), taps.data(), tap_count, quads, levels.data(), panel_bytes, 2, steps,
                   acc.data() + 32);
-    gemm.multiply(image.data(), rows.data(), int(pixels), taps.data(), tap_count, quads, levels.data(), panel_bytes, 1, bits < 8,
+    gemm.multiply(image.data(), rows.data(), int(pixels), taps.data(), tap_count, quads, levels.data(), panel_bytes, 1, steps,
                   acc.data() + 32 + 32 * pixels);
   };
   const Buffer<int8_t> levels(2 * panel_bytes, fence), want_levels(2 * panel_bytes, fence);
@@ -102,10 +103,10 @@ int64_t check_images(Isa isa, Fence fence, int64_t channels, int64_t width) {
 
 int64_t check_gemm(Isa isa, Fence fence) {
   int64_t count = 0;
-  for (int bits : {2, 4, 8})
-    for (int64_t channels : {1, 4, 17, 64})
+  for (const auto& [bits, largest] : {std::pair{2, 1}, {2, 64}, {4, 7}, {4, 64}, {8, 128}})
+    for (int64_t channels : {1, 4, 17, 300})
       for (int taps : {1, 3, 9})
-        for (int64_t rows : {1, 3, 12}) count += check_products(isa, fence, bits, channels, taps, rows);
+        for (int64_t rows : {1, 3, 12}) count += check_products(isa, fence, bits, largest, channels, taps, rows);
   for (int64_t channels : {1, 3, 4, 17, 32})
     for (int64_t width : {1, 15, 16, 33}) count += check_images(isa, fence, channels, width);
   return count;

@@ -1,0 +1,142 @@
+"""Latency of whole binary networks at batch 1 on one thread, beside fp32 (oneDNN) and int8 of other libraries.
+
+    python benchmarks/binary_models.py [--rounds 41] [--threads 1]
+
+Binary: the examples' ResNets in pre-activation order, all but the first and the last layer in 1 bit, through quantize.prepare and convert.
+fp32 and int8 run the ordinary ResNet of the same layers, batch norms folded for int8, each in the memory format that suits it best. Weights
+are random: latency does not depend on them. Sides take turns.
+"""
+
+import argparse
+import copy
+import io
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from results import write
+from timing import interleave, keep_pages, summarise
+from torch import nn
+
+import quantize
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+from models import create_model
+
+MODELS = {"resnet20": (10, 32, 5), "resnet18": (1000, 224, 1)}  # classes, image size, calls a turn
+
+
+def binary(arch: str, classes: int) -> nn.Module:
+    """The packed network."""
+    model = create_model(f"{arch}_q", classes).eval()
+    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return quantize.convert(quantize.prepare(model, {"*": quantize.XNOR(), layers[0]: None, layers[-1]: None}))
+
+
+def onnx_int8(model: nn.Module, x: torch.Tensor) -> bytes:
+    """`model` in 8 bits, quantized by onnxruntime's tool as it recommends: weights by channel, QuantizeLinear and DequantizeLinear."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Batches(CalibrationDataReader):
+        def __init__(self):
+            self.left = [{"x": torch.randn_like(x).numpy()} for _ in range(4)]
+
+        def get_next(self):
+            return self.left.pop() if self.left else None
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stream = io.BytesIO()
+        torch.onnx.export(model, (x,), stream, input_names=["x"], output_names=["y"], dynamo=False)
+        plain, ready, done = (str(Path(folder, name)) for name in ("plain.onnx", "ready.onnx", "done.onnx"))
+        onnx.save(onnx.load_from_string(stream.getvalue()), plain)
+        quant_pre_process(plain, ready)
+        quantize_static(ready, done, Batches(), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+        return Path(done).read_bytes()
+
+
+def onnxruntime_int8(data: bytes, x: torch.Tensor, threads: int):
+    """A call of the model by onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"x": x.numpy()})
+
+
+def openvino_int8(data: bytes, x: torch.Tensor, threads: int):
+    """A call of the model by OpenVINO."""
+    import openvino
+
+    core = openvino.Core()
+    hints = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    request = core.compile_model(core.read_model(data), "CPU", hints).create_infer_request()
+    return lambda: request.infer({"x": x.numpy()})
+
+
+def peers(model: nn.Module, x: torch.Tensor, threads: int) -> dict:
+    """Name to function of every library that is there."""
+    try:
+        data = onnx_int8(model, x)
+    except ImportError as missing:
+        print(f"int8 of other libraries: not measured, {missing}")
+        return {}
+    found = {}
+    for name, make in (("onnxruntime int8", onnxruntime_int8), ("OpenVINO int8", openvino_int8)):
+        try:
+            found[name] = make(data, x, threads)
+        except ImportError as missing:
+            print(f"{name}: not measured, {missing}")
+    return found
+
+
+def measure(arch: str, args) -> dict:
+    """One architecture, all sides."""
+    classes, size, calls = MODELS[arch]
+    x = torch.randn(1, 3, size, size)
+    plain, ours = create_model(arch, classes).eval(), binary(arch, classes)
+    sides = {}
+    for suffix, form in (("", torch.contiguous_format), (", channels last", torch.channels_last)):
+        own = x.to(memory_format=form)
+        for name, model in (("fp32", plain), ("binary", ours)):
+            moved = copy.deepcopy(model).to(memory_format=form)
+            sides[name + suffix] = lambda moved=moved, own=own: moved(own)
+    sides |= peers(plain, x, args.threads)
+    with torch.inference_mode():
+        turns = {label: lambda run=run: [run() for _ in range(calls)] for label, run in sides.items()}
+        taken = interleave(turns, args.rounds, warmup=3)
+    times = summarise({label: [t / calls for t in values] for label, values in taken.items()}, "fp32")
+    layers = quantize.summary(ours, x)
+    print(f"\n{arch}: {layers.macs / 1e6:.1f} M multiply-adds, {layers.bytes / 1024:.0f} KiB packed of {layers.float_bytes / 1024:.0f}")
+    result = {}
+    for label, t in times.items():
+        print(f"  {label:24} {t['median_s'] * 1e3:8.3f} ms {1 / t['ratio']:6.2f} x fp32", flush=True)
+        result[label] = {"median_s": t["median_s"], "min_s": t["min_s"], "speedup": 1 / t["ratio"]}
+    best = {
+        kind: min(t["median_s"] for label, t in times.items() if kind in label)
+        for kind in ("fp32", "binary", "int8")
+        if any(kind in n for n in times)
+    }
+    print("  best of each: " + ", ".join(f"{kind} {t * 1e3:.3f} ms" for kind, t in best.items()))
+    ratios = {f"over {kind}": t / best["binary"] for kind, t in best.items() if kind != "binary"}
+    return {"model": arch, "macs": layers.macs, "bytes": layers.bytes, "float_bytes": layers.float_bytes, "sides": result, **ratios}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    write("binary_models", {"threads": args.threads, "rounds": args.rounds, "results": [measure(arch, args) for arch in MODELS]})
+
+
+if __name__ == "__main__":
+    keep_pages()
+    main()

@@ -68,6 +68,8 @@ def test_every_kernel_op_has_samples():
         *("round_power_of_two", "channel_quantize", "clip_gradient", "lsq_quantize", "lsq_backward"),  # tests/weight/test_weight_ops.py
         *("diffq_noise", "diffq_backward", "diffq_backward_", "diffq_round"),  # tests/weight/test_diffq.py
         *("diffq_group_bits", "diffq_bits", "diffq_bits_backward"),
+        *("binary_quantize", "binary_backward", "dorefa_quantize", "dorefa_backward", "dorefa_gradient"),  # tests/weight/test_weight_ops.py
+        *("sign_quantize", "unit_quantize", "grid_backward"),
         *("clipped_noise", "clipped_noise_backward"),  # tests/weight/test_learned_activation.py
         *("decode_weight", "packed_conv2d", "packed_linear", "packed_linear_float"),  # tests/packed/test_kernels.py
         *("unpack_groups", "decode_groups"),  # tests/packed/test_groups.py

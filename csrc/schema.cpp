@@ -140,8 +140,8 @@ TORCH_LIBRARY(quantize, m) {
       "packed_linear_float(Tensor x, Tensor codes, Tensor panels, Tensor levels, Tensor scales, Tensor? bias, int storage_bits) -> Tensor");
   // Weights of a bit each (1 = -1) times signs, or (`unit`) zeros and ones; csrc/packed/binary_bits.h has the arithmetic. x: float32, whose
   // bit is (x < threshold[c]) ^ flip[c] (None: x < 0, no flip), or bits already, uint8 [N, H, W, 8 * ceil(channels / 64)], channel c at bit
-  // c % 8 of byte c / 8. codes: uint8 [N, 8 * ceil(K / 64)]. panels: quantize/packed/binary_panels.py's, for the CPU. sums: int32 [taps, N],
-  // of each tap's weights. Returns float32 dot * scales + bias, or, given next_threshold (int32) and next_flip, bits: (dot <
+  // c % 8 of byte c / 8. codes: uint8 [N, 8 * ceil(K / 64)]. panels: quantize/packed/binary_panels.py's, for the CPU. sums: int32 [taps,
+  // N], of each tap's weights. Returns float32 dot * scales + bias, or, given next_threshold (int32) and next_flip, bits: (dot <
   // next_threshold[n]) ^ next_flip[n].
   m.def(
       "packed_binary_conv2d(Tensor x, Tensor? threshold, Tensor? flip, bool unit, Tensor codes, Tensor panels, Tensor sums, Tensor scales, "

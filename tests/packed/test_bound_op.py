@@ -1,0 +1,44 @@
+"""Ops with bound arguments: the same op, checked when it is bound."""
+
+import pytest
+import torch
+from torch import nn
+
+import quantize
+from quantize import _C
+
+ops = torch.ops.quantize
+
+
+def test_is_the_op():
+    x = torch.randn(3, 40, dtype=torch.bfloat16)
+    assert torch.equal(_C.BoundOp("quantize::power_of_two", (True,))(x), ops.power_of_two(x, True))
+    step, zero = torch.tensor(0.1), torch.tensor(3.0)
+    assert torch.equal(_C.BoundOp("quantize::lsq", (step, zero, 15, 1.0))(x), ops.lsq(x, step, zero, 15, 1.0))
+    leaf = torch.randn(5, requires_grad=True)
+    _C.BoundOp("quantize::power_of_two", (False,))(leaf).sum().backward()
+    assert torch.equal(leaf.grad, torch.ones(5))
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="BoundOp: arguments must be the 1 of quantize::power_of_two behind its first; got 2"):
+        _C.BoundOp("quantize::power_of_two", (True, True))
+    with pytest.raises(RuntimeError, match="nothing"):
+        _C.BoundOp("quantize::nothing", ())
+    with pytest.raises((TypeError, RuntimeError), match="cast|Expected"):
+        _C.BoundOp("quantize::power_of_two", ("yes",))
+    with pytest.raises(ValueError, match="bits must be between 2 and 8"):
+        _C.BoundOp("quantize::fake_quantize", ("uniform", 9, False))(torch.ones(2, 2))
+
+
+def test_layers_see_new_buffers():
+    model = quantize.prepare(nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 4)), quantize.XNOR()).eval()
+    packed, x = quantize.convert(model), torch.randn(2, 64)
+    before = packed(x)
+    assert packed[0]._next is None  # nothing says that it may: no batch norm is between them
+    with torch.no_grad():
+        packed[1].scales.mul_(2)
+        packed[1].bias.mul_(2)
+    assert torch.equal(packed(x), 2 * before)
+    packed[0].scales = -packed[0].scales
+    assert not torch.equal(packed(x), 2 * before)

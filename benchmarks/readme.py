@@ -202,8 +202,40 @@ def diffq_accuracy(r: dict) -> list[str]:
     ]
 
 
+def binary(r: dict) -> list[str]:
+    """The layers of the bars, on the best ISA and on AVX2."""
+    rows = []
+    alone = {row["layer"]: row["speedup"] for row in r.get("avx2_alone", [])}
+    names = {"conv 3x3, 256@14x14": "3x3 convolution, 256@14²", "conv 3x3, 64@56x56": "3x3 convolution, 64@56²"}
+    names |= {"conv 3x3, 16@32x32": "3x3 convolution, 16@32²", "linear 4096x4096, batch 1": "linear 4096²"}
+    for name, words in names.items():
+        sides = next(row["sides"] for row in r["results"] if row["layer"] == name)
+        isa = [side for side in sides if side.startswith("binary")][-1]
+        times = {side: f"{t['median_s'] * 1e3:.3f}" for side, t in sides.items()}
+        others = "; ".join(f"{side} {times[side]}" for side in sides if side.endswith("int8"))
+        avx2 = f", {alone[name]:.1f} where both have AVX2 only" if name in alone else ""
+        rows.append(
+            f"| Binary {words}, batch 1, {r['threads']} thread, {isa.split(', ')[1]}, ms | {times[isa]} | {times['fp32']} | "
+            f"{sides[isa]['speedup']:.1f} times faster{avx2}; {others} |"
+        )
+    return rows
+
+
+def binary_models(r: dict) -> list[str]:
+    """Whole networks, each side in its best memory format."""
+    rows = []
+    for row in r["results"]:
+        best = {kind: min(t["median_s"] for side, t in row["sides"].items() if kind in side) * 1e3 for kind in ("binary", "fp32")}
+        others = "; ".join(f"{side} {t['median_s'] * 1e3:.2f}" for side, t in row["sides"].items() if side.endswith("int8"))
+        rows.append(
+            f"| Binary {row['model']}, batch 1, {r['threads']} thread, ms | {best['binary']:.2f} | {best['fp32']:.2f} | "
+            f"{best['fp32'] / best['binary']:.1f} times faster; {others} |"
+        )
+    return rows
+
+
 ROWS = [memory, step_time, accuracy, gradient_variance, kernels, other_models, packed, fake_quantize, power_of_two]
-ROWS += [diffq_step, diffq_reliability, diffq_accuracy]
+ROWS += [diffq_step, diffq_reliability, diffq_accuracy, binary, binary_models]
 
 
 def table() -> str:

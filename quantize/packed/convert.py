@@ -112,8 +112,8 @@ def _sign_kind(module: nn.Module, quantizer: WeightQuantizer) -> str | None:
 
 def _paths(model: nn.Module, signs: dict[str, str], who: str) -> dict[str, Path]:
     """What stands before the signs and can go into their thresholds, by layer."""
-    paths = {}
-    for name, path in find_paths(model, signs).items():
+    found, paths = find_paths(model, signs), {}
+    for name, path in found.items():
         if path.constant:
             raise ValueError(
                 f"{who}: the input of layer {name!r} must have both signs; it comes from a ReLU, is never below zero. "
@@ -123,9 +123,8 @@ def _paths(model: nn.Module, signs: dict[str, str], who: str) -> dict[str, Path]
         inputs = layer.in_channels if hasattr(layer, "in_channels") else layer.in_features
         if not is_transposed(layer) and scale_and_shift(norm, inputs) is not None:
             paths[name] = path
-    kept = {name for name, kind in signs.items() if name not in paths}  # a norm goes only if all that see it can do without
-    sharing = {p.norm for name, p in find_paths(model, signs).items() if name in kept and p.norm}
-    return {name: path for name, path in paths.items() if path.norm not in sharing}
+    stay = {path.norm for name, path in found.items() if name not in paths}  # a norm goes only if all that see it can do without
+    return {name: path for name, path in paths.items() if path.norm not in stay}
 
 
 def _sign_grids(model: nn.Module, signs: dict[str, str], paths: dict[str, Path]) -> dict[str, SignGrid]:

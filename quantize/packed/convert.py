@@ -31,8 +31,11 @@ def convert(model: nn.Module) -> nn.Module:
     Prepared convolutions and linear layers become Packed layers, which hold codes and scales in place of the weight, and the fixed grid of
     their input where it is quantized. A batch norm that alone sees such a layer's output goes into its scales and bias and leaves an
     nn.Identity (the forward is traced for that, in eval mode; hooks, shared layers, other dtypes than float32 and DiffQ's
-    range="group" prevent it). What else compressed training put in is taken out. Prepared weights of other modules (nn.MultiheadAttention,
-    nn.LSTM, subclasses with a forward of their own) become decoded float weights, and are packed in files. A tied weight is packed once.
+    range="group" prevent it). Before inputs that become signs the batch norm goes into the signs' thresholds, with a ReLU before it and a
+    clip behind it; a layer whose output nothing but such signs see hands on bits instead of floats.
+
+    What else compressed training put in is taken out. Prepared weights of other modules (nn.MultiheadAttention, nn.LSTM, subclasses with a
+    forward of their own) become decoded float weights, and are packed in files. A tied weight is packed once.
 
     Args:
         model: of :func:`quantize.prepare`, trained or not; activation quantizers must have seen data.
@@ -43,7 +46,7 @@ def convert(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: `model` is no nn.Module, or a wrapper (DistributedDataParallel, torch.compile, ScriptModule) around it.
         ValueError: nothing is prepared; a weight is NaN or infinite; an activation quantizer has not seen data; the weight has another
-            parametrization after the quantizer. The layer is named.
+            parametrization after the quantizer; inputs that are to become signs come from a ReLU. The layer is named.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())

@@ -70,14 +70,13 @@ def run(flags: str, folder: Path) -> Path:
     return folder
 
 
-def measured(folders: dict[tuple[str, int], Path], workspace: Path) -> pandas.DataFrame:
+def measured(folders: dict[tuple[str, int], Path]) -> pandas.DataFrame:
     """A row a training: the packed model's accuracy, bytes and latency, and what the training's own report counts."""
-    path = workspace / "table.csv"
-    subprocess.run([sys.executable, EXAMPLES / "zoo.py", "--output", path, *folders.values()], check=True, stdout=subprocess.DEVNULL)
-    table = pandas.read_csv(path).set_index("checkpoint")
     rows = []
     for (name, seed), folder in folders.items():
-        row, report = table.loc[str(folder / "last.pt")], json.loads((folder / "report.json").read_text())
+        path = folder / "table.csv"  # its own: to zoo.py trainings that differ in their schedule alone are one
+        subprocess.run([sys.executable, EXAMPLES / "zoo.py", "--output", path, folder], check=True, stdout=subprocess.DEVNULL)
+        row, report = pandas.read_csv(path).iloc[0], json.loads((folder / "report.json").read_text())
         rows.append(
             {
                 "name": name,
@@ -86,7 +85,7 @@ def measured(folders: dict[tuple[str, int], Path], workspace: Path) -> pandas.Da
                 "trained_top1": report["last_top1"],
                 "best_top1": report["best_top1"],
                 "lowest_top1": min(entry["test_top1"] for entry in log(folder)[len(log(folder)) // 2 :]),
-                "file_bytes": report["file_bytes"] or round(2**20 * row["size_mib"]),
+                "file_bytes": round(2**20 * row["size_mib"]),
                 "not_packed": report["not_packed"],
                 "latency1_ms": row["latency1_ms"],
                 "float_latency1_ms": row["float_latency1_ms"],
@@ -118,7 +117,8 @@ def summary(table: pandas.DataFrame) -> list[dict]:
                 "file_bytes": int(first["file_bytes"]),
                 "latency1_ms": part["latency1_ms"].median(),
                 "float_latency1_ms": part["float_latency1_ms"].median(),
-                **{key: first[key] for key in ("macs_by_bits", "bit_ops", "not_packed")},
+                "bit_ops": int(first["bit_ops"]),
+                **{key: first[key] for key in ("macs_by_bits", "not_packed")},
             }
         )
     return rows
@@ -148,7 +148,7 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         done = dict(zip(jobs, pool.map(lambda job: train(*job, args.workspace), jobs), strict=True))
     folders = {(name, seed): done[name, seed] for name in args.only for seed in range(args.seeds)}
-    table = measured(folders, args.workspace)
+    table = measured(folders)
     rows = summary(table)
     print(render(rows))
     write("binary_accuracy", {"first": FIRST, "recipe": RECIPE, "table": rows, "runs": json.loads(table.to_json(orient="records"))})

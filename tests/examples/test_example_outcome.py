@@ -47,7 +47,9 @@ def test_report(finished, tmp_path, flags, by_bits, bit_ops):
     assert report["load_seconds"] > 0 and report["duration_seconds"] == pytest.approx(sum(entry["seconds"] for entry in log))
     assert list(lines) == ["complexity", "parameters", "best top-1", "file", "load time", "duration"]
     assert lines["file"].startswith(f"{file.stat().st_size:,} bytes")
-    quantize.load(create_model("resnet20_q", 10, 1, 4), file)
+    loaded = quantize.load(create_model("resnet20_q", 10, 1, 4), file)
+    with torch.no_grad():
+        assert loaded(torch.randn(2, 1, 32, 32)).isfinite().all()
 
 
 def test_learned_bits_are_counted_as_they_are(finished):

@@ -202,7 +202,8 @@ def _apply(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], weights: li
         else:
             folded = (entry["batch_norm"], entry["batch_norm_bytes"]) if "batch_norm" in entry else None
             become_packed(module, weight, parts.get("bias"), dtype, entry.get("bias", True), grid, folded)
-            if "feeds" in entry:
-                module.feed(entry["feeds"], model.get_submodule(entry["feeds"]))
+    for step in plan.steps:  # when all of them are packed
+        if "feeds" in step.entry:
+            step.module.feed(step.entry["feeds"], model.get_submodule(step.entry["feeds"]))
     for module in plan.folded:
         become_identity(module)

@@ -101,12 +101,15 @@ def test_files_hold_bits_and_thresholds(tmp_path, x):
     path = tmp_path / "model.safetensors"
     quantize.save(packed, path)
     loaded = quantize.load(plain_model(relu=True), path)
-    assert torch.equal(loaded(x), packed(x))
+    with torch.no_grad():
+        assert torch.equal(loaded(x), packed(x))  # on bits
+    assert torch.equal(loaded(x), packed(x))  # on decoded weights, since the first layer has a gradient
     assert layers_of(loaded)[0]._next is layers_of(loaded)[1] and type(loaded[5]) is nn.Identity
     again = tmp_path / "again.safetensors"
     quantize.save(loaded, again)
     assert path.read_bytes() == again.read_bytes()
-    assert torch.equal(quantize.load(copy.deepcopy(packed), path)(x), packed(x))
+    with torch.no_grad():
+        assert torch.equal(quantize.load(copy.deepcopy(packed), path)(x), packed(x))
     report = quantize.size_report(packed)
     assert report.bytes == quantize.size_report(model).bytes == quantize.size_report(loaded).bytes
     assert report.float_bytes == quantize.size_report(plain_model(relu=True)).float_bytes

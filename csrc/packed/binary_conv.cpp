@@ -3,9 +3,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "../core/checks.h"
+#include "binary_call.h"
 #include "binary_layer.h"
-#include "conv_geometry.h"
 
 namespace quantize::packed {
 namespace {
@@ -14,36 +13,7 @@ using at::IntArrayRef;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-int64_t bits_bytes(int64_t count) { return (count + 63) / 64 * 8; }
-
-// A contiguous tensor of this type and size, or null where an optional one is absent.
-template <typename T>
-const T* values(const char* op, const char* name, const Tensor& tensor, at::ScalarType dtype, IntArrayRef sizes) {
-  check_dtype(op, name, tensor, dtype);
-  TORCH_CHECK_VALUE(tensor.sizes() == sizes && tensor.is_contiguous(), op, ": ", name, " must be contiguous ", sizes, "; got ",
-                    tensor.sizes(), tensor.is_contiguous() ? "" : " with gaps");
-  return tensor.const_data_ptr<T>();
-}
-template <typename T>
-const T* values(const char* op, const char* name, const OptionalTensor& tensor, at::ScalarType dtype, IntArrayRef sizes) {
-  return tensor && tensor->defined() ? values<T>(op, name, *tensor, dtype, sizes) : nullptr;
-}
-
-bool given(const OptionalTensor& tensor) { return tensor && tensor->defined(); }
-
-void check_input(const char* op, const Tensor& x, const OptionalTensor& threshold, const OptionalTensor& flip, int64_t channels,
-                 const char* floats, const char* bits, int64_t dims) {
-  TORCH_CHECK_VALUE(channels > 0, op, ": channels must be positive; got ", channels);
-  if (x.scalar_type() == at::kByte) {
-    TORCH_CHECK_VALUE(x.dim() == dims && x.sym_size(dims - 1) == bits_bytes(channels), op, ": x must be ", bits, ", ", bits_bytes(channels),
-                      " bytes for ", channels, " channels; got ", x.sym_sizes());
-    TORCH_CHECK_VALUE(!given(threshold) && !given(flip), op, ": threshold and flip must be None where x is bits");
-    return;
-  }
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat, op, ": x must be Float, or Byte for bits; got ", x.scalar_type());
-  TORCH_CHECK_VALUE(x.dim() == dims && x.sym_size(1) == channels, op, ": x must be ", floats, " of ", channels, " channels; got ",
-                    x.sym_sizes());
-}
+using namespace binary_call;
 
 // Everything but the input and the output.
 BinaryLayer layer_of(const char* op, const Geometry<int64_t>& g, const OptionalTensor& threshold, const OptionalTensor& flip, bool unit,
@@ -92,29 +62,14 @@ Tensor run(BinaryLayer& layer, const Tensor& x, IntArrayRef out_sizes, IntArrayR
   return out;
 }
 
-template <typename Int>
-Geometry<Int> conv_geometry(const char* op, c10::ArrayRef<Int> x, bool bits, const Int& out_channels, int64_t channels, IntArrayRef kernel,
-                            IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
-  if (!bits) return geometry<Int>(op, x, out_channels, kernel, stride, padding, dilation, groups);
-  const Int sizes[4] = {x[0], channels, x[1], x[2]};
-  return geometry<Int>(op, sizes, out_channels, kernel, stride, padding, dilation, groups);
-}
-
-constexpr const char *conv_floats = "[N, C, H, W]", *conv_bits = "[N, H, W, bytes]";
-constexpr const char *linear_floats = "[N, C]", *linear_bits = "[N, bytes]";
-
-bool channels_last(const Tensor& x) {
-  return x.scalar_type() == at::kFloat && x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
-}
-
 Tensor conv2d_cpu(const Tensor& input, const OptionalTensor& threshold, const OptionalTensor& flip, bool unit, const Tensor& codes,
                   const Tensor& panels, const Tensor& sums, const Tensor& scales, const OptionalTensor& bias,
                   const OptionalTensor& next_threshold, const OptionalTensor& next_flip, int64_t channels, IntArrayRef kernel,
                   IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
   const char* op = "packed_binary_conv2d";
   check_input(op, input, threshold, flip, channels, conv_floats, conv_bits, 4);
-  const auto g = conv_geometry<int64_t>(op, input.sizes(), input.scalar_type() == at::kByte, scales.numel(), channels, kernel, stride,
-                                        padding, dilation, groups);
+  const auto g = conv_sizes<int64_t>(op, input.sizes(), input.scalar_type() == at::kByte, scales.numel(), channels, kernel, stride, padding,
+                                     dilation, groups);
   BinaryLayer layer = layer_of(op, g, threshold, flip, unit, codes, panels, sums, scales, bias, next_threshold, next_flip, kernel, stride,
                                padding, dilation, groups);
   layer.rows = channels_last(input);
@@ -142,8 +97,8 @@ Tensor conv2d_meta(const Tensor& x, const OptionalTensor& threshold, const Optio
                    int64_t channels, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
   const char* op = "packed_binary_conv2d";
   check_input(op, x, threshold, flip, channels, conv_floats, conv_bits, 4);
-  const auto g = conv_geometry<c10::SymInt>(op, x.sym_sizes(), x.scalar_type() == at::kByte, scales.sym_numel(), channels, kernel, stride,
-                                            padding, dilation, groups);
+  const auto g = conv_sizes<c10::SymInt>(op, x.sym_sizes(), x.scalar_type() == at::kByte, scales.sym_numel(), channels, kernel, stride,
+                                         padding, dilation, groups);
   if (given(next_threshold))
     return at::empty_symint({g.batch, g.out_height, g.out_width, (g.out_channels + 63) / 64 * 8}, x.options().dtype(at::kByte));
   return at::empty_symint({g.batch, g.out_channels, g.out_height, g.out_width}, x.options().dtype(at::kFloat),

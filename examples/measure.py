@@ -61,12 +61,12 @@ class Bench:
             return model.eval()
         load_state(model, content)
         model = weights.prepare(model, args).eval()
-        if args.activation_bits:
-            import quantize
+        import quantize
 
+        if args.activation_bits:
             quantize.calibrate(model, self.training_images())
         if method == "ptq+bn":
-            weights.reestimate_batch_norm(model, self.training_images())
+            quantize.reestimate_batch_norm(model, self.training_images())
         return model
 
     def training_images(self) -> list[Tensor]:

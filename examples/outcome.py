@@ -38,7 +38,10 @@ def complexity(model: nn.Module, image: Tensor) -> dict:
     """Multiply-accumulates for `image`, in all and by bits, and bit operations: a multiply-accumulate's are the product of its bits."""
     import quantize
 
-    summary, macs = quantize.summary(model, image), Counter()
+    try:
+        summary, macs = quantize.summary(model, image), Counter()
+    except ValueError as error:  # a training that diverged has a report, too
+        return {"macs": None, "macs_by_bits": {}, "bit_ops": None, "not_counted": str(error)}
     for row in summary.layers:
         weight = f"{row.weight_bits:g}" if row.weight_bits == int(row.weight_bits) else "learned"
         macs[f"{weight}x{row.activation_bits}"] += row.macs
@@ -67,12 +70,13 @@ def pack(model: nn.Module, float_model: nn.Module, file: Path) -> dict:
 
 def text(numbers: dict) -> str:
     """The report, a line a number."""
-    by_bits = ", ".join(f"{count / 1e6:,.2f} M at {bits}" for bits, count in numbers["macs_by_bits"].items())
-    complexity = f"{numbers['macs'] / 1e6:,.2f} M multiply-accumulates: {by_bits} bits (weight x activation)"
-    lines = {
-        "complexity": f"{complexity}; {numbers['bit_ops'] / 1e9:,.3f} G bit operations",
-        "parameters": f"{numbers['parameters'] / 1e6:,.2f} M",
-    }
+    if numbers["macs"] is None:
+        complexity = f"none: {numbers['not_counted']}"
+    else:
+        by_bits = ", ".join(f"{count / 1e6:,.2f} M at {bits}" for bits, count in numbers["macs_by_bits"].items())
+        complexity = f"{numbers['macs'] / 1e6:,.2f} M multiply-accumulates: {by_bits} bits (weight x activation)"
+        complexity += f"; {numbers['bit_ops'] / 1e9:,.3f} G bit operations"
+    lines = {"complexity": complexity, "parameters": f"{numbers['parameters'] / 1e6:,.2f} M"}
     if numbers["best_top1"] is not None:
         last = "" if numbers["last_top1"] is None else f", after the last epoch {numbers['last_top1']:.2f} %"
         lines["best top-1"] = f"{numbers['best_top1']:.2f} %{last}"

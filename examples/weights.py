@@ -5,7 +5,7 @@ import re
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import few_bits
 import learned_bits
@@ -125,19 +125,3 @@ def relative_mse(model: nn.Module) -> float:
         error += float((getattr(module, tensor) - latent).double().square().sum())
         power += float(latent.double().square().sum())
     return error / power if power else 0.0
-
-
-@torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, batches: list[Tensor]) -> None:
-    """Replace running means and variances by the average over `batches`: quantized weights shift what the batch norms see."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-    model.train()
-    for images in batches:
-        model(images)
-    model.eval()
-    for norm, momentum in zip(norms, before, strict=True):
-        norm.momentum = momentum

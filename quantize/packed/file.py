@@ -187,6 +187,8 @@ def _check_grid(step: Step, tensors: dict[str, Tensor]) -> None:
     top = 2 ** step.entry["activation_bits"] - 1
     if not (0 <= zero <= top and zero == int(zero)):
         raise Bad(f"layer {step.entry['name']!r}: zero_point must be a whole number from 0 to {top}; got {zero}")
+    if zero and step.entry["method"] == "dorefa":  # no level of its weights is zero, as what fills panels up must then be
+        raise Bad(f"layer {step.entry['name']!r}: zero_point must be 0 for dorefa; got {zero}")
 
 
 def _apply(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], weights: list) -> None:

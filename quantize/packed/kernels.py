@@ -21,7 +21,7 @@ FLOAT_ROWS = 4  # float inputs of more rows are faster through the decoded weigh
 FEWEST_INPUTS, FEWEST_OUTPUTS = 4, 8  # of a group: with fewer, most of a panel of 16 x 4 would be filling
 PLANNED = ("codes", "scales", "bias", "step", "zero_point", "threshold", "flip")  # what the ops are given of a layer
 USED = (*PLANNED, "group_bits")
-LONGEST = 2**31 // (255 * 128)  # products that an int32 sum holds in any case
+LONGEST, LONGEST_SIGNS = 2**31 // (255 * 128), 2**30 - 1  # products that an int32 sum holds in any case
 
 
 def reason(layer) -> str:
@@ -32,9 +32,10 @@ def reason(layer) -> str:
         return "decoded at each use: transposed"
     if layer.spatial == 3:
         return "decoded at each use: three dimensions"
-    if layer.scales.numel() == 0 or _length(layer) > LONGEST:
+    signs = isinstance(layer.grid, SignGrid)
+    if layer.scales.numel() == 0 or _length(layer) > (LONGEST_SIGNS if signs else LONGEST):
         return "decoded at each use: too many inputs for 32-bit sums"
-    if isinstance(layer.grid, SignGrid):
+    if signs:
         apart = layer.spatial > 0 and layer.padding_mode == "zeros" and _symmetric_padding(layer) is None
         return "decoded at each use: zeros on one side, which have no sign" if apart else ""
     if layer.activation_bits is None and layer.spatial > 0:
@@ -238,6 +239,8 @@ def _following(layer) -> tuple[Tensor, Tensor] | None:
     """Thresholds of the products that make them the next layer's bits; None where that takes floats."""
     other = layer._next
     if other is None or torch.compiler.is_compiling() or reason(other) or (other.spatial > 0 and _symmetric_padding(other) is None):
+        return None
+    if other.codes.device != layer.codes.device:  # DataParallel's replicas, layers spread over devices
         return None
     threshold, flip = other._buffers["threshold"], other._buffers["flip"]
     if threshold is None and other.grid.kind == "unit":

@@ -213,7 +213,8 @@ class DoReFa(WeightConfig):
         gradient_bits: 2 to 8, or 16; 32 leaves gradients alone. In training mode only, and of layers that have an input to quantize.
         scale_adjusted: multiplies the quantized weights by what gives them back the deviation of the full-precision ones, a number for each
             layer that is folded into its scale (as scale-adjusted training, arXiv 1912.10207, does it): tanh and division by the largest
-            multiply the deviation 3 to 8 times otherwise. Without effect on 1 bit, whose scale is the mean magnitude.
+            multiply the deviation several times otherwise. Without effect on 1 bit, whose scale is the mean magnitude. It makes no
+            difference beyond noise where 2 bits are unstable; :func:`quantize.reestimate_batch_norm` does.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

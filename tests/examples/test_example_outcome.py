@@ -86,3 +86,14 @@ def test_nothing_of_the_model_changes():
     outcome.complexity(model, torch.randn(1, 1, 32, 32))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [type(m) for m in model.modules()] == names and model.training
+
+
+def test_a_training_that_diverged_has_a_report_too():
+    model = quantize.prepare(create_model("lenet", 10, 1), quantize.Uniform(4))
+    with torch.no_grad():
+        model.conv1.parametrizations.weight.original.fill_(torch.nan)
+    numbers = outcome.complexity(model, torch.zeros(1, 1, 32, 32))
+    assert numbers["macs"] is None and "must be finite" in numbers["not_counted"]
+    packed = outcome.pack(model, create_model("lenet", 10, 1), None)
+    rest = {"parameters": 1, "best_top1": None, "last_top1": None, "duration_seconds": 1.0}
+    assert "complexity  none: " in outcome.text({**numbers, **packed, **rest})

@@ -75,16 +75,6 @@ def test_relative_mse():
     assert weights.relative_mse(model) == pytest.approx(float(expected)) and expected > 0
 
 
-def test_batch_norm_statistics_anew():
-    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3))
-    batches = [torch.randn(8, 1, 4, 4) for _ in range(3)]
-    momentum = model[1].momentum
-    weights.reestimate_batch_norm(model, batches)
-    means = torch.stack([model[0](images).mean((0, 2, 3)) for images in batches])
-    torch.testing.assert_close(model[1].running_mean, means.mean(0))
-    assert model[1].momentum == momentum and not model.training
-
-
 def test_two_processes_are_one_with_the_joint_batch(train, tmp_path):
     """Up to the order of sums. One epoch: that order decides on which side of a ReLU a value near zero falls, and such differences grow;
     in float64 two processes and one stay equal to 1e-11 over all three epochs."""

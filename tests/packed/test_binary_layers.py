@@ -228,3 +228,18 @@ def test_gradient_stops_at_signs(x):
     inputs = x.clone().requires_grad_()
     packed(inputs).sum().backward()
     assert inputs.grad is None
+
+
+def test_long_rows_of_bits_fit_sums():
+    packed = quantize.convert(quantize.prepare(nn.Linear(100_000, 3), quantize.XNOR()))
+    assert reason(packed) == ""
+    rows = torch.ones(1, 100_000)
+    assert torch.allclose(packed(rows), nn.functional.linear(rows, packed.weight, packed.bias), rtol=1e-3, atol=1e-2)
+
+
+def test_dorefa_has_no_zero_point(tmp_path):
+    packed = quantize.convert(quantize.prepare(nn.Linear(6, 3), quantize.DoReFa(2, 2)).eval())
+    packed.zero_point.fill_(1)
+    quantize.save(packed, tmp_path / "m")
+    with pytest.raises(ValueError, match="zero_point must be 0 for dorefa; got 1.0"):
+        quantize.load(nn.Linear(6, 3), tmp_path / "m")

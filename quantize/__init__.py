@@ -38,6 +38,8 @@ from .layers import (
     QSyncBatchNorm,
     QUpsample,
 )
+from .mixed_precision.measure import measure_sensitivity
+from .mixed_precision.sensitivity import Sensitivity
 from .packed.convert import convert
 from .packed.file import load, save
 from .packed.modules import (
@@ -104,6 +106,7 @@ __all__ = [
     "QReLU6",
     "QSyncBatchNorm",
     "QUpsample",
+    "Sensitivity",
     "SizeReport",
     "Summary",
     "Ternary",
@@ -118,6 +121,7 @@ __all__ = [
     "dorefa_activation",
     "dorefa_weight",
     "load",
+    "measure_sensitivity",
     "memory_report",
     "pack_activations",
     "power_of_two",

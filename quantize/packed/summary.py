@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..weight.prepare import prepared_weights
 from .contents import input_grid, packed_weights
@@ -103,7 +106,7 @@ def summary(model: nn.Module, *inputs) -> Summary:
     for row in report.layers:  # a layer's packed weight first
         sizes[row.name] += row.bytes
         stored_bits.setdefault(row.name, row.bits)
-    macs, products, seen_bits = _count(model, inputs)
+    macs, products, seen_bits = count_macs(model, inputs)
     prepared = {w.module for w in prepared_weights(model)}
     rows, out_projections = [], {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     for name, module in model.named_modules():
@@ -129,7 +132,7 @@ def summary(model: nn.Module, *inputs) -> Summary:
 
 
 @torch.no_grad()
-def _count(model: nn.Module, inputs: tuple) -> tuple[Counter, Counter, dict[str, int]]:
+def count_macs(model: nn.Module, args: tuple, kwargs: Mapping = MappingProxyType({})) -> tuple[Counter, Counter, dict[str, int]]:
     """MACs with weights, MACs among activations, and bits of the input, by layer name."""
     macs, products, bits = Counter(), Counter(), {}
     copied = shell(model).eval()  # whose hooks see floats: what is watched hands no bits on (kernels.py)
@@ -155,7 +158,8 @@ def _count(model: nn.Module, inputs: tuple) -> tuple[Counter, Counter, dict[str,
             module.register_forward_hook(count_layer, with_kwargs=True)
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
-        copied(*(x.clone() if isinstance(x, Tensor) else x for x in inputs))  # in-place layers write into their input
+        args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, dict(kwargs)))  # in-place layers write into their input
+        copied(*args, **kwargs)
     return macs, products, bits
 
 

@@ -110,7 +110,7 @@ def prepare(model: nn.Module, config) -> nn.Module:
         raise ValueError(f"prepare: model must have a layer that config chooses; its convolution and linear layers are {layers}")
     for name, module, _ in chosen:
         for tensor in tensor_names(module):
-            _check_weight(name, module, tensor)
+            check_weight(name, module, tensor)
     shared: dict[tuple, WeightQuantizer] = {}
     for _, module, own in chosen:
         _prepare_layer(module, own, shared)
@@ -134,8 +134,19 @@ def tensor_names(module: nn.Module) -> list[str]:
     return ["weight_ih", "weight_hh"] if isinstance(module, nn.RNNCellBase) else []
 
 
-def _check_weight(name: str, module: nn.Module, tensor: str) -> None:
-    at = f"prepare: {tensor} of layer {name!r}"
+def channel_axis(module: nn.Module) -> int:
+    """The dimension of output channels of its weights."""
+    return 1 if isinstance(module, TRANSPOSED) else 0
+
+
+def quantizes_input(module: nn.Module) -> bool:
+    """Whether activation bits mean anything to it: modules that read weights without calling their layers have no input to quantize."""
+    return isinstance(module, LAYERS) and not isinstance(module, NonDynamicallyQuantizableLinear)
+
+
+def check_weight(name: str, module: nn.Module, tensor: str, who: str = "prepare") -> None:
+    """ValueError or TypeError for a weight that cannot be quantized."""
+    at = f"{who}: {tensor} of layer {name!r}"
     if parametrize.is_parametrized(module, tensor) and any(isinstance(q, WeightQuantizer) for q in module.parametrizations[tensor]):
         raise ValueError(f"{at} must not be prepared already; make a new model for another configuration")
     weight = getattr(module, tensor)
@@ -150,7 +161,7 @@ def _check_weight(name: str, module: nn.Module, tensor: str) -> None:
 
 
 def _prepare_layer(module: nn.Module, config: WeightConfig, shared: dict[tuple, WeightQuantizer]) -> None:
-    axis = 1 if isinstance(module, TRANSPOSED) else 0
+    axis = channel_axis(module)
     for tensor in tensor_names(module):
         weight = getattr(module, tensor)
         key = (id(weight), config, axis)  # what a quantizer learns of a tied weight is learned once
@@ -163,8 +174,7 @@ def _prepare_layer(module: nn.Module, config: WeightConfig, shared: dict[tuple, 
         quantizer.train(module.training)
     if isinstance(module, nn.RNNBase):
         _flatten_at_use(module)
-    # Modules that read weights without calling their layers have no input to quantize, nor an output.
-    if not isinstance(module, LAYERS) or isinstance(module, NonDynamicallyQuantizableLinear):
+    if not quantizes_input(module):
         return
     if config.activation_bits is not None:
         own = make_activation_quantizer(config, module.parametrizations["weight"].original.device)

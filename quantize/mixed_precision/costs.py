@@ -1,0 +1,77 @@
+"""What each layer costs at each choice of bits: bytes in the file, bit operations in a forward pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..packed.plain import without_compression
+from ..packed.size_report import size_report
+from ..packed.summary import count_macs
+from ..weight.config import DiffQ, WeightConfig
+from ..weight.prepare import prepare
+from .replay import positional
+
+FLOAT_BITS = 32
+
+
+def stored_bytes(model: nn.Module, groups: Sequence[Sequence[str]], configs: Sequence[WeightConfig | None]) -> tuple[Tensor, int]:
+    """Bytes of each group at each config, int64 [L, K], in the file of the converted model, and all others'.
+
+    Biases, scales and folded batch norms count with their layers. Where the layer stays in full precision, its batch norm stays too.
+    """
+    plain = copy.deepcopy(model).eval()
+    without_compression(plain)
+    every = [name for names in groups for name in names]
+    table, others = torch.zeros(len(groups), len(configs), dtype=torch.long), 0
+    quantized = [k for k, config in enumerate(configs) if config is not None]
+    for k in quantized:
+        report = size_report(_prepared(plain, dict.fromkeys(every, configs[k])))
+        rows = _by_layer(report)
+        table[:, k] = torch.tensor([sum(rows.get(name, 0) for name in names) for names in groups])
+        others = max(others, report.bytes - int(table[:, k].sum()))
+    for k in set(range(len(configs))) - set(quantized):
+        if not quantized:
+            rows = _by_layer(size_report(plain))
+            table[:, k] = torch.tensor([sum(rows.get(name, 0) for name in names) for names in groups])
+            return table, sum(rows.values()) - int(table[:, k].sum())
+        with_all = others + int(table[:, quantized[0]].sum())
+        for number, names in enumerate(groups):
+            some = dict.fromkeys((name for name in every if name not in names), configs[quantized[0]])
+            without = size_report(_prepared(plain, some) if some else plain).bytes
+            table[number, k] = without - with_all + table[number, quantized[0]]
+    return table, others
+
+
+def _prepared(plain: nn.Module, config: Mapping) -> nn.Module:
+    return prepare(copy.deepcopy(plain), {"*": None, **{_escaped(name): own for name, own in config.items()}})
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _by_layer(report) -> dict[str, int]:
+    rows: dict[str, int] = {}
+    for row in report.layers:
+        rows[row.name] = rows.get(row.name, 0) + row.bytes
+    return rows
+
+
+def bit_operations(model: nn.Module, inputs, groups: Sequence[Sequence[str]], configs: Sequence[WeightConfig | None]) -> Tensor:
+    """Bit operations of a sample in each group at each config, int64 [L, K]: multiply-accumulates times weight bits times input bits."""
+    args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (positional(inputs), {})
+    samples = next(len(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+    macs, _, _ = count_macs(model, args, kwargs)
+    counts = torch.tensor([sum(macs[name] for name in names) for names in groups], dtype=torch.float64) / samples
+    return (counts[:, None] * torch.tensor([_product(config) for config in configs], dtype=torch.float64)).round().long()
+
+
+def _product(config: WeightConfig | None) -> float:
+    if config is None:
+        return FLOAT_BITS * FLOAT_BITS
+    weight = config.init_bits if isinstance(config, DiffQ) else config.weight_bits
+    return weight * (config.activation_bits or FLOAT_BITS)

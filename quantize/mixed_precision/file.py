@@ -1,0 +1,76 @@
+"""Sensitivities as safetensors files."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+
+import torch
+
+from .choices import describe, restore
+from .sensitivity import Sensitivity
+
+FORMAT = "quantize.sensitivity/1"
+TABLES = ("matrix", "bytes", "bit_ops")
+FIELDS = ("layers", "choices", "members", "shapes", "method", "metric", "samples", "other_bytes")
+
+
+def write(tensors: dict[str, torch.Tensor], fields: dict, path) -> None:
+    """A safetensors file of `tensors` with `fields` as JSON in its header, complete or not there at all."""
+    from safetensors.torch import save_file
+
+    path = os.fspath(path)
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"quantize": json.dumps(fields)})
+        with open(temporary, "rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def read(path, who: str, format: str, tables: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], dict]:
+    """The inverse. FileNotFoundError, or ValueError for a file that is damaged or of another format."""
+    from safetensors import SafetensorError, safe_open
+
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{who}: path must be a file; there is none at {path}")
+    try:
+        with safe_open(path, "pt") as stream:
+            text = (stream.metadata() or {}).get("quantize")
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  not a dict
+        fields = json.loads(text) if text is not None else None
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"{who}: {path} is damaged or no safetensors file: {error}") from error
+    if not isinstance(fields, dict) or fields.get("format") != format:
+        found = fields.get("format", "no format") if isinstance(fields, dict) else "no such header"
+        raise ValueError(f"{who}: {path} must be of format {format!r}; found {found!r}")
+    if set(tensors) != set(tables):
+        raise ValueError(f"{who}: {path} must hold tensors {', '.join(tables)}; found {', '.join(sorted(tensors)) or 'none'}")
+    return tensors, fields
+
+
+def save(sensitivity: Sensitivity, path) -> None:
+    """See :meth:`quantize.Sensitivity.save`."""
+    fields = {"format": FORMAT, "configs": [describe(config) for config in sensitivity.configs]}
+    fields |= {name: getattr(sensitivity, name) for name in FIELDS}
+    write({name: getattr(sensitivity, name) for name in TABLES}, fields, path)
+
+
+def load(path) -> Sensitivity:
+    """See :meth:`quantize.Sensitivity.load`."""
+    tensors, fields = read(path, "Sensitivity.load", FORMAT, TABLES)
+    missing = [name for name in ("configs", *FIELDS) if name not in fields]
+    if missing:
+        raise ValueError(f"Sensitivity.load: {path} must have the field {missing[0]!r}; it has not")
+    rest = {name: fields[name] for name in FIELDS if name not in ("layers", "choices")}
+    try:
+        configs = [restore(entry) for entry in fields["configs"]]
+        choices = [tuple(pair) for pair in fields["choices"]]
+        return Sensitivity(fields["layers"], choices, *(tensors[name] for name in TABLES), configs=configs, **rest)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"Sensitivity.load: {path} is damaged: {error}") from error

@@ -1,0 +1,29 @@
+"""What a measurement depends on, in a word."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+
+def fingerprint(model: nn.Module, batches, others) -> str:
+    """A hexadecimal digest of the model's state, the batches and the `others`' repr."""
+    digest = hashlib.sha256(repr(others).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        _update(digest, tensor)
+    for leaf in tree_leaves([tuple(batch) for batch in batches]):
+        _update(digest, leaf)
+    return digest.hexdigest()
+
+
+def _update(digest, value) -> None:
+    if not isinstance(value, Tensor):
+        digest.update(repr(value).encode())
+        return
+    digest.update(f"{value.dtype}{list(value.shape)}".encode())
+    if value.numel() and not value.is_meta:
+        digest.update(memoryview(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))

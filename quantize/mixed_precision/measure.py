@@ -1,0 +1,194 @@
+"""measure_sensitivity(): forward passes with one layer, or two, at few bits."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..packed.modules import PackedLayer
+from ..packed.plain import refuse_wrappers
+from ..weight.config import Uniform
+from ..weight.prepare import check_weight, prepared_weights, tensor_names
+from .choices import check_choices, config_of
+from .costs import bit_operations, stored_bytes
+from .metrics import KL, Loss
+from .replay import positional
+from .sensitivity import Sensitivity
+from .survey import METHODS, WHO, Survey
+
+METRICS = ("kl", "loss")
+
+
+def measure_sensitivity(
+    model: nn.Module,
+    batches: Iterable,
+    choices: Sequence[tuple[int | None, int | None]],
+    method: str = "gauss_newton",
+    metric: str = "kl",
+    quantizer=Uniform,
+    *,
+    skip: Sequence[str] = (),
+    groups: Mapping[str, str | Sequence[str]] | None = None,
+    loss_fn: Callable | None = None,
+    checkpoint=None,
+    progress: bool = True,
+) -> Sensitivity:
+    """Measures what few bits in each layer, and in pairs of layers, do to a trained float model. Nothing of the model changes.
+
+    Every convolution, linear, recurrent and attention layer is quantized in turn to every choice, as :func:`quantize.prepare` would do
+    it, its input's step set from `batches` as :func:`quantize.calibrate` would; what comes before it is not computed again. The four ways
+    of the original are ``"diagonal"`` with ``"loss"`` (its `naive`), ``"clado"`` with ``"loss"`` (CLADO) or ``"kl"`` (its `KL`), and
+    ``"diagonal"`` with ``"kl"`` (ZeroQ).
+
+    Under torchrun, with a process group, each process measures a part; all must be given the same batches and get the same result.
+
+    Args:
+        model: a float model; its outputs are logits [N, classes, ...], but for metric ``"loss"`` with a `loss_fn` of its own.
+        batches: (inputs, targets) pairs, kept in memory; inputs a Tensor, a tuple of positional or a dict of keyword arguments; targets
+            are used by metric ``"loss"`` only. A few hundred samples do.
+        choices: (weight_bits, activation_bits) pairs; activation_bits None: inputs not quantized; (None, None): not quantized at all.
+        method: ``"gauss_newton"``: ``E[dz' H dz] / 2``, dz the logits' change by one layer, H = diag(p) - pp'; 1 + L*K forward passes,
+            always positive semidefinite. ``"clado"``: every pair of layers is measured, up to (L*K)^2 / 2 partial forward passes: slower,
+            and better where 2 bits break layers. ``"diagonal"``: no cross terms.
+        metric: ``"kl"``: KL(float || quantized), in nats; ``"loss"``: the growth of `loss_fn`.
+        quantizer: Uniform, PowerOfTwo, DoReFa, DiffQ, Ternary, XNOR, or a function (weight_bits, activation_bits) -> configuration.
+        skip: glob patterns over names of layers that stay in full precision.
+        groups: ``{group name: glob patterns}`` of layers that must have the same bits, such as a residual stage; measured as one. Layers
+            that share a weight are one in any case.
+        loss_fn: ``loss_fn(output, targets)``, mean over samples; cross-entropy if not given.
+        checkpoint: path of a file where an interrupted measurement goes on to the same result; it is removed in the end.
+        progress: show a bar with the time that is left.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> batches = [(torch.randn(64, 16), torch.randint(4, (64,)))]
+        >>> sensitivity = quantize.measure_sensitivity(model, batches, [(2, 8), (4, 8), (8, 8)], progress=False)
+        >>> sensitivity.layers, sensitivity.bytes.tolist()
+        (('0', '2'), [[520, 520, 776], [72, 104, 168]])
+
+    Sources: Deng et al., CLADO, arXiv 2307.05657, equation 8; Cai et al., ZeroQ, arXiv 2001.00281; Martens, arXiv 1412.1193, section 8.
+    """
+    _check_model(model)
+    batches = _checked_batches(batches, metric)
+    choices = check_choices(choices, WHO)
+    if method not in METHODS:
+        raise ValueError(f"{WHO}: method must be one of {', '.join(map(repr, METHODS))}; got {method!r}")
+    if metric not in METRICS:
+        raise ValueError(f"{WHO}: metric must be one of {', '.join(map(repr, METRICS))}; got {metric!r}")
+    if loss_fn is not None and not callable(loss_fn):
+        raise TypeError(f"{WHO}: loss_fn must be callable; got {loss_fn!r}")
+    if loss_fn is not None and (metric != "loss" or method == "gauss_newton"):
+        raise ValueError(f'{WHO}: loss_fn belongs to metric "loss" with method "clado" or "diagonal"; got {method!r} with {metric!r}')
+    if not callable(quantizer):
+        raise TypeError(f"{WHO}: quantizer must be a class such as quantize.Uniform or a function; got {quantizer!r}")
+    configs = tuple(config_of(quantizer, choice, WHO) for choice in choices)
+    members = _layers(model, skip, groups)
+    for names in members.values():
+        for name in names:
+            for tensor in tensor_names(model.get_submodule(name)):
+                check_weight(name, model.get_submodule(name), tensor, WHO)
+    layers = list(members.values())
+    measure = KL if metric == "kl" else functools.partial(Loss, loss_fn=loss_fn or F.cross_entropy)
+    survey = Survey(model, batches, layers, configs, method, metric, measure, checkpoint, progress)
+    matrix = survey.matrix()
+    nbytes, other_bytes = stored_bytes(model, layers, configs)
+    shapes = {
+        name: {tensor: tuple(getattr(model.get_submodule(name), tensor).shape) for tensor in tensor_names(model.get_submodule(name))}
+        for names in layers
+        for name in names
+    }
+    return Sensitivity(
+        list(members),
+        choices,
+        matrix,
+        nbytes,
+        bit_operations(model, batches[0][0], layers, configs),
+        configs=configs,
+        members=members,
+        shapes=shapes,
+        method=method,
+        metric=metric,
+        samples=sum(survey.samples),
+        other_bytes=other_bytes,
+    )
+
+
+def _check_model(model) -> None:
+    refuse_wrappers(model, WHO)
+    if any(isinstance(module, PackedLayer) for module in model.modules()):
+        raise ValueError(f"{WHO}: model must be a float model; got a converted one")
+    prepared = next(prepared_weights(model), None)
+    if prepared is not None:
+        raise ValueError(f"{WHO}: model must be a float model; {prepared.name!r} is prepared")
+
+
+def _checked_batches(batches, metric: str) -> list[tuple]:
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise TypeError(f"{WHO}: batches must be an iterable of (inputs, targets) pairs; got {type(batches).__name__}")
+    batches = list(batches)
+    if not batches:
+        raise ValueError(f"{WHO}: batches must hold at least one (inputs, targets) pair; got none")
+    wrong = [type(b).__name__ for b in batches if not isinstance(b, (tuple, list)) or len(b) != 2]
+    if wrong:
+        raise TypeError(f"{WHO}: batches must hold (inputs, targets) pairs; got {wrong[0]}")
+    for number, (inputs, _) in enumerate(batches):
+        tensors = [v for v in (inputs.values() if isinstance(inputs, Mapping) else positional(inputs)) if isinstance(v, Tensor)]
+        if any(not t.numel() for t in tensors) or not tensors:
+            raise ValueError(f"{WHO}: batches must hold samples; got an empty one, number {number}")
+        if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in tensors):
+            raise ValueError(f"{WHO}: batches must be finite; number {number} holds NaN or infinite inputs")
+    return batches
+
+
+def _layers(model: nn.Module, skip, groups) -> dict[str, tuple[str, ...]]:
+    """The modules of each layer that gets bits of its own, in module order."""
+    names = [name for name, module in model.named_modules() if tensor_names(module)]
+    if not names:
+        raise ValueError(f"{WHO}: model must have a convolution, linear, recurrent or attention layer; it has none")
+    skipped = {name for pattern in _patterns(skip, "skip") for name in _matching(pattern, names, "skip")}
+    left = [name for name in names if name not in skipped]
+    if not left:
+        raise ValueError(f"{WHO}: skip must leave a layer; it skips all of {', '.join(names[:5])}")
+    group_of: dict[str, str] = {}
+    for group, patterns in (groups or {}).items():
+        for pattern in _patterns(patterns, f"groups[{group!r}]"):
+            for name in _matching(pattern, left, f"groups[{group!r}]"):
+                if group_of.setdefault(name, group) != group:
+                    raise ValueError(f"{WHO}: groups must not overlap; {name!r} is in {group_of[name]!r} and in {group!r}")
+    owners: dict[int, str] = {}  # of weights that layers share
+    members: dict[str, list[str]] = {}
+    for name in left:
+        module = model.get_submodule(name)
+        own = [id(getattr(module, tensor)) for tensor in tensor_names(module)]
+        group = next((owners[key] for key in own if key in owners), group_of.get(name, name))
+        if group_of.get(name, group) != group:
+            raise ValueError(
+                f"{WHO}: groups must hold all layers that share a weight; {name!r} and {members[group][0]!r} are in different ones"
+            )
+        owners |= dict.fromkeys(own, group)
+        members.setdefault(group, []).append(name)
+    clash = next((g for g in groups or {} if g in left and g not in members.get(g, [g])), None)
+    if clash is not None:
+        raise ValueError(f"{WHO}: groups must not have a layer's name unless it is in the group; got {clash!r}")
+    return {group: tuple(own) for group, own in members.items()}
+
+
+def _patterns(patterns, argument: str) -> list[str]:
+    found = [patterns] if isinstance(patterns, str) else list(patterns) if isinstance(patterns, Iterable) else [None]
+    if not all(isinstance(pattern, str) for pattern in found):
+        raise TypeError(f"{WHO}: {argument} must be glob patterns over layer names; got {patterns!r}")
+    return found
+
+
+def _matching(pattern: str, names: list[str], argument: str) -> list[str]:
+    found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        raise ValueError(f"{WHO}: {argument} must match layers, such as {', '.join(map(repr, names[:3]))}; {pattern!r} matches none")
+    return found

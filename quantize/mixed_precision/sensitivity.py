@@ -1,0 +1,199 @@
+"""Sensitivity: what few bits cost in accuracy, layer by layer and between layers, and what they save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..packed.table import aligned
+from ..weight.config import Uniform
+from ..weight.prepare import tensor_names
+from .choices import Choice, check_choices, choice_text, config_of
+from .projection import nearest_positive
+
+
+class Sensitivity:
+    """How much the loss grows with each layer's choice of bits, and what each choice costs.
+
+    For an assignment x, one-hot in each layer, ``x @ matrix @ x`` predicts the growth (:meth:`predict`).
+    :func:`quantize.measure_sensitivity` measures one, :func:`quantize.allocate` finds the best assignment within a budget.
+
+    Args:
+        layers: L different names: modules', or groups' of modules that have the same bits.
+        choices: K different pairs (weight_bits, activation_bits); None: not quantized.
+        matrix: [L*K, L*K], entry (l*K + k, m*K + j) of layer l at choice k with layer m at choice j. Made symmetric.
+        bytes, bit_ops: [L, K], of the stored layer and of a sample's forward pass through it.
+        configs: K weight configurations or None, one for each choice; if not given :class:`quantize.Uniform`'s.
+        members: the modules that a layer stands for, by its name; if not given the module of that name.
+        shapes: of the modules' weights, ``{module: {tensor: shape}}``; if given, models are compared with them.
+        method, metric, samples: how it was measured. other_bytes: of the converted model's file beside these layers.
+
+    Attributes:
+        As the arguments: tuples, tensors (matrix float64) and dicts. parameters: int64 [L], weights of each layer, None without shapes.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> matrix = torch.diag(torch.tensor([0.4, 0.1, 0.0, 0.9, 0.2, 0.0]))
+        >>> sizes = torch.tensor([[20, 40, 80], [10, 20, 40]])
+        >>> sensitivity = quantize.Sensitivity(["conv", "fc"], [(2, None), (4, None), (8, None)], matrix, sizes, 100 * sizes)
+        >>> round(sensitivity.predict({"conv": (4, None), "fc": (8, None)}), 6)
+        0.1
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[str],
+        choices: Sequence[Choice],
+        matrix: Tensor,
+        bytes: Tensor,
+        bit_ops: Tensor,
+        *,
+        configs: Sequence | None = None,
+        members: Mapping[str, Sequence[str]] | None = None,
+        shapes: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
+        method: str = "",
+        metric: str = "",
+        samples: int = 0,
+        other_bytes: int = 0,
+    ):
+        who = "Sensitivity"
+        if isinstance(layers, str) or not all(isinstance(name, str) for name in layers):
+            raise TypeError(f"{who}: layers must be names; got {layers!r}")
+        self.layers = tuple(layers)
+        if not self.layers:
+            raise ValueError(f"{who}: layers must be at least one name; got none")
+        if len(set(self.layers)) < len(self.layers):
+            twice = next(name for i, name in enumerate(self.layers) if name in self.layers[:i])
+            raise ValueError(f"{who}: layers must be different names; got {twice!r} twice")
+        self.choices = check_choices(choices, who)
+        count, each = len(self.layers), len(self.choices)
+        self.matrix = self._checked("matrix", matrix, (count * each, count * each)).double()
+        self.matrix = (self.matrix + self.matrix.T) / 2
+        self.bytes = self._checked("bytes", bytes, (count, each), least=0)
+        self.bit_ops = self._checked("bit_ops", bit_ops, (count, each), least=0)
+        self.configs = tuple(configs) if configs is not None else tuple(config_of(Uniform, choice, who) for choice in self.choices)
+        if len(self.configs) != each:
+            raise ValueError(f"{who}: configs must be {each}, one for each choice; got {len(self.configs)}")
+        unknown = set(members or ()) - set(self.layers)
+        if unknown:
+            raise ValueError(f"{who}: members must be of the layers; got {sorted(unknown)[0]!r}, which is none")
+        self.members = {name: tuple((members or {}).get(name, (name,))) for name in self.layers}
+        self.shapes = {module: {tensor: tuple(shape) for tensor, shape in own.items()} for module, own in (shapes or {}).items()}
+        self.method, self.metric, self.samples, self.other_bytes = method, metric, samples, other_bytes
+
+    def _checked(self, name: str, table, shape: tuple[int, int], least: float | None = None) -> Tensor:
+        table = torch.as_tensor(table).detach().cpu()
+        if table.is_complex() or table.dtype == torch.bool:
+            raise TypeError(f"Sensitivity: {name} must be of real numbers; got {table.dtype}")
+        if table.shape != shape:
+            raise ValueError(
+                f"Sensitivity: {name} must be {list(shape)} for {len(self.layers)} layers and {len(self.choices)} choices; "
+                f"got {list(table.shape)}"
+            )
+        wrong = ~table.isfinite() if least is None else ~table.isfinite() | (table < least)
+        if wrong.any():
+            row, column = wrong.nonzero()[0].tolist()
+            at = [(row, column)] if least is not None else [divmod(row, len(self.choices)), divmod(column, len(self.choices))]
+            places = " with ".join(f"{self.layers[layer]!r} at {choice_text(self.choices[choice])}" for layer, choice in dict.fromkeys(at))
+            expected = "finite" if least is None else f"finite and at least {least}"
+            raise ValueError(f"Sensitivity: {name} must be {expected}; got {table[row, column].item()} for {places}")
+        return table.double() if table.is_floating_point() else table.long()
+
+    @property
+    def parameters(self) -> Tensor | None:
+        """int64 [L]: weights of each layer."""
+        if not self.shapes:
+            return None
+        counts = {module: sum(torch.Size(shape).numel() for shape in own.values()) for module, own in self.shapes.items()}
+        return torch.tensor([sum(counts[module] for module in self.members[name]) for name in self.layers])
+
+    @property
+    def values(self) -> Tensor:
+        """float64 [L, K]: the matrix' diagonal, what each choice costs by itself."""
+        return self.matrix.diagonal().view(len(self.layers), len(self.choices))
+
+    def one_hot(self, choice: Mapping[str, Choice]) -> Tensor:
+        """float64 [L*K]: the assignment as a vector. ValueError if it lacks a layer or names one, or a choice, that is none."""
+        unknown = set(choice) - set(self.layers)
+        if unknown:
+            raise ValueError(f"Sensitivity: choice must be of its layers; got {sorted(map(str, unknown))[0]!r}, which is none of them")
+        x = torch.zeros(len(self.layers), len(self.choices), dtype=torch.float64)
+        for row, name in zip(x, self.layers, strict=True):
+            if name not in choice:
+                raise ValueError(f"Sensitivity: choice must have all layers; {name!r} is missing")
+            if tuple(choice[name]) not in self.choices:
+                raise ValueError(f"Sensitivity: choice must be one of {self.choices}; got {choice[name]!r} for {name!r}")
+            row[self.choices.index(tuple(choice[name]))] = 1
+        return x.flatten()
+
+    def predict(self, choice: Mapping[str, Choice]) -> float:
+        """``x @ matrix @ x`` for an assignment of a choice to every layer."""
+        x = self.one_hot(choice)
+        return float(x @ self.matrix @ x)
+
+    def without_cross_terms(self) -> Sensitivity:
+        """The same with the matrix' diagonal alone: with KL, what ZeroQ has."""
+        return self._with(torch.diag(self.matrix.diagonal()))
+
+    def projected(self) -> Sensitivity:
+        """The same with the nearest positive semidefinite matrix that has this diagonal (Higham's alternating projections).
+
+        Pairs measured one by one have noise that can make the matrix indefinite. :func:`quantize.allocate` takes that as it is; other
+        solvers may want this. Clipping eigenvalues, as the original did, would change the diagonal, where the small values of many bits
+        drown. Source: Higham, IMA Journal of Numerical Analysis 22 (2002), algorithm 3.3. ValueError if the diagonal has negative entries:
+        then there is no such matrix.
+        """
+        return self._with(nearest_positive(self.matrix))
+
+    def _with(self, matrix: Tensor) -> Sensitivity:
+        rest = {"configs": self.configs, "members": self.members, "shapes": self.shapes, "method": self.method, "metric": self.metric}
+        rest |= {"samples": self.samples, "other_bytes": self.other_bytes}
+        return Sensitivity(self.layers, self.choices, matrix, self.bytes, self.bit_ops, **rest)
+
+    def check_model(self, model: nn.Module) -> None:
+        """ValueError, naming the first difference, unless `model` has the layers that this one was measured on."""
+        modules = dict(model.named_modules())
+        for name in self.layers:
+            for member in self.members[name]:
+                if member not in modules:
+                    raise ValueError(f"Sensitivity: model must have layer {member!r}; it has not, so this is of another model")
+                found = {tensor: tuple(getattr(modules[member], tensor).shape) for tensor in tensor_names(modules[member])}
+                expected = self.shapes.get(member, found)
+                if not found or found != expected:
+                    raise ValueError(
+                        f"Sensitivity: model must have weights {_shapes_text(expected)} in layer {member!r}; got {_shapes_text(found)}, so "
+                        "this is of another model"
+                    )
+
+    def save(self, path) -> None:
+        """Writes it to one safetensors file, no pickle. The file takes the place of an older one only when it is complete."""
+        from .file import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path) -> Sensitivity:
+        """The inverse of :meth:`save`. FileNotFoundError, or ValueError naming what is wrong with the file."""
+        from .file import load
+
+        return load(path)
+
+    def __str__(self):
+        header = ("layer", *(f"{choice_text(choice)}" for choice in self.choices))
+        rows = [(name, *(f"{value:.3g}" for value in row)) for name, row in zip(self.layers, self.values.tolist(), strict=True)]
+        return aligned(header, rows, "<" + ">" * len(self.choices)) + f"\n{self._title()}"
+
+    def _title(self) -> str:
+        words = [f"{len(self.layers)} layers, {len(self.choices)} choices", self.method, self.metric, f"{self.samples} samples"]
+        return "; ".join(word for word in words if word and word != "0 samples")
+
+    def __repr__(self):
+        return f"Sensitivity({self._title()})"
+
+
+def _shapes_text(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{tensor} {list(shape)}" for tensor, shape in shapes.items()) or "none"

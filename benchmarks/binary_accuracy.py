@@ -12,15 +12,13 @@ the same recipe. Accuracy is that after the last epoch; accuracy, bytes and late
 import argparse
 import concurrent.futures
 import json
-import os
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas
 from results import write
+from trainings import run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 BINARY = "--arch resnet20_q --dataset mnist5k --width 8 --batch-size 32 --lr 0.1 --channels-last"
@@ -48,26 +46,6 @@ def train(name: str, seed: int, workspace: Path) -> Path:
     first = run(f"{FIRST} --seed {seed}", workspace / f"first-seed{seed}") / "last.pt"
     folder = workspace / f"{name.replace(' ', '-').replace(',', '')}-seed{seed}"
     return run(f"{RECIPE} {CONFIGURATIONS[name]} --seed {seed} --init-from {first}", folder)
-
-
-def run(flags: str, folder: Path) -> Path:
-    """`folder` with a finished training in it; one that was interrupted goes on, one that is finished is left alone."""
-    flags = f"{flags} --workspace {folder}"
-    known = (folder / "flags").exists() and (folder / "flags").read_text().strip() == flags
-    if known and (folder / "report.json").exists():
-        return folder
-    if not known:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "flags").write_text(flags + "\n")
-    resume = ["--resume", folder / "last.pt"] if (folder / "last.pt").exists() else []
-    began = time.perf_counter()
-    with (folder / "output.txt").open("a") as output:
-        command = [sys.executable, EXAMPLES / "train.py", *flags.split(), *resume]
-        subprocess.run(command, check=True, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    top1 = json.loads((folder / "report.json").read_text())["last_top1"]
-    print(f"{folder.name}: {top1:.2f} % in {time.perf_counter() - began:.0f} s", flush=True)
-    return folder
 
 
 def measured(folders: dict[tuple[str, int], Path]) -> pandas.DataFrame:

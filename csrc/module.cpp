@@ -1,5 +1,5 @@
-// The pybind11 module quantize._C: what was built, which ISA runs, and a faster way to ops. They are dispatcher ops and need no entry
-// here.
+// The pybind11 module quantize._C: what was built, which ISA runs, a faster way to ops, and the allocator. Ops themselves are the
+// dispatcher's and need no entry here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,6 +7,7 @@
 
 #include "activation/packed_strides.h"
 #include "core/cpu_isa.h"
+#include "mixed_precision/bind.h"
 #include "packed/bound_op.h"
 
 #if defined(__clang__)
@@ -50,6 +51,7 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   quantize::packed::define_bound_op(m);
+  quantize::mixed_precision::define_allocate(m);
   m.def(
       "packed_strides",
       [](const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {

@@ -38,6 +38,8 @@ from .layers import (
     QSyncBatchNorm,
     QUpsample,
 )
+from .mixed_precision.allocate import Allocation, allocate
+from .mixed_precision.latency import measure_latency
 from .mixed_precision.measure import measure_sensitivity
 from .mixed_precision.sensitivity import Sensitivity
 from .packed.convert import convert
@@ -68,6 +70,7 @@ __version__ = _C.build_info()["version"]
 
 __all__ = [
     "ActivationConfig",
+    "Allocation",
     "DiffQ",
     "DoReFa",
     "MemoryReport",
@@ -115,12 +118,14 @@ __all__ = [
     "XNOR",
     "activation_penalty",
     "add_bit_parameters",
+    "allocate",
     "binary",
     "calibrate",
     "convert",
     "dorefa_activation",
     "dorefa_weight",
     "load",
+    "measure_latency",
     "measure_sensitivity",
     "memory_report",
     "pack_activations",

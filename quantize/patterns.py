@@ -31,6 +31,11 @@ def check(config, kinds: tuple[type, ...], who: str):
     return config
 
 
+def exactly(name: str) -> str:
+    """The pattern that fits this name alone."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
 def unmatched(config, names: list[str]) -> list[str]:
     """The patterns of `config` that fit none of `names`."""
     return [p for p in config if not any(fnmatch.fnmatchcase(n, p) for n in names)] if isinstance(config, Mapping) else []

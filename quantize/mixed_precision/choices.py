@@ -52,10 +52,16 @@ def config_of(quantizer, choice: Choice, who: str) -> WeightConfig | None:
     made = MAKE.get(quantizer, quantizer)(weight, activation)
     if not isinstance(made, WeightConfig):
         raise TypeError(f"{who}: quantizer must return a configuration such as quantize.Uniform; got {made!r} for {choice}")
-    bits = made.init_bits if isinstance(made, DiffQ) else made.weight_bits
-    if quantizer in MAKE and bits != weight:
-        raise ValueError(f"{who}: choices with {quantizer.__name__} must have weight_bits {bits}; got {choice}")
+    if isinstance(made.activation_bits, str):
+        raise ValueError(f"{who}: quantizer must return a configuration of fixed bits; got activation_bits {made.activation_bits!r}")
+    if quantizer in MAKE and weight_bits_of(made) != weight:
+        raise ValueError(f"{who}: choices with {quantizer.__name__} must have weight_bits {weight_bits_of(made)}; got {choice}")
     return made
+
+
+def weight_bits_of(config: WeightConfig) -> float:
+    """Bits of a weight, of learned ones those they start with."""
+    return config.init_bits if isinstance(config, DiffQ) else config.weight_bits
 
 
 def describe(config: WeightConfig | None) -> dict | None:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..packed.plain import without_compression
-from ..packed.size_report import size_report
+from ..packed.size_report import dtype_bits, size_report
 from ..packed.summary import count_macs
-from ..weight.config import DiffQ, WeightConfig
-from ..weight.prepare import prepare
+from ..patterns import exactly
+from ..weight.config import WeightConfig
+from ..weight.prepare import prepare, quantizes_input, tensor_names
+from .choices import weight_bits_of
 from .replay import positional
 
 FLOAT_BITS = 32
@@ -29,7 +31,7 @@ def stored_bytes(model: nn.Module, groups: Sequence[Sequence[str]], configs: Seq
     table, others = torch.zeros(len(groups), len(configs), dtype=torch.long), 0
     quantized = [k for k, config in enumerate(configs) if config is not None]
     for k in quantized:
-        report = size_report(_prepared(plain, dict.fromkeys(every, configs[k])))
+        report = size_report(prepared_at(plain, dict.fromkeys(every, configs[k])))
         rows = _by_layer(report)
         table[:, k] = torch.tensor([sum(rows.get(name, 0) for name in names) for names in groups])
         others = max(others, report.bytes - int(table[:, k].sum()))
@@ -41,17 +43,14 @@ def stored_bytes(model: nn.Module, groups: Sequence[Sequence[str]], configs: Seq
         with_all = others + int(table[:, quantized[0]].sum())
         for number, names in enumerate(groups):
             some = dict.fromkeys((name for name in every if name not in names), configs[quantized[0]])
-            without = size_report(_prepared(plain, some) if some else plain).bytes
+            without = size_report(prepared_at(plain, some) if some else plain).bytes
             table[number, k] = without - with_all + table[number, quantized[0]]
     return table, others
 
 
-def _prepared(plain: nn.Module, config: Mapping) -> nn.Module:
-    return prepare(copy.deepcopy(plain), {"*": None, **{_escaped(name): own for name, own in config.items()}})
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+def prepared_at(model: nn.Module, config: Mapping[str, WeightConfig | None]) -> nn.Module:
+    """A copy with each of the modules named prepared as `config` has it, and no others."""
+    return prepare(copy.deepcopy(model), {"*": None, **{exactly(name): own for name, own in config.items()}})
 
 
 def _by_layer(report) -> dict[str, int]:
@@ -62,16 +61,19 @@ def _by_layer(report) -> dict[str, int]:
 
 
 def bit_operations(model: nn.Module, inputs, groups: Sequence[Sequence[str]], configs: Sequence[WeightConfig | None]) -> Tensor:
-    """Bit operations of a sample in each group at each config, int64 [L, K]: multiply-accumulates times weight bits times input bits."""
+    """Bit operations of a sample in each group at each config, int64 [L, K]: multiply-accumulates times weight bits times input bits.
+
+    As :func:`quantize.summary` counts them: floats with their own bits, and no input bits for modules whose input is not quantized.
+    """
     args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (positional(inputs), {})
     samples = next(len(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-    macs, _, _ = count_macs(model, args, kwargs)
-    counts = torch.tensor([sum(macs[name] for name in names) for names in groups], dtype=torch.float64) / samples
-    return (counts[:, None] * torch.tensor([_product(config) for config in configs], dtype=torch.float64)).round().long()
+    macs, _, seen = count_macs(model, args, kwargs)
 
+    def cost(name: str, config: WeightConfig | None) -> float:
+        module = model.get_submodule(name)
+        weight = dtype_bits(getattr(module, tensor_names(module)[0])) if config is None else weight_bits_of(config)
+        activation = config.activation_bits if config is not None and quantizes_input(module) else None
+        return macs[name] * weight * (activation or seen.get(name, FLOAT_BITS)) / samples
 
-def _product(config: WeightConfig | None) -> float:
-    if config is None:
-        return FLOAT_BITS * FLOAT_BITS
-    weight = config.init_bits if isinstance(config, DiffQ) else config.weight_bits
-    return weight * (config.activation_bits or FLOAT_BITS)
+    table = [[sum(cost(name, config) for name in names) for config in configs] for names in groups]
+    return torch.tensor(table, dtype=torch.float64).round().long()

@@ -13,7 +13,7 @@ from .sensitivity import Sensitivity
 
 FORMAT = "quantize.sensitivity/1"
 TABLES = ("matrix", "bytes", "bit_ops")
-FIELDS = ("layers", "choices", "members", "shapes", "method", "metric", "samples", "other_bytes")
+FIELDS = ("layers", "choices", "members", "shapes", "link", "method", "metric", "samples", "other_bytes")
 
 
 def write(tensors: dict[str, torch.Tensor], fields: dict, path) -> None:
@@ -44,7 +44,7 @@ def read(path, who: str, format: str, tables: tuple[str, ...]) -> tuple[dict[str
             text = (stream.metadata() or {}).get("quantize")
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  not a dict
         fields = json.loads(text) if text is not None else None
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{who}: {path} is damaged or no safetensors file: {error}") from error
     if not isinstance(fields, dict) or fields.get("format") != format:
         found = fields.get("format", "no format") if isinstance(fields, dict) else "no such header"
@@ -73,4 +73,4 @@ def load(path) -> Sensitivity:
         choices = [tuple(pair) for pair in fields["choices"]]
         return Sensitivity(fields["layers"], choices, *(tensors[name] for name in TABLES), configs=configs, **rest)
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"Sensitivity.load: {path} is damaged: {error}") from error
+        raise ValueError(f"Sensitivity.load: {path} is damaged: {str(error)[:500]}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import torch
@@ -18,6 +19,17 @@ def fingerprint(model: nn.Module, batches, others) -> str:
     for leaf in tree_leaves([tuple(batch) for batch in batches]):
         _update(digest, leaf)
     return digest.hexdigest()
+
+
+def spelled(value) -> str:
+    """A function by its name, which is the same in all processes; its repr tells an address."""
+    if isinstance(value, functools.partial):
+        return spelled((value.func, *value.args, *value.keywords.items()))
+    if isinstance(value, tuple):
+        return f"({', '.join(map(spelled, value))})"
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return type(value).__qualname__ if callable(value) else repr(value)
 
 
 def _update(digest, value) -> None:

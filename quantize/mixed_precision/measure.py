@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..packed.modules import PackedLayer
 from ..packed.plain import refuse_wrappers
@@ -15,7 +15,7 @@ from ..weight.config import Uniform
 from ..weight.prepare import check_weight, prepared_weights, tensor_names
 from .choices import check_choices, config_of
 from .costs import bit_operations, stored_bytes
-from .metrics import KL, Loss
+from .metrics import KL, Loss, cross_entropy
 from .replay import positional
 from .sensitivity import Sensitivity
 from .survey import METHODS, WHO, Survey
@@ -52,8 +52,9 @@ def measure_sensitivity(
             are used by metric ``"loss"`` only. A few hundred samples do.
         choices: (weight_bits, activation_bits) pairs; activation_bits None: inputs not quantized; (None, None): not quantized at all.
         method: ``"gauss_newton"``: ``E[dz' H dz] / 2``, dz the logits' change by one layer, H = diag(p) - pp'; 1 + L*K forward passes,
-            always positive semidefinite. ``"clado"``: every pair of layers is measured, up to (L*K)^2 / 2 partial forward passes: slower,
-            and better where 2 bits break layers. ``"diagonal"``: no cross terms.
+            always positive semidefinite. ``"composed"``: from the same passes; KL of pairs by putting two layers' changes of the logits
+            together, so that they saturate; the matrix is of log(1 + KL). ``"clado"``: every pair of layers is measured, up to
+            (L*K)^2 / 2 partial forward passes: the slowest by far, and the best where 2 bits break layers. ``"diagonal"``: no cross terms.
         metric: ``"kl"``: KL(float || quantized), in nats; ``"loss"``: the growth of `loss_fn`.
         quantizer: Uniform, PowerOfTwo, DoReFa, DiffQ, Ternary, XNOR, or a function (weight_bits, activation_bits) -> configuration.
         skip: glob patterns over names of layers that stay in full precision.
@@ -84,10 +85,14 @@ def measure_sensitivity(
         raise ValueError(f"{WHO}: metric must be one of {', '.join(map(repr, METRICS))}; got {metric!r}")
     if loss_fn is not None and not callable(loss_fn):
         raise TypeError(f"{WHO}: loss_fn must be callable; got {loss_fn!r}")
+    if method == "composed" and metric != "kl":
+        raise ValueError(f'{WHO}: metric must be "kl" with method "composed"; got {metric!r}')
     if loss_fn is not None and (metric != "loss" or method == "gauss_newton"):
         raise ValueError(f'{WHO}: loss_fn belongs to metric "loss" with method "clado" or "diagonal"; got {method!r} with {metric!r}')
     if not callable(quantizer):
         raise TypeError(f"{WHO}: quantizer must be a class such as quantize.Uniform or a function; got {quantizer!r}")
+    if checkpoint is not None and not os.path.isdir(os.path.dirname(os.path.abspath(checkpoint))):
+        raise FileNotFoundError(f"{WHO}: checkpoint must be in a folder that exists; got {os.fspath(checkpoint)}")
     configs = tuple(config_of(quantizer, choice, WHO) for choice in choices)
     members = _layers(model, skip, groups)
     for names in members.values():
@@ -95,21 +100,22 @@ def measure_sensitivity(
             for tensor in tensor_names(model.get_submodule(name)):
                 check_weight(name, model.get_submodule(name), tensor, WHO)
     layers = list(members.values())
-    measure = KL if metric == "kl" else functools.partial(Loss, loss_fn=loss_fn or F.cross_entropy)
+    measure = KL if metric == "kl" else functools.partial(Loss, loss_fn=loss_fn or cross_entropy)
+    nbytes, other_bytes = stored_bytes(model, layers, configs)  # first: what cannot be converted is found before the long part
+    bit_ops = bit_operations(model, batches[0][0], layers, configs)
     survey = Survey(model, batches, layers, configs, method, metric, measure, checkpoint, progress)
     matrix = survey.matrix()
-    nbytes, other_bytes = stored_bytes(model, layers, configs)
     shapes = {
         name: {tensor: tuple(getattr(model.get_submodule(name), tensor).shape) for tensor in tensor_names(model.get_submodule(name))}
         for names in layers
         for name in names
     }
-    return Sensitivity(
+    sensitivity = Sensitivity(
         list(members),
         choices,
         matrix,
         nbytes,
-        bit_operations(model, batches[0][0], layers, configs),
+        bit_ops,
         configs=configs,
         members=members,
         shapes=shapes,
@@ -118,6 +124,7 @@ def measure_sensitivity(
         samples=sum(survey.samples),
         other_bytes=other_bytes,
     )
+    return sensitivity.saturated() if method == "composed" else sensitivity
 
 
 def _check_model(model) -> None:
@@ -138,12 +145,14 @@ def _checked_batches(batches, metric: str) -> list[tuple]:
     wrong = [type(b).__name__ for b in batches if not isinstance(b, (tuple, list)) or len(b) != 2]
     if wrong:
         raise TypeError(f"{WHO}: batches must hold (inputs, targets) pairs; got {wrong[0]}")
-    for number, (inputs, _) in enumerate(batches):
+    for number, (inputs, targets) in enumerate(batches):
         tensors = [v for v in (inputs.values() if isinstance(inputs, Mapping) else positional(inputs)) if isinstance(v, Tensor)]
         if any(not t.numel() for t in tensors) or not tensors:
             raise ValueError(f"{WHO}: batches must hold samples; got an empty one, number {number}")
         if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in tensors):
             raise ValueError(f"{WHO}: batches must be finite; number {number} holds NaN or infinite inputs")
+        if metric == "loss" and not hasattr(targets, "__len__"):
+            raise TypeError(f'{WHO}: batches must hold targets for metric "loss"; number {number} has {type(targets).__name__}')
     return batches
 
 
@@ -156,25 +165,28 @@ def _layers(model: nn.Module, skip, groups) -> dict[str, tuple[str, ...]]:
     left = [name for name in names if name not in skipped]
     if not left:
         raise ValueError(f"{WHO}: skip must leave a layer; it skips all of {', '.join(names[:5])}")
+    if groups is not None and not isinstance(groups, Mapping):
+        raise TypeError(f"{WHO}: groups must be a mapping from names to glob patterns; got {type(groups).__name__}")
     group_of: dict[str, str] = {}
     for group, patterns in (groups or {}).items():
         for pattern in _patterns(patterns, f"groups[{group!r}]"):
             for name in _matching(pattern, left, f"groups[{group!r}]"):
                 if group_of.setdefault(name, group) != group:
                     raise ValueError(f"{WHO}: groups must not overlap; {name!r} is in {group_of[name]!r} and in {group!r}")
-    owners: dict[int, str] = {}  # of weights that layers share
+    first: dict[int, str] = {}  # the layer that has a weight, which others may share
+    placed: dict[str, str] = {}
     members: dict[str, list[str]] = {}
     for name in left:
         module = model.get_submodule(name)
-        own = [id(getattr(module, tensor)) for tensor in tensor_names(module)]
-        group = next((owners[key] for key in own if key in owners), group_of.get(name, name))
+        own = [id(module._parameters[tensor]) for tensor in tensor_names(module) if tensor in module._parameters]
+        other = next((first[key] for key in own if key in first), None)
+        group = group_of.get(name, name) if other is None else placed[other]
         if group_of.get(name, group) != group:
-            raise ValueError(
-                f"{WHO}: groups must hold all layers that share a weight; {name!r} and {members[group][0]!r} are in different ones"
-            )
-        owners |= dict.fromkeys(own, group)
+            raise ValueError(f"{WHO}: groups must hold all layers that share a weight; {name!r} and {other!r} are in different ones")
+        first |= {key: first.get(key, name) for key in own}
+        placed[name] = group
         members.setdefault(group, []).append(name)
-    clash = next((g for g in groups or {} if g in left and g not in members.get(g, [g])), None)
+    clash = next((g for g in groups or {} if g in left and group_of.get(g) != g), None)
     if clash is not None:
         raise ValueError(f"{WHO}: groups must not have a layer's name unless it is in the group; got {clash!r}")
     return {group: tuple(own) for group, own in members.items()}

@@ -22,6 +22,29 @@ def as_logits(output, who: str) -> Tensor:
     return output.movedim(1, -1).reshape(-1, output.shape[1]).double()
 
 
+def as_probabilities(targets, logits: Tensor, who: str) -> Tensor:
+    """Classes, or probabilities shaped as the model's output, as float64 [samples, classes]. TypeError or ValueError for others."""
+    if not isinstance(targets, Tensor) or targets.is_complex() or targets.dtype == torch.bool:
+        found = getattr(targets, "dtype", type(targets).__name__)
+        raise TypeError(f"{who}: targets must be a Tensor of classes or probabilities; got {found}")
+    if targets.is_floating_point():
+        wanted = as_logits(targets, who) if targets.dim() > 1 else targets
+    else:
+        low, high = (int(end) for end in targets.aminmax())
+        if low < 0 or high >= logits.shape[1]:
+            raise ValueError(f"{who}: targets must be classes from 0 to {logits.shape[1] - 1}; got {low if low < 0 else high}")
+        wanted = F.one_hot(targets.reshape(-1).long(), logits.shape[1]).double()
+    if wanted.shape != logits.shape:
+        raise ValueError(f"{who}: targets must be classes or probabilities of the model's outputs; got {list(targets.shape)}")
+    return wanted
+
+
+def cross_entropy(output, targets, who: str = "measure_sensitivity") -> Tensor:
+    """Mean over samples (and positions) of the cross-entropy in nats."""
+    logits = as_logits(output, who)
+    return F.cross_entropy(logits, as_probabilities(targets, logits, who))
+
+
 class KL:
     """KL(float || quantized) in nats, mean over samples (and positions, where the output has them)."""
 
@@ -55,22 +78,19 @@ class Loss:
         return self.samples * (self._loss(output) - self.reference)
 
 
-def gauss_newton_features(reference: Tensor, logits: Tensor) -> Tensor:
-    """float64 [S*C], whose products with others are the sum over samples of dz' H dz, H = diag(p) - pp' the Hessian of KL and cross-entropy.
+def gauss_newton_features(reference: Tensor, changes: Tensor) -> Tensor:
+    """Rows whose products are the sum over samples of dz' H dz, H = diag(p) - pp', KL's and cross-entropy's Hessian.
 
     Args:
-        reference: float64 [S, C], the float model's logits; `logits`: the quantized one's.
+        reference: float64 [S, C], the float model's logits. changes: float64 [M, S, C], of these logits.
+
+    Returns:
+        float64 [M, S*C].
     """
-    p, change = reference.softmax(1), logits - reference
-    return (p.sqrt() * (change - (p * change).sum(1, keepdim=True))).flatten()
+    p = reference.softmax(1)
+    return (p.sqrt() * (changes - (p * changes).sum(2, keepdim=True))).flatten(1)
 
 
-def loss_slope(reference: Tensor, logits: Tensor, targets: Tensor, who: str) -> Tensor:
-    """Sum over samples of (p - y)'dz: what cross-entropy grows by in first order. `targets`: classes, or probabilities as the logits."""
-    if targets.is_floating_point():
-        wanted = as_logits(targets, who)
-    else:
-        wanted = F.one_hot(targets.reshape(-1), reference.shape[1]).double()
-    if wanted.shape != reference.shape:
-        raise ValueError(f"{who}: targets must be classes or probabilities of the model's outputs; got {list(targets.shape)}")
-    return ((reference.softmax(1) - wanted) * (logits - reference)).sum()
+def loss_slope(reference: Tensor, changes: Tensor, targets: Tensor, who: str) -> Tensor:
+    """float64 [M]: sum over samples of (p - y)'dz, what cross-entropy grows by in first order. `targets`: classes, or probabilities."""
+    return ((reference.softmax(1) - as_probabilities(targets, reference, who)) * changes).sum((1, 2))

@@ -25,7 +25,7 @@ def nearest_positive(matrix: Tensor) -> Tensor:
     root = diagonal.sqrt()
     inside = root > 0
     inverse = torch.where(inside, 1 / root, 0)
-    start = matrix * inverse.outer(inverse)
+    start = matrix * inverse[:, None] * inverse
     result, correction = start.clone(), torch.zeros_like(start)
     for _ in range(ROUNDS):
         lowered = result - correction
@@ -43,6 +43,6 @@ def nearest_positive(matrix: Tensor) -> Tensor:
     if least < 0:
         identity = torch.diag(inside.to(result.dtype))
         result = (result - least * identity) / (1 - least)
-    scaled = result * root.outer(root)
+    scaled = result * root[:, None] * root
     scaled.diagonal().copy_(diagonal)
     return scaled

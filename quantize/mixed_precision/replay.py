@@ -110,7 +110,8 @@ def first_calls(record: Call) -> dict[nn.Module, int]:
 
 
 def call(function: Callable, inputs, *first):
-    """`function` of a batch's inputs, after the arguments `first`."""
+    """`function` of a batch's inputs, after the arguments `first`. Of copies: models may write into what they are given."""
+    inputs = tree_map_only(Tensor, Tensor.clone, inputs)
     return function(*first, **inputs) if isinstance(inputs, Mapping) else function(*first, *positional(inputs))
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..packed.plain import refuse_wrappers
 from ..packed.table import aligned
 from ..weight.config import Uniform
 from ..weight.prepare import tensor_names
 from .choices import Choice, check_choices, choice_text, config_of
+from .fields import WHO, configs_of, count_of, members_of, names_of, numbers_of, shapes_of, text_of
 from .projection import nearest_positive
+
+LINKS = {"identity": float, "log1p": math.expm1}  # how the growth follows from the quadratic form
 
 
 class Sensitivity:
     """How much the loss grows with each layer's choice of bits, and what each choice costs.
 
-    For an assignment x, one-hot in each layer, ``x @ matrix @ x`` predicts the growth (:meth:`predict`).
+    For an assignment x, one-hot in each layer, ``x @ matrix @ x`` predicts the growth, or its ``log(1 + growth)`` (:meth:`predict`).
     :func:`quantize.measure_sensitivity` measures one, :func:`quantize.allocate` finds the best assignment within a budget.
 
     Args:
@@ -28,7 +33,8 @@ class Sensitivity:
         configs: K weight configurations or None, one for each choice; if not given :class:`quantize.Uniform`'s.
         members: the modules that a layer stands for, by its name; if not given the module of that name.
         shapes: of the modules' weights, ``{module: {tensor: shape}}``; if given, models are compared with them.
-        method, metric, samples: how it was measured. other_bytes: of the converted model's file beside these layers.
+        link: ``"identity"``, or ``"log1p"`` if the matrix is of log(1 + growth). method, metric, samples: how it was measured.
+        other_bytes: of the converted model's file beside these layers.
 
     Attributes:
         As the arguments: tuples, tensors (matrix float64) and dicts. parameters: int64 [L], weights of each layer, None without shapes.
@@ -55,40 +61,30 @@ class Sensitivity:
         configs: Sequence | None = None,
         members: Mapping[str, Sequence[str]] | None = None,
         shapes: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
+        link: str = "identity",
         method: str = "",
         metric: str = "",
         samples: int = 0,
         other_bytes: int = 0,
     ):
-        who = "Sensitivity"
-        if isinstance(layers, str) or not all(isinstance(name, str) for name in layers):
-            raise TypeError(f"{who}: layers must be names; got {layers!r}")
-        self.layers = tuple(layers)
-        if not self.layers:
-            raise ValueError(f"{who}: layers must be at least one name; got none")
-        if len(set(self.layers)) < len(self.layers):
-            twice = next(name for i, name in enumerate(self.layers) if name in self.layers[:i])
-            raise ValueError(f"{who}: layers must be different names; got {twice!r} twice")
-        self.choices = check_choices(choices, who)
+        self.layers, self.choices = names_of(layers), check_choices(choices, WHO)
+        made = configs if configs is not None else [config_of(Uniform, choice, WHO) for choice in self.choices]
+        self.configs = configs_of(made, len(self.choices))
         count, each = len(self.layers), len(self.choices)
         self.matrix = self._checked("matrix", matrix, (count * each, count * each)).double()
         self.matrix = (self.matrix + self.matrix.T) / 2
         self.bytes = self._checked("bytes", bytes, (count, each), least=0)
         self.bit_ops = self._checked("bit_ops", bit_ops, (count, each), least=0)
-        self.configs = tuple(configs) if configs is not None else tuple(config_of(Uniform, choice, who) for choice in self.choices)
-        if len(self.configs) != each:
-            raise ValueError(f"{who}: configs must be {each}, one for each choice; got {len(self.configs)}")
-        unknown = set(members or ()) - set(self.layers)
-        if unknown:
-            raise ValueError(f"{who}: members must be of the layers; got {sorted(unknown)[0]!r}, which is none")
-        self.members = {name: tuple((members or {}).get(name, (name,))) for name in self.layers}
-        self.shapes = {module: {tensor: tuple(shape) for tensor, shape in own.items()} for module, own in (shapes or {}).items()}
-        self.method, self.metric, self.samples, self.other_bytes = method, metric, samples, other_bytes
+        self.members = members_of(members, self.layers)
+        self.shapes = shapes_of(shapes, self.members)
+        if link not in LINKS:
+            raise ValueError(f"{WHO}: link must be one of {', '.join(map(repr, LINKS))}; got {link!r}")
+        self.link = link
+        self.method, self.metric = text_of("method", method), text_of("metric", metric)
+        self.samples, self.other_bytes = count_of("samples", samples), count_of("other_bytes", other_bytes)
 
     def _checked(self, name: str, table, shape: tuple[int, int], least: float | None = None) -> Tensor:
-        table = torch.as_tensor(table).detach().cpu()
-        if table.is_complex() or table.dtype == torch.bool:
-            raise TypeError(f"Sensitivity: {name} must be of real numbers; got {table.dtype}")
+        table = numbers_of(name, table)
         if table.shape != shape:
             raise ValueError(
                 f"Sensitivity: {name} must be {list(shape)} for {len(self.layers)} layers and {len(self.choices)} choices; "
@@ -101,7 +97,7 @@ class Sensitivity:
             places = " with ".join(f"{self.layers[layer]!r} at {choice_text(self.choices[choice])}" for layer, choice in dict.fromkeys(at))
             expected = "finite" if least is None else f"finite and at least {least}"
             raise ValueError(f"Sensitivity: {name} must be {expected}; got {table[row, column].item()} for {places}")
-        return table.double() if table.is_floating_point() else table.long()
+        return table
 
     @property
     def parameters(self) -> Tensor | None:
@@ -118,6 +114,8 @@ class Sensitivity:
 
     def one_hot(self, choice: Mapping[str, Choice]) -> Tensor:
         """float64 [L*K]: the assignment as a vector. ValueError if it lacks a layer or names one, or a choice, that is none."""
+        if not isinstance(choice, Mapping):
+            raise TypeError(f"Sensitivity: choice must be a mapping from layers to choices; got {choice!r}")
         unknown = set(choice) - set(self.layers)
         if unknown:
             raise ValueError(f"Sensitivity: choice must be of its layers; got {sorted(map(str, unknown))[0]!r}, which is none of them")
@@ -125,19 +123,39 @@ class Sensitivity:
         for row, name in zip(x, self.layers, strict=True):
             if name not in choice:
                 raise ValueError(f"Sensitivity: choice must have all layers; {name!r} is missing")
-            if tuple(choice[name]) not in self.choices:
+            own = tuple(choice[name]) if isinstance(choice[name], Sequence) else choice[name]
+            if own not in self.choices:
                 raise ValueError(f"Sensitivity: choice must be one of {self.choices}; got {choice[name]!r} for {name!r}")
-            row[self.choices.index(tuple(choice[name]))] = 1
+            row[self.choices.index(own)] = 1
         return x.flatten()
 
     def predict(self, choice: Mapping[str, Choice]) -> float:
-        """``x @ matrix @ x`` for an assignment of a choice to every layer."""
+        """The growth for an assignment of a choice to every layer: ``x @ matrix @ x``, with the link undone."""
         x = self.one_hot(choice)
-        return float(x @ self.matrix @ x)
+        return LINKS[self.link](float(x @ self.matrix @ x))
 
     def without_cross_terms(self) -> Sensitivity:
         """The same with the matrix' diagonal alone: with KL, what ZeroQ has."""
         return self._with(torch.diag(self.matrix.diagonal()))
+
+    def saturated(self) -> Sensitivity:
+        """The same for log(1 + growth), in nats: each pair's, and each choice's own.
+
+        A quadratic form adds up what layers do. But two layers that each destroy the signal do hardly more together than one of them: pairs
+        measured so have large negative cross terms, of which a sum over many layers is far too low. Their logarithms add up better, and
+        what is small stays as it is. :meth:`predict` undoes the logarithm. ValueError if the loss of a pair falls by a nat or more.
+        """
+        if self.link == "log1p":
+            return self
+        single = self.matrix.diagonal()
+        growth = 2 * self.matrix + single + single[:, None]
+        layer = torch.arange(len(single)) // len(self.choices)
+        other = layer != layer[:, None]
+        least = min(float(single.min()), float(growth[other].min()) if other.any() else 0.0)
+        if least <= -1:
+            raise ValueError(f"saturated: matrix must be of growths above -1, as KL's are; got {least:.3g}")
+        cross = torch.where(other, (growth.log1p() - single.log1p() - single[:, None].log1p()) / 2, 0)
+        return self._with(cross + torch.diag(single.log1p()), link="log1p")
 
     def projected(self) -> Sensitivity:
         """The same with the nearest positive semidefinite matrix that has this diagonal (Higham's alternating projections).
@@ -149,13 +167,14 @@ class Sensitivity:
         """
         return self._with(nearest_positive(self.matrix))
 
-    def _with(self, matrix: Tensor) -> Sensitivity:
-        rest = {"configs": self.configs, "members": self.members, "shapes": self.shapes, "method": self.method, "metric": self.metric}
-        rest |= {"samples": self.samples, "other_bytes": self.other_bytes}
+    def _with(self, matrix: Tensor, **changed) -> Sensitivity:
+        names = ("configs", "members", "shapes", "link", "method", "metric", "samples", "other_bytes")
+        rest = {name: getattr(self, name) for name in names} | changed
         return Sensitivity(self.layers, self.choices, matrix, self.bytes, self.bit_ops, **rest)
 
     def check_model(self, model: nn.Module) -> None:
         """ValueError, naming the first difference, unless `model` has the layers that this one was measured on."""
+        refuse_wrappers(model, WHO)
         modules = dict(model.named_modules())
         for name in self.layers:
             for member in self.members[name]:

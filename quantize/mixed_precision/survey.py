@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,18 +15,28 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from ..weight.config import WeightConfig
+from .choices import weight_bits_of
+from .composition import composed_pairs
 from .file import read, write
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, spelled
 from .metrics import as_logits, gauss_newton_features, loss_slope
 from .replay import Call, call
 from .switches import SwitchedModel
 
-METHODS = ("gauss_newton", "clado", "diagonal")
+METHODS = ("gauss_newton", "composed", "clado", "diagonal")
 FORMAT = "quantize.sensitivity_checkpoint/1"
 TABLES = ("single", "pair")
 SAVE_EVERY = 30  # seconds
 WHO = "measure_sensitivity"
 BAR = "{desc}: {percentage:3.0f} %|{bar}| {elapsed} of about {remaining} more"
+
+
+class Sums(NamedTuple):
+    """Over the samples so far: replaced as a whole, so that whenever Ctrl-C comes they are those of `done` units."""
+
+    single: Tensor  # float64 [L*K]; of "composed" the float logits [N, C]
+    pair: Tensor  # float64 [L*K, L*K]; of "composed" their changes [L*K, N, C]
+    done: int  # units of this process: batches of the methods that look at logits, else a layer's choice in a batch
 
 
 class Survey:
@@ -45,25 +57,27 @@ class Survey:
         self.batches, self.method, self.metric, self.measure, self.checkpoint = batches, method, metric, measure, checkpoint
         self.layers, self.choices = len(layers), len(configs)
         self.quantized = [k for k, config in enumerate(configs) if config is not None]
+        self.coarsest = min(self.quantized, key=lambda k: weight_bits_of(configs[k]), default=None)
         distributed = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-        self.mark = fingerprint(model, batches, (layers, configs, method, metric, repr(measure)))
+        self.mark = fingerprint(model, batches, (layers, configs, method, metric, spelled(measure)))
         if self.world > 1 and not self._alike(int(self.mark[:12], 16)):
             raise ValueError(f"{WHO}: model and batches must be the same in all processes; they are not")
         self.switched = SwitchedModel(model, layers, configs)
         count, device = self.layers * self.choices, next(model.parameters()).device
-        self.single = torch.zeros(count, dtype=torch.float64, device=device)  # sums over samples
-        self.pair = torch.zeros(count, count, dtype=torch.float64, device=device)
+        zeros = torch.zeros(count, count + 1, dtype=torch.float64, device=device)
+        self.nothing = self.sums = Sums(zeros[:, 0], zeros[:, 1:], 0)
+        self.by_logits = method in ("gauss_newton", "composed")
         self.samples: list[int] = []  # in each batch
-        self.done = 0  # units of this process: batches of Gauss-Newton, else a layer's choice in a batch
         self.unit = 0  # the one that comes next
         self.saved = time.monotonic()
-        self.bar = tqdm(desc="sensitivity", delay=2, disable=not progress or self.rank > 0, bar_format=BAR)
+        every = 0.5 if sys.stderr.isatty() else 30  # a log wants few lines
+        self.bar = tqdm(desc="sensitivity", delay=2, mininterval=every, disable=not progress or self.rank > 0, bar_format=BAR)
 
     def _reduced(self, tensor: Tensor, op: str = "SUM") -> Tensor:
         if self.world == 1:
             return tensor
-        moved = tensor.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+        moved = tensor.to("cuda" if dist.get_backend() == "nccl" else "cpu").clone(memory_format=torch.contiguous_format)
         dist.all_reduce(moved, getattr(dist.ReduceOp, op))
         return moved.to(tensor.device)
 
@@ -77,58 +91,68 @@ class Survey:
         finished = False
         try:
             self.switched.calibrate([inputs for inputs, _ in self.batches], lambda inputs: call(self.switched.model, inputs))
-            sound = self._sound_layers()
+            self.sound = self._sound_layers()
             self._resume()
             for inputs, targets in self.batches:
                 output, record = call(self.switched.replay.record, inputs)
-                starts = [at if sound[layer] else 0 for layer, at in enumerate(self.switched.starts(record))]
+                starts = self._starts(record)
                 if self.bar.total is None:
                     self._plan(record, starts)
-                (self._gauss_newton if self.method == "gauss_newton" else self._differences)(inputs, targets, output, record, starts)
+                (self._changes if self.by_logits else self._differences)(inputs, targets, output, record, starts)
             finished = True
         finally:
             self.bar.close()
             if not finished:
                 self._save()
-        matrix = self._matrix() / sum(self.samples)
+        matrix = self._matrix().cpu()
         if self.checkpoint is not None and os.path.exists(self._path()):
             os.unlink(self._path())
         return matrix
 
     def _matrix(self) -> Tensor:
+        samples = sum(self.samples)
         if self.method == "gauss_newton":
-            return (self.pair + torch.diag(self.single)).cpu()
-        single = self._reduced(self.single).cpu()
-        if self.method == "diagonal":
-            return torch.diag(single)
-        pair = self._reduced(self.pair).cpu()
-        pair = pair + pair.T
-        layer = torch.arange(len(single)) // self.choices
-        quantized = torch.isin(torch.arange(len(single)) % self.choices, torch.tensor(self.quantized))
+            return (self.sums.pair + torch.diag(self.sums.single)) / samples
+        if self.method == "composed":
+            count = self.layers * self.choices
+            pairs = composed_pairs(*self.sums[:2], self.choices, range(self.rank, count, self.world))
+            return self._cross_terms(self._reduced(pairs)) / samples
+        single = torch.diag(self._reduced(self.sums.single))
+        return (self._cross_terms(single + self._reduced(self.sums.pair)) if self.method == "clado" else single) / samples
+
+    def _cross_terms(self, together: Tensor) -> Tensor:
+        """Equation 8 of CLADO, of the values of pairs on one side of the diagonal, and of single choices on it."""
+        single = together.diagonal()
+        pair = together + together.T
+        number = torch.arange(len(single), device=single.device)
+        layer, quantized = number // self.choices, torch.isin(number % self.choices, torch.tensor(self.quantized, device=single.device))
         measured = (layer[:, None] != layer) & quantized[:, None] & quantized
         return torch.diag(single) + torch.where(measured, (pair - single[:, None] - single) / 2, 0)
 
-    def _gauss_newton(self, inputs, targets, output, record: Call, starts: list[int]) -> None:
+    def _changes(self, inputs, targets, output, record: Call, starts: list[int]) -> None:
+        """Of the logits, by every choice of a layer."""
         reference = as_logits(output, WHO)
         self.samples.append(len(reference))
         self.unit += 1
-        if self.unit <= self.done:
+        if self.unit <= self.sums.done:
             return
-        changed = torch.zeros(self.layers * self.choices, reference.numel(), dtype=torch.float64, device=reference.device)
-        linear = torch.zeros_like(self.single)
+        changes = torch.zeros(self.layers * self.choices, *reference.shape, dtype=torch.float64, device=reference.device)
         for layer in range(self.rank, self.layers, self.world):
             for k in self.quantized:
                 with self.switched.chosen(layer, k):
                     logits = as_logits(call(self.switched.replay.run, inputs, record, starts[layer]), WHO)
-                row = layer * self.choices + k
-                changed[row] = gauss_newton_features(reference, logits)
-                if self.metric == "loss":
-                    linear[row] = loss_slope(reference, logits, targets, WHO)
+                changes[layer * self.choices + k] = logits - reference
                 self._passed(self.shares[layer])
-        changed = self._reduced(changed)
-        self.pair += changed @ changed.T / 2
-        self.single += self._reduced(linear)
-        self._unit_done()
+        changes = self._reduced(changes)
+        if self.method == "composed":
+            before = self.sums if self.sums.done else Sums(reference[:0], changes[:, :0], 0)
+            self._unit_done(torch.cat([before.single, reference]), torch.cat([before.pair, changes], 1))
+            return
+        features = gauss_newton_features(reference, changes)
+        single, pair, _ = self.sums
+        if self.metric == "loss":
+            single = single + loss_slope(reference, changes, targets, WHO)
+        self._unit_done(single, pair + features @ features.T / 2)
 
     def _differences(self, inputs, targets, output, record: Call, starts: list[int]) -> None:
         """Of every choice of a layer, and for "clado" with every choice of every layer called after it."""
@@ -139,37 +163,39 @@ class Survey:
         units = [(place, layer, k) for place, layer in enumerate(order) for k in self.quantized]
         for place, layer, k in units[self.rank :: self.world]:
             self.unit += 1
-            if self.unit <= self.done:
+            if self.unit <= self.sums.done:
                 continue
             row = layer * self.choices + k
-            single, pair = 0.0, torch.zeros_like(self.single)
+            single, pair = torch.zeros_like(self.sums.single), torch.zeros_like(self.sums.pair)
             with chosen(layer, k):
                 if self.method == "diagonal":
-                    single = metric(call(run, inputs, record, starts[layer]))
+                    single[row] = metric(call(run, inputs, record, starts[layer]))
                     self._passed(self.shares[layer])
                 else:
                     output, with_layer = call(self.switched.replay.record, inputs)
-                    single = metric(output)
+                    single[row] = metric(output)
                     self._passed(1)
+                    beginnings = self._starts(with_layer)  # not those of the float pass where the calls depend on data
                     for other in order[place + 1 :]:
                         for j in self.quantized:
                             with chosen(other, j):
-                                pair[other * self.choices + j] = metric(call(run, inputs, with_layer, starts[other]))
+                                pair[row, other * self.choices + j] = metric(call(run, inputs, with_layer, beginnings[other]))
                             self._passed(self.shares[other])
-            self.single[row] += single
-            self.pair[row] += pair
-            self._unit_done()
+            self._unit_done(self.sums.single + single, self.sums.pair + pair)
+
+    def _starts(self, record: Call) -> list[int]:
+        return [start if sound else 0 for start, sound in zip(self.switched.starts(record), self.sound, strict=True)]
 
     def _sound_layers(self) -> list[bool]:
         """Whether what comes before a layer is indeed not changed by its bits: not where a module uses the weight of one called later.
 
-        Tried on two samples, against complete passes.
+        Tried on two samples and the fewest bits, against complete passes.
         """
         inputs = first_two(self.batches[0][0])
         _, record = call(self.switched.replay.record, inputs)
         sound = []
         for layer, start in enumerate(self.switched.starts(record)):
-            with self.switched.chosen(layer, self.quantized[0] if self.quantized else None):
+            with self.switched.chosen(layer, self.coarsest):
                 partial = call(self.switched.replay.run, inputs, record, start)
                 complete = call(self.switched.model, inputs)
             sound.append(same(partial, complete))
@@ -190,8 +216,8 @@ class Survey:
     def _passed(self, share: float) -> None:
         self.bar.update(share)
 
-    def _unit_done(self) -> None:
-        self.done = self.unit
+    def _unit_done(self, single: Tensor, pair: Tensor) -> None:
+        self.sums = Sums(single, pair, self.unit)
         if time.monotonic() - self.saved > SAVE_EVERY:
             self._save()
 
@@ -200,22 +226,20 @@ class Survey:
 
     def _save(self) -> None:
         self.saved = time.monotonic()
-        if self.checkpoint is not None and self.done:
-            tensors = {"single": self.single.cpu(), "pair": self.pair.cpu()}
-            write(tensors, {"format": FORMAT, "mark": self.mark, "done": self.done}, self._path())
+        sums = self.sums
+        if self.checkpoint is not None and sums.done:
+            tensors = {"single": sums.single.cpu(), "pair": sums.pair.cpu()}
+            write(tensors, {"format": FORMAT, "mark": self.mark, "done": sums.done}, self._path())
 
     def _resume(self) -> None:
         if self.checkpoint is not None and os.path.exists(self._path()):
             tensors, fields = read(self._path(), f"{WHO}: checkpoint", FORMAT, TABLES)
             if fields.get("mark") != self.mark:
                 raise ValueError(f"{WHO}: checkpoint {self._path()} must be of this model, these batches and arguments; it is of others")
-            self.single.copy_(tensors["single"])
-            self.pair.copy_(tensors["pair"])
-            self.done = fields["done"]
-        if self.method == "gauss_newton" and self.world > 1 and not self._alike(self.done):
-            self.done = 0  # the processes were stopped in different batches
-            self.single.zero_()
-            self.pair.zero_()
+            device = self.sums.pair.device
+            self.sums = Sums(tensors["single"].to(device), tensors["pair"].to(device), fields["done"])
+        if self.by_logits and not self._alike(self.sums.done):
+            self.sums = self.nothing  # the processes were stopped in different batches
 
 
 def first_two(inputs):
@@ -224,10 +248,11 @@ def first_two(inputs):
 
 
 def same(a, b) -> bool:
-    """Whether two outputs are equal, up to what the order of a sum may change."""
-    a, b = (tree_leaves(output) for output in (a, b))
-    pairs = zip(a, b, strict=True)
-    return all(torch.allclose(x, y, 1e-5, 1e-6, equal_nan=True) if isinstance(x, Tensor) else x == y for x, y in pairs)
+    """Whether two outputs are equal, up to what the order of a sum may change. Not if there is nothing to compare."""
+    a, b = ([leaf for leaf in tree_leaves(getattr(output, "logits", output)) if isinstance(leaf, Tensor)] for output in (a, b))
+    if not a or [x.shape for x in a] != [x.shape for x in b]:
+        return False
+    return all(torch.allclose(x, y, 1e-5, 1e-6, equal_nan=True) for x, y in zip(a, b, strict=True))
 
 
 def leaf_times(record: Call) -> list[int]:

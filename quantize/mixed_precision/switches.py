@@ -42,8 +42,8 @@ class Switch(nn.Module):
 class InputSwitch:
     """A forward pre-hook: the layer's input as it is, or as the chosen one of `quantizers` rounds it; observed, if there is an observer."""
 
-    def __init__(self, quantizers: Sequence[nn.Module | None]):
-        self.quantizers = quantizers
+    def __init__(self, name: str, quantizers: Sequence[nn.Module | None]):
+        self.name, self.quantizers = name, quantizers
         self.chosen: int | None = None
         self.observer: Observer | None = None
 
@@ -53,13 +53,19 @@ class InputSwitch:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if self.observer is not None:
-            self.observer.observe(args[0] if args else kwargs["input"])
+            self._observe(args[0] if args else kwargs["input"])
         quantizer = None if self.chosen is None else self.quantizers[self.chosen]
         if quantizer is None:
             return args, kwargs
         if args:
             return (quantizer(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "input": quantizer(kwargs["input"])}
+
+    def _observe(self, input: Tensor) -> None:
+        try:
+            self.observer.observe(input)
+        except ValueError as error:
+            raise ValueError(f"measure_sensitivity: model's activations must be finite; of layer {self.name!r}: {error}") from error
 
 
 class SwitchedModel:
@@ -74,7 +80,9 @@ class SwitchedModel:
         self.replay = Replay(self.model)  # before there are parametrizations, which need no record
         self.groups = [[self.model.get_submodule(name) for name in names] for names in groups]
         self.around = [[_inside_out(self.model, name) for name in names] for names in groups]
-        self.switches = [[switch for module in modules for switch in _switches(module, configs)] for modules in self.groups]
+        self.switches = [
+            [switch for name in names for switch in _switches(self.model.get_submodule(name), name, configs)] for names in groups
+        ]
 
     @contextlib.contextmanager
     def chosen(self, layer: int, choice: int | None) -> Iterator[None]:
@@ -118,20 +126,23 @@ class SwitchedModel:
             switch.observer = None
 
 
-def _switches(module: nn.Module, configs: Sequence[WeightConfig | None]) -> Iterator[Switch | InputSwitch]:
+def _switches(module: nn.Module, name: str, configs: Sequence[WeightConfig | None]) -> Iterator[Switch | InputSwitch]:
     for tensor in tensor_names(module):
         weight = getattr(module, tensor)
         quantizers = (config and make_quantizer(config, weight, channel_axis(module)).eval() for config in configs)
         switch = Switch(tuple(quantizers))
+        if tensor in module._parameters:  # parametrize writes a parameter onto itself, which graphs of the model's must not see
+            setattr(module, tensor, nn.Parameter(weight.data, requires_grad=False))
         parametrize.register_parametrization(module, tensor, switch, unsafe=True)
         yield switch
     if quantizes_input(module) and any(config and config.activation_bits is not None for config in configs):
         device = next(module.parameters()).device
         switch = InputSwitch(
+            name,
             tuple(
                 make_activation_quantizer(config, device).eval() if config and config.activation_bits is not None else None
                 for config in configs
-            )
+            ),
         )
         module.register_forward_pre_hook(switch, with_kwargs=True)
         yield switch

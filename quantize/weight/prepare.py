@@ -79,7 +79,7 @@ def prepare(model: nn.Module, config) -> nn.Module:
         model: any nn.Module, or a single layer.
         config: :class:`quantize.Uniform`, :class:`quantize.PowerOfTwo`, :class:`quantize.DiffQ`, :class:`quantize.Ternary`,
             :class:`quantize.XNOR` or :class:`quantize.DoReFa`, or a mapping from glob patterns over module names to one of these or to
-            None, which leaves the layer alone; the last match wins.
+            None, which leaves the layer alone; the last match wins. What :func:`quantize.allocate` returns is such a mapping.
 
     Returns:
         The same object.
@@ -99,6 +99,8 @@ def prepare(model: nn.Module, config) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"prepare: model must be an nn.Module; got {type(model).__name__}")
     check(config, CONFIGS, "prepare")
+    if hasattr(config, "check_model"):  # quantize.Allocation
+        config.check_model(model)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError("prepare: model must be prepared before it is wrapped in DistributedDataParallel; got the wrapped one")
     found = list(_candidates(model))

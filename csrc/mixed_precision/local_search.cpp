@@ -1,0 +1,218 @@
+#include "local_search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace quantize::mixed_precision {
+namespace {
+
+// Below it a change of the objective is rounding: entries are at most 1.
+constexpr double kImproves = -1e-15;
+
+}  // namespace
+
+LocalSearch::LocalSearch(const Problem& problem, uint64_t seed)
+    : problem_(problem), random_(seed), field_(problem.size()), used_(problem.constraints()), row_(problem.size()), delta_(problem.size()) {
+  for (const double entry : problem.cross) most_ += std::abs(entry);
+  for (const double entry : problem.linear) most_ += std::abs(entry);
+}
+
+void LocalSearch::place(const Problem::Assignment& chosen) {
+  const int n = problem_.size();
+  chosen_ = chosen;
+  std::copy(problem_.linear.begin(), problem_.linear.end(), field_.begin());
+  for (const int v : chosen_) {
+    const double* row = problem_.cross_row(v);
+    for (int w = 0; w < n; ++w) field_[w] += 2 * row[w];
+  }
+  for (int q = 0; q < problem_.constraints(); ++q) {
+    used_[q] = 0;
+    for (const int v : chosen_) used_[q] += problem_.costs[q][v];
+  }
+  value_ = problem_.objective(chosen_);
+}
+
+void LocalSearch::move(int to) {
+  int& at = chosen_[problem_.layer[to]];
+  value_ += field_[to] - field_[at];
+  const double *plus = problem_.cross_row(to), *minus = problem_.cross_row(at);
+  for (int w = 0; w < problem_.size(); ++w) field_[w] += 2 * (plus[w] - minus[w]);
+  for (int q = 0; q < problem_.constraints(); ++q) used_[q] += problem_.costs[q][to] - problem_.costs[q][at];
+  at = to;
+}
+
+bool LocalSearch::fits(int v) const {
+  const int at = chosen_[problem_.layer[v]];
+  for (int q = 0; q < problem_.constraints(); ++q)
+    if (used_[q] + (problem_.costs[q][v] - problem_.costs[q][at]) > problem_.limits[q]) return false;
+  return true;
+}
+
+bool LocalSearch::fits(int v, int w) const {
+  const int at = chosen_[problem_.layer[v]], other = chosen_[problem_.layer[w]];
+  for (int q = 0; q < problem_.constraints(); ++q) {
+    const auto& cost = problem_.costs[q];
+    if (used_[q] + (cost[v] - cost[at]) + (cost[w] - cost[other]) > problem_.limits[q]) return false;
+  }
+  return true;
+}
+
+// How far beyond the limits, each in units of its own, the choice would be with
+// v and w in it.
+double LocalSearch::excess_after(int v, int w) const {
+  const int at = chosen_[problem_.layer[v]], other = chosen_[problem_.layer[w]];
+  double sum = 0;
+  for (int q = 0; q < problem_.constraints(); ++q) {
+    const auto& cost = problem_.costs[q];
+    sum += std::max(0., used_[q] + (cost[v] - cost[at]) + (v == w ? 0 : cost[w] - cost[other]) - problem_.limits[q]);
+  }
+  return sum;
+}
+
+void LocalSearch::keep() {
+  // Moves add rounding: what is kept is computed afresh.
+  if (found() && value_ >= best_value_ - 1e-13 * std::abs(best_value_)) {
+    if (value_ > best_value_ + 1e-10) return;
+  }
+  if (!problem_.feasible(chosen_)) return;
+  const double value = problem_.objective(chosen_);
+  if (!found() || value < best_value_) best_ = chosen_, best_value_ = value;
+}
+
+// Makes the choice feasible by the moves that cost least per unit of what they
+// save.
+bool LocalSearch::repair() {
+  for (int step = 0; step < 4 * problem_.layers(); ++step) {
+    const double before = excess_after(chosen_[0], chosen_[0]);
+    if (before <= 0) return problem_.feasible(chosen_);
+    double best = std::numeric_limits<double>::infinity();
+    int to = -1;
+    for (int v = 0; v < problem_.size(); ++v) {
+      const int at = chosen_[problem_.layer[v]];
+      const double relief = v == at ? 0 : before - excess_after(v, v);
+      if (!(relief > 1e-14 * before)) continue;
+      const double change = field_[v] - field_[at];
+      const double ratio = (change > 0 ? change / relief : change * relief) * (1 + 0.3 * uniform());
+      if (ratio < best) best = ratio, to = v;
+    }
+    if (to < 0) return false;
+    move(to);
+  }
+  return false;
+}
+
+bool LocalSearch::pair_move() {
+  const int n = problem_.size(), q_count = problem_.constraints();
+  for (int v = 0; v < n; ++v) delta_[v] = field_[v] - field_[chosen_[problem_.layer[v]]];
+  double best = kImproves;
+  int one = -1, two = -1;
+  const std::vector<double>* cost = q_count ? &problem_.costs[0] : nullptr;
+  for (int v = 0; v < n; ++v) {
+    const int l = problem_.layer[v], at = chosen_[l];
+    if (v == at) continue;
+    const double *plus = problem_.cross_row(v), *minus = problem_.cross_row(at);
+    const int begin = problem_.first[l + 1];
+    for (int w = begin; w < n; ++w) row_[w] = 2 * (plus[w] - minus[w]);
+    const double room = cost ? problem_.limits[0] - used_[0] - ((*cost)[v] - (*cost)[at]) : 0;
+    for (int j = l + 1; j < problem_.layers(); ++j) {
+      const int other = chosen_[j];
+      const double base = delta_[v] - row_[other];
+      for (int w = problem_.first[j]; w < problem_.first[j + 1]; ++w) {
+        if (base + delta_[w] + row_[w] >= best || w == other) continue;
+        if (cost && (*cost)[w] - (*cost)[other] > room) continue;
+        if (fits(v, w)) best = base + delta_[w] + row_[w], one = v, two = w;
+      }
+    }
+  }
+  if (one < 0) return false;
+  move(one);
+  move(two);
+  return true;
+}
+
+void LocalSearch::descend(Watch& watch) {
+  while (!watch.stop()) {
+    double best = kImproves;
+    int to = -1;
+    for (int v = 0; v < problem_.size(); ++v) {
+      const double change = field_[v] - field_[chosen_[problem_.layer[v]]];
+      if (change < best && fits(v)) best = change, to = v;
+    }
+    if (to >= 0)
+      move(to);
+    else if (!pair_move())
+      return;
+  }
+}
+
+bool LocalSearch::start(int tries, Watch& watch) {
+  const int layers = problem_.layers();
+  Problem::Assignment cheapest(layers);
+  for (int l = 0; l < layers; ++l) {
+    double least = std::numeric_limits<double>::infinity();
+    for (int v = problem_.first[l]; v < problem_.first[l + 1]; ++v) {
+      double sum = 0;
+      for (int q = 0; q < problem_.constraints(); ++q) sum += problem_.costs[q][v] / std::max(problem_.limits[q], 1e-300);
+      if (sum < least) least = sum, cheapest[l] = v;
+    }
+  }
+  place(cheapest);
+  for (int t = 0; !problem_.feasible(chosen_); ++t) {
+    if (t > tries || watch.stop()) return false;
+    if (t)
+      for (int k = 2 + random(4); k > 0; --k) move(random(problem_.size()));
+    for (bool better = true; better;) {  // one change, or else two, that lessen the excess
+      better = false;
+      double least = excess_after(chosen_[0], chosen_[0]) * (1 - 1e-12);
+      if (least <= 0) break;
+      int one = -1, two = -1;
+      for (int v = 0; v < problem_.size(); ++v)
+        if (const double excess = excess_after(v, v); excess < least) least = excess, one = two = v;
+      if (one < 0)
+        for (int v = 0; v < problem_.size(); ++v)
+          for (int w = problem_.first[problem_.layer[v] + 1]; w < problem_.size(); ++w)
+            if (const double excess = excess_after(v, w); excess < least) least = excess, one = v, two = w;
+      if (one < 0) break;
+      better = true;
+      move(one);
+      if (two != one) move(two);
+    }
+  }
+  place(chosen_);
+  keep();
+  descend(watch);
+  keep();
+  return true;
+}
+
+void LocalSearch::improve(const Problem::Assignment& chosen, Watch& watch) {
+  place(chosen);
+  if (!repair()) return;
+  keep();
+  descend(watch);
+  keep();
+}
+
+void LocalSearch::search(int patience, Watch& watch) {
+  if (!found()) return;
+  place(best_);
+  descend(watch);
+  keep();
+  Problem::Assignment from = chosen_;
+  double from_value = value_;
+  for (int since = 0, kicks = 0; since < patience && !watch.stop(); ++since, ++kicks) {
+    for (int k = 2 + random(6); k > 0; --k) move(random(problem_.size()));
+    const double before = best_value_;
+    if (repair()) {
+      descend(watch);
+      keep();
+      if (best_value_ < before - 1e-12 * std::abs(before)) since = 0;
+      if (value_ <= from_value + (random(4) == 0 ? 0.01 * std::abs(from_value) * uniform() : 0)) from = chosen_, from_value = value_;
+    }
+    if (kicks % 100 == 99) from = best_, from_value = best_value_;
+    place(from);
+  }
+}
+
+}  // namespace quantize::mixed_precision

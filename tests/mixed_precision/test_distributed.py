@@ -1,0 +1,67 @@
+"""measure_sensitivity in gloo processes: what one process measures, by parts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sensitivity_processes as processes
+import torch
+
+from quantize import Sensitivity
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def folder(request, tmp_path_factory):
+    """Where the processes put what came out; how many there were."""
+    folder = tmp_path_factory.mktemp("gloo")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([p for p in sys.path if p] + [str(Path.cwd())])}
+    running = [
+        subprocess.Popen(
+            [sys.executable, processes.__file__, str(rank), str(request.param), str(folder / "rendezvous"), str(folder)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(request.param)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert not any(process.returncode for process in running), "\n".join(outputs)
+    return folder, request.param
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {name: processes.measure(name) for name in processes.CASES}
+
+
+def same(folder, world, name, want):
+    found = [Sensitivity.load(folder / f"{name} {rank}") for rank in range(world)]
+    for own in found:
+        assert torch.equal(own.matrix, found[0].matrix)  # whoever saves it
+        assert own.layers == want.layers and own.samples == want.samples and own.other_bytes == want.other_bytes
+        assert torch.equal(own.bytes, want.bytes) and torch.equal(own.bit_ops, want.bit_ops)
+    torch.testing.assert_close(found[0].matrix, want.matrix, rtol=1e-12, atol=1e-12 * float(want.matrix.abs().max()))
+
+
+@pytest.mark.parametrize("name", processes.CASES)
+def test_processes_give_what_one_does(folder, alone, name):
+    same(*folder, name, alone[name])
+
+
+def test_different_arguments_are_refused_by_all(folder):
+    for rank in range(folder[1]):
+        text = torch.load(folder[0] / f"text {rank}")
+        for what in ("batches", "model"):
+            assert text[what] == "measure_sensitivity: model and batches must be the same in all processes; they are not"
+
+
+@pytest.mark.parametrize("name, lost", [("clado kl", False), ("gauss_newton kl", False), ("gauss_newton kl", True)])
+def test_stopped_processes_go_on(folder, alone, name, lost):
+    for rank in range(folder[1]):
+        text = torch.load(folder[0] / f"text {rank}")
+        assert [text[f"{when} {name} {lost}"] for when in ("stopped", "there", "gone")] == [True] * 3
+    same(*folder, f"resumed {name} {lost}", alone[name])

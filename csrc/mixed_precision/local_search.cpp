@@ -13,7 +13,7 @@ constexpr double kImproves = -1e-15;
 }  // namespace
 
 LocalSearch::LocalSearch(const Problem& problem, uint64_t seed)
-    : problem_(problem), random_(seed), field_(problem.size()), used_(problem.constraints()), row_(problem.size()), delta_(problem.size()) {
+    : problem_(problem), random_(seed), field_(problem.size()), used_(problem.constraints()) {
   for (const double entry : problem.cross) most_ += std::abs(entry);
   for (const double entry : problem.linear) most_ += std::abs(entry);
 }
@@ -102,36 +102,34 @@ bool LocalSearch::repair() {
   return false;
 }
 
-bool LocalSearch::pair_move() {
-  const int n = problem_.size(), q_count = problem_.constraints();
-  for (int v = 0; v < n; ++v) delta_[v] = field_[v] - field_[chosen_[problem_.layer[v]]];
+// The best change of v's layer to v together with one other; true if it was one for the better.
+bool LocalSearch::pair_move(int v) {
+  const int at = chosen_[problem_.layer[v]];
+  if (v == at) return false;
+  const double *plus = problem_.cross_row(v), *minus = problem_.cross_row(at), own = field_[v] - field_[at];
+  // The first limit is looked at here, which spares most calls of fits().
+  const double* cost = problem_.constraints() ? problem_.costs[0].data() : nullptr;
+  const double room = cost ? problem_.limits[0] - used_[0] - (cost[v] - cost[at]) : 0;
   double best = kImproves;
-  int one = -1, two = -1;
-  const std::vector<double>* cost = q_count ? &problem_.costs[0] : nullptr;
-  for (int v = 0; v < n; ++v) {
-    const int l = problem_.layer[v], at = chosen_[l];
-    if (v == at) continue;
-    const double *plus = problem_.cross_row(v), *minus = problem_.cross_row(at);
-    const int begin = problem_.first[l + 1];
-    for (int w = begin; w < n; ++w) row_[w] = 2 * (plus[w] - minus[w]);
-    const double room = cost ? problem_.limits[0] - used_[0] - ((*cost)[v] - (*cost)[at]) : 0;
-    for (int j = l + 1; j < problem_.layers(); ++j) {
-      const int other = chosen_[j];
-      const double base = delta_[v] - row_[other];
-      for (int w = problem_.first[j]; w < problem_.first[j + 1]; ++w) {
-        if (base + delta_[w] + row_[w] >= best || w == other) continue;
-        if (cost && (*cost)[w] - (*cost)[other] > room) continue;
-        if (fits(v, w)) best = base + delta_[w] + row_[w], one = v, two = w;
-      }
+  int other = -1;
+  for (int l = 0; l < problem_.layers(); ++l) {
+    const int from = chosen_[l];
+    if (from == at) continue;
+    const double base = own - field_[from] - 2 * (plus[from] - minus[from]), within = cost ? room + cost[from] : 0;
+    for (int w = problem_.first[l]; w < problem_.first[l + 1]; ++w) {
+      const double change = base + field_[w] + 2 * (plus[w] - minus[w]);
+      if (change >= best || w == from || (cost && cost[w] > within) || !fits(v, w)) continue;
+      best = change, other = w;
     }
   }
-  if (one < 0) return false;
-  move(one);
-  move(two);
+  if (other < 0) return false;
+  move(v);
+  move(other);
   return true;
 }
 
-void LocalSearch::descend(Watch& watch) {
+bool LocalSearch::single_moves(Watch& watch) {
+  bool moved = false;
   while (!watch.stop()) {
     double best = kImproves;
     int to = -1;
@@ -139,11 +137,22 @@ void LocalSearch::descend(Watch& watch) {
       const double change = field_[v] - field_[chosen_[problem_.layer[v]]];
       if (change < best && fits(v)) best = change, to = v;
     }
-    if (to >= 0)
-      move(to);
-    else if (!pair_move())
-      return;
+    if (to < 0) break;
+    move(to);
+    moved = true;
   }
+  return moved;
+}
+
+// Until no change of one layer helps, and none of two.
+void LocalSearch::descend(Watch& watch) {
+  const int n = problem_.size();
+  single_moves(watch);
+  for (int v = random(n), since = 0; since < n && !watch.stop(); v = (v + 1) % n, ++since)
+    if (pair_move(v)) {
+      single_moves(watch);
+      since = 0;
+    }
 }
 
 bool LocalSearch::start(int tries, Watch& watch) {

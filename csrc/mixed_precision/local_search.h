@@ -37,7 +37,8 @@ class LocalSearch {
   bool fits(int v, int w) const;
   bool repair();
   void descend(Watch& watch);
-  bool pair_move();
+  bool pair_move(int v);
+  bool single_moves(Watch& watch);
   void keep();
   int random(int n) { return int(random_() % uint64_t(n)); }
   double uniform() { return double(random_() >> 11) * 0x1p-53; }
@@ -49,7 +50,6 @@ class LocalSearch {
   std::vector<double> field_;  // what the objective would change by, up to a constant of the
                                // layer, if a variable were chosen
   std::vector<double> used_;   // of each limit
-  std::vector<double> row_, delta_;
 };
 
 }  // namespace quantize::mixed_precision

@@ -1,0 +1,92 @@
+"""measure_latency: a table of the packed kernels' seconds that allocate() takes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import quantize
+
+CHOICES = [(2, 8), (8, 8), (4, None), (None, None)]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 4)
+    return nn.Sequential(*layers)
+
+
+@pytest.fixture
+def batch():
+    return torch.randn(4, 3, 8, 8), torch.randint(4, (4,))
+
+
+def test_every_layer_and_choice_has_a_time(model, batch):
+    sensitivity = quantize.measure_sensitivity(model, [batch], CHOICES, progress=False)
+    before = copy.deepcopy(model.state_dict())
+    table = quantize.measure_latency(model, batch[0], sensitivity, repeats=3)
+    assert table.dtype == torch.float64 and table.shape == (3, 4)
+    assert bool((table > 0).all()) and float(table.max()) < 10
+    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_groups_are_the_sum_of_their_modules(model, batch, monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr("quantize.mixed_precision.latency.time.perf_counter", lambda: next(clock))  # each call takes one second
+    sensitivity = quantize.measure_sensitivity(model, [batch], CHOICES[:2], groups={"convolutions": ["0", "3"]}, progress=False)
+    assert quantize.measure_latency(model, batch[0], sensitivity, repeats=1).tolist() == [[2, 2], [1, 1]]
+
+
+def test_calls_of_one_layer_add_up_and_layers_without_calls_take_no_time(batch, monkeypatch):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.unused, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.layer(self.layer(x)))
+
+    clock = iter(range(10**6))
+    monkeypatch.setattr("quantize.mixed_precision.latency.time.perf_counter", lambda: next(clock))
+    model, inputs = Twice(), torch.randn(4, 8)
+    sensitivity = quantize.measure_sensitivity(model, [(inputs, torch.zeros(4).long())], [(4, None)], progress=False)
+    assert quantize.measure_latency(model, inputs, sensitivity, repeats=2).tolist() == [[2], [0], [1]]
+
+
+def test_a_budget_of_seconds(model, batch):
+    sensitivity = quantize.measure_sensitivity(model, [batch], CHOICES[:2], progress=False)
+    latency = torch.tensor([[1.0, 4.0], [1.0, 2.0], [1.0, 2.0]])
+    allocation = quantize.allocate(sensitivity, latency=latency, max_latency=5)
+    assert allocation.choice == {"0": (2, 8), "3": (8, 8), "6": (8, 8)} and allocation.latency == 5
+    assert quantize.prepare(model, allocation)[3].activation_quantizer.bits == 8
+
+
+def test_dictionaries_of_inputs():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, *, features):
+            return self.layer(features)
+
+    inputs = {"features": torch.randn(4, 8)}
+    sensitivity = quantize.measure_sensitivity(Named(), [(inputs, torch.zeros(4).long())], CHOICES[:2], progress=False)
+    assert bool((quantize.measure_latency(Named(), inputs, sensitivity, repeats=1) > 0).all())
+
+
+def test_bad_arguments_are_named(model, batch):
+    sensitivity = quantize.measure_sensitivity(model, [batch], CHOICES[:1], progress=False)
+    with pytest.raises(TypeError, match="sensitivity must be a Sensitivity; got dict"):
+        quantize.measure_latency(model, batch[0], {})
+    with pytest.raises(TypeError, match="repeats must be an integer; got 1.5"):
+        quantize.measure_latency(model, batch[0], sensitivity, repeats=1.5)
+    with pytest.raises(ValueError, match="repeats must be at least 1; got 0"):
+        quantize.measure_latency(model, batch[0], sensitivity, repeats=0)
+    with pytest.raises(TypeError, match="model must be an nn.Module"):
+        quantize.measure_latency(None, batch[0], sensitivity)
+    with pytest.raises(ValueError, match="another model"):
+        quantize.measure_latency(nn.Sequential(nn.Linear(3, 3)), batch[0], sensitivity)

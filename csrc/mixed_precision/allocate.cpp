@@ -30,7 +30,7 @@ struct Reduced {
   double scale = 1;          // of the objective
   std::vector<int> origin;   // each variable's place in the question
   std::vector<int> decided;  // choice by layer, -1 where there is one
-  bool feasible = true, crossed = false;
+  bool feasible = true, crossed = false, zero = false;
 };
 
 // Which choices leave every limit within reach, were all other layers at their
@@ -88,6 +88,7 @@ Reduced reduce(const Question& ask) {
   double largest = 0;
   for (size_t i = 0; i < size_t(all) * all; ++i) largest = std::max(largest, std::abs(ask.matrix[i]));
   r.scale = scale_of(largest);
+  r.zero = largest == 0;  // then the preference is all there is
   const int n = p.size();
   p.cross.assign(size_t(n) * n, 0.);
   p.linear.assign(n, 0.);
@@ -116,7 +117,7 @@ Reduced reduce(const Question& ask) {
       lowest[p.layer[v]] = std::min(lowest[p.layer[v]], value), highest[p.layer[v]] = std::max(highest[p.layer[v]], value);
     }
     for (int l = 0; l < p.layers(); ++l) range += highest[l] - lowest[l];
-    const double weight = range > 0 ? (largest > 0 ? kTie : 1) / range : 0;
+    const double weight = range > 0 ? (r.zero ? 1 : kTie) / range : 0;
     for (int v = 0; v < n; ++v) p.linear[v] -= weight * (ask.preference[r.origin[v]] - lowest[p.layer[v]]);
   }
   for (size_t q = 0; q < ask.costs.size(); ++q) {
@@ -228,7 +229,7 @@ Answer allocate(const Question& ask, double seconds, std::function<bool()> inter
     for (int m = 0; m < ask.layers; ++m)
       answer.objective += ask.matrix[size_t(l * ask.choices + answer.choice[l]) * all + m * ask.choices + answer.choice[m]];
   // What the preference's weight and rounding amount to is a tie.
-  const bool equal = p.layers() == 0 || answer.objective - lower / r.scale <= 4 * kTie / r.scale;
+  const bool equal = p.layers() == 0 || r.zero || answer.objective - lower / r.scale <= 4 * kTie / r.scale;
   answer.lower_bound = equal ? answer.objective : std::min(answer.objective, lower / r.scale);
   return answer;
 }

@@ -59,7 +59,8 @@ class Allocation(Mapping):
     def __setattr__(self, name, value):
         raise AttributeError(f"Allocation: {name} cannot be set; allocations are immutable")
 
-    __delattr__ = __setattr__
+    def __delattr__(self, name):
+        raise AttributeError(f"Allocation: {name} cannot be deleted; allocations are immutable")
 
     def __getitem__(self, module: str):
         return self.config[module]
@@ -224,7 +225,8 @@ def allocate(
     limits = [_number(name, limit) for name, _, _, limit in budgets]
     for (name, unit, costs, given), limit in zip(budgets, limits, strict=True):
         least = costs.double().masked_fill(~allowed, math.inf).amin(1).sum().item()
-        if least > limit + abs(limit) * len(costs) * torch.finfo(torch.float64).eps:  # what rounding adds to such a sum
+        rounding = abs(limit) * len(costs) * torch.finfo(torch.float64).eps if math.isfinite(limit) else 0.0  # of such a sum
+        if least > limit + rounding:
             least = int(least) if least == int(least) else least
             left = " that fixed leaves" if fixed else ""
             raise ValueError(f"allocate: {name} must be at least {least}, the {unit} of the smallest choices{left}; got {given}")

@@ -24,6 +24,8 @@ def stored_bytes(model: nn.Module, groups: Sequence[Sequence[str]], configs: Seq
     """Bytes of each group at each config, int64 [L, K], in the file of the converted model, and all others'.
 
     Biases, scales and folded batch norms count with their layers. Where the layer stays in full precision, its batch norm stays too.
+    The sum over layers is the file's size for every assignment, but for a few bytes a channel where inputs are signs (one activation bit):
+    there a batch norm becomes thresholds, which depends on two layers.
     """
     plain = copy.deepcopy(model).eval()
     without_compression(plain)

@@ -44,6 +44,9 @@ def measure_sensitivity(
     of the original are ``"diagonal"`` with ``"loss"`` (its `naive`), ``"clado"`` with ``"loss"`` (CLADO) or ``"kl"`` (its `KL`), and
     ``"diagonal"`` with ``"kl"`` (ZeroQ).
 
+    `bytes` are those that :func:`quantize.save` will write, to the byte, but where inputs have 1 bit: batch norms that become thresholds
+    belong to two layers at once, and some of their bytes may be missing.
+
     Under torchrun, with a process group, each process measures a part; all must be given the same batches and get the same result.
 
     Args:

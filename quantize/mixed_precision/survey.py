@@ -135,6 +135,7 @@ class Survey:
         self.samples.append(len(reference))
         self.unit += 1
         if self.unit <= self.sums.done:
+            self._skipped(len(self.quantized) * sum(self.shares[self.rank :: self.world]))
             return
         changes = torch.zeros(self.layers * self.choices, *reference.shape, dtype=torch.float64, device=reference.device)
         for layer in range(self.rank, self.layers, self.world):
@@ -164,6 +165,8 @@ class Survey:
         for place, layer, k in units[self.rank :: self.world]:
             self.unit += 1
             if self.unit <= self.sums.done:
+                after = sum(self.shares[other] for other in order[place + 1 :])
+                self._skipped(1 + len(self.quantized) * after if self.method == "clado" else self.shares[layer])
                 continue
             row = layer * self.choices + k
             single, pair = torch.zeros_like(self.sums.single), torch.zeros_like(self.sums.pair)
@@ -211,10 +214,16 @@ class Survey:
             total = each * (len(after) + each * sum(place * share for place, share in enumerate(after)))
         else:
             total = each * sum(self.shares)
-        self.bar.reset(total=total * len(self.batches) / self.world)
+        self.bar.reset(total=total * len(self.batches) / self.world + 1e-6)  # or rounding would take the sum of shares beyond it
 
     def _passed(self, share: float) -> None:
         self.bar.update(share)
+
+    def _skipped(self, passes: float) -> None:
+        """What was done before an interruption does not count for the speed."""
+        if not self.bar.disable:
+            self.bar.initial += passes
+            self.bar.n += passes
 
     def _unit_done(self, single: Tensor, pair: Tensor) -> None:
         self.sums = Sums(single, pair, self.unit)

@@ -179,7 +179,7 @@ def _prepare_layer(module: nn.Module, config: WeightConfig, shared: dict[tuple, 
     if not quantizes_input(module):
         return
     if config.activation_bits is not None:
-        own = make_activation_quantizer(config, module.parametrizations["weight"].original.device)
+        own = make_activation_quantizer(config, next(module.parameters()).device)
         module.activation_quantizer = own.train(module.training)
         module.register_forward_pre_hook(quantize_input_of, with_kwargs=True)
         keep_two_values(module)  # where QModule was first

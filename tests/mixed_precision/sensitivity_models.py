@@ -46,8 +46,8 @@ class Functional(nn.Module):
         self.first, self.second, self.last = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
 
     def forward(self, x):
-        x = torch.relu_(self.first(x))
-        y = F.gelu(self.second(x)).add_(x)
+        x = torch.relu_(self.first(x).sub_(0.1))  # what is left out must come back as it was
+        y = F.gelu(self.second(x).mul_(0.7)).add_(x)
         y *= 0.5
         return self.last(y)
 
@@ -131,14 +131,23 @@ class Depends(nn.Module):
 
 
 class BorrowsWeight(nn.Module):
-    """Uses a layer's weight before it calls the layer, and another's without ever calling it."""
+    """A module inside uses a layer's weight before that is called, the model another's that is never called."""
+
+    class Borrower(nn.Module):
+        def __init__(self, owner):
+            super().__init__()
+            self.owner = [owner]  # no submodule
+
+        def forward(self, x):
+            return F.linear(x, self.owner[0].weight)
 
     def __init__(self):
         super().__init__()
         self.first, self.later, self.never, self.last = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.borrower = BorrowsWeight.Borrower(self.later)
 
     def forward(self, x):
-        x = F.linear(self.first(x), self.later.weight).relu()
+        x = self.borrower(self.first(x)).relu()
         x = F.linear(x, self.never.weight, self.never.bias).relu()
         return self.last(self.later(x).relu())
 

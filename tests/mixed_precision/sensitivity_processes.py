@@ -13,12 +13,15 @@ CHOICES = [(2, None), (3, 4)]
 CASES = {  # name: (method, metric, what else)
     "gauss_newton kl": ("gauss_newton", "kl", {}),
     "gauss_newton loss": ("gauss_newton", "loss", {}),
+    "composed": ("composed", "kl", {}),
     "clado kl": ("clado", "kl", {}),
     "diagonal kl": ("diagonal", "kl", {}),
     "own loss": ("diagonal", "loss", {"loss_fn": lambda z, y: (z - y[:, None]).square().mean()}),
     "one layer": ("clado", "kl", {"skip": "conv*"}),
     "groups": ("gauss_newton", "kl", {"groups": {"stage": "conv*"}}),
 }
+FEW = ("gauss_newton loss", "clado kl", "one layer")  # of three processes
+STOPPED = (("clado kl", False), ("gauss_newton kl", False), ("gauss_newton kl", True), ("composed", False))  # whether one file is lost
 LAYERS = 3
 
 
@@ -83,15 +86,18 @@ def main():
     rank, world, file, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    for name in CASES:
+    for name in CASES if world == 2 else FEW:
         measure(name).save(folder / f"{name} {rank}")
+    if world == 2:
+        stopped_and_refused(rank, world, folder)
+    dist.destroy_process_group()
+
+
+def stopped_and_refused(rank, world, folder):
     text = {"batches": refused(rank, more_samples), "model": refused(rank, other_weight)}
     checkpoint = folder / "checkpoint"
-    for name, at, lost in (
-        ("clado kl", second_batch(rank, world) + 4 * (world - rank), False),  # at different places
-        ("gauss_newton kl", second_batch(rank, world), False),
-        ("gauss_newton kl", second_batch(rank, world), True),
-    ):
+    for name, lost in STOPPED:
+        at = second_batch(rank, world) + (4 * (world - rank) if name == "clado kl" else 0)  # at different places
         text[f"stopped {name} {lost}"] = interrupted(name.split()[0], at, checkpoint)
         own = folder / f"checkpoint.{rank}-of-{world}"
         text[f"there {name} {lost}"] = own.exists()
@@ -100,7 +106,6 @@ def main():
         measure(name, checkpoint=checkpoint).save(folder / f"resumed {name} {lost} {rank}")
         text[f"gone {name} {lost}"] = not own.exists()
     torch.save(text, folder / f"text {rank}")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

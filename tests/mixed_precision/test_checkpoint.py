@@ -13,7 +13,7 @@ import quantize
 from quantize.mixed_precision import file, survey
 
 CHOICES = [(2, None), (4, 4)]
-WAYS = [(method, metric) for method in ("gauss_newton", "clado", "diagonal") for metric in ("kl", "loss")]
+WAYS = [*((method, metric) for method in ("gauss_newton", "clado", "diagonal") for metric in ("kl", "loss")), ("composed", "kl")]
 
 
 class Stops:
@@ -160,7 +160,7 @@ def test_another_process_goes_on(tmp_path):
     assert torch.equal(quantize.Sensitivity.load(tmp_path / "s").matrix, want.matrix) and not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize("method", ["gauss_newton", "clado", "diagonal"])
+@pytest.mark.parametrize("method", survey.METHODS)
 def test_progress(method, capsys, monkeypatch):
     bar, seen = survey.tqdm, []
 

@@ -1,5 +1,6 @@
 """measure_sensitivity in gloo processes: what one process measures, by parts."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -12,17 +13,20 @@ import torch
 from quantize import Sensitivity
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def folder(request, tmp_path_factory):
-    """Where the processes put what came out; how many there were."""
-    folder = tmp_path_factory.mktemp("gloo")
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """Where so many processes put what came out."""
+    return functools.cache(lambda world: launch(world, tmp_path_factory.mktemp("gloo")))
+
+
+def launch(world, folder):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([p for p in sys.path if p] + [str(Path.cwd())])}
     running = [
         subprocess.Popen(
-            [sys.executable, processes.__file__, str(rank), str(request.param), str(folder / "rendezvous"), str(folder)],
+            [sys.executable, processes.__file__, str(rank), str(world), str(folder / "rendezvous"), str(folder)],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for rank in range(request.param)
+        for rank in range(world)
     ]  # fmt: skip
     try:
         outputs = [process.communicate(timeout=240)[0] for process in running]
@@ -30,7 +34,7 @@ def folder(request, tmp_path_factory):
         for process in running:
             process.kill()
     assert not any(process.returncode for process in running), "\n".join(outputs)
-    return folder, request.param
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +51,21 @@ def same(folder, world, name, want):
     torch.testing.assert_close(found[0].matrix, want.matrix, rtol=1e-12, atol=1e-12 * float(want.matrix.abs().max()))
 
 
-@pytest.mark.parametrize("name", processes.CASES)
-def test_processes_give_what_one_does(folder, alone, name):
-    same(*folder, name, alone[name])
+@pytest.mark.parametrize("world, name", [*((2, name) for name in processes.CASES), *((3, name) for name in processes.FEW)])
+def test_processes_give_what_one_does(launched, alone, world, name):
+    same(launched(world), world, name, alone[name])
 
 
-def test_different_arguments_are_refused_by_all(folder):
-    for rank in range(folder[1]):
-        text = torch.load(folder[0] / f"text {rank}")
+def test_different_arguments_are_refused_by_all(launched):
+    for rank in range(2):
+        text = torch.load(launched(2) / f"text {rank}")
         for what in ("batches", "model"):
             assert text[what] == "measure_sensitivity: model and batches must be the same in all processes; they are not"
 
 
-@pytest.mark.parametrize("name, lost", [("clado kl", False), ("gauss_newton kl", False), ("gauss_newton kl", True)])
-def test_stopped_processes_go_on(folder, alone, name, lost):
-    for rank in range(folder[1]):
-        text = torch.load(folder[0] / f"text {rank}")
+@pytest.mark.parametrize("name, lost", processes.STOPPED)
+def test_stopped_processes_go_on(launched, alone, name, lost):
+    for rank in range(2):
+        text = torch.load(launched(2) / f"text {rank}")
         assert [text[f"{when} {name} {lost}"] for when in ("stopped", "there", "gone")] == [True] * 3
-    same(*folder, f"resumed {name} {lost}", alone[name])
+    same(launched(2), 2, f"resumed {name} {lost}", alone[name])

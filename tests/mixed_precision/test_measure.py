@@ -137,6 +137,23 @@ def test_pairs(residual, metric):
     assert not sensitivity.matrix[inside].any() and sensitivity.matrix[~inside].count_nonzero() == 6 + 2 * 3 * 4
 
 
+def test_composed():
+    """What two layers do together, from the logits of prepared copies."""
+    model, batches, choices = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), rows(5, 3), [(2, None), (None, None), (2, 3)]
+    sensitivity, groups = measure(model, batches, choices, "composed"), [["0"], ["2"]]
+    assert (sensitivity.method, sensitivity.link) == ("composed", "log1p")
+    reference, changed = logits_of(model, batches), changed_logits(model, batches, groups, choices)
+    centred = reference - reference.mean(1, keepdim=True)
+    kept = {at: 1 - min(max(-float(((z - reference) * centred).sum() / centred.square().sum()), 0), 1) for at, z in changed.items()}
+    added = {at: z - z.mean(1, keepdim=True) - kept[at] * centred for at, z in changed.items()}
+    for a, b in itertools.product((0, 2), repeat=2):
+        first, second = (0, a), (1, b)
+        together = kept[first] * kept[second] * centred + kept[second] * added[first] + kept[first] * added[second]
+        predicted = sensitivity.predict({"0": choices[a], "2": choices[b]})
+        assert predicted == pytest.approx(kl(reference, together), rel=1e-8)
+        assert sensitivity.predict({"0": choices[a], "2": (None, None)}) == pytest.approx(kl(reference, changed[first]), rel=1e-8)
+
+
 def test_a_loss_of_its_own(residual):
     batches = [(inputs, {"wanted": torch.randn(len(inputs), 4), "n": 1}) for inputs, _ in images(5, 5)]
     batches = [(inputs, list(targets["wanted"])) for inputs, targets in batches]  # anything with a length
@@ -251,8 +268,7 @@ def test_names_with_glob_characters():
 # ------------------------------------------------------------------------------------------------ batches, and what stays as it was
 
 
-@pytest.mark.parametrize("metric", ["kl", "loss"])
-@pytest.mark.parametrize("method", ["gauss_newton", "clado", "diagonal"])
+@pytest.mark.parametrize("method, metric", [*itertools.product(("gauss_newton", "clado", "diagonal"), ("kl", "loss")), ("composed", "kl")])
 def test_batches_are_samples_in_any_order(method, metric):
     model, choices = Exact(), [(2, None), (3, 4)]
     x, targets = torch.randint(-4, 5, (12, 3, 6, 6)).float(), torch.randint(4, (12,))
@@ -264,7 +280,7 @@ def test_batches_are_samples_in_any_order(method, metric):
         assert torch.equal(several.bytes, one.bytes) and torch.equal(several.bit_ops, one.bit_ops) and several.samples == 12
 
 
-@pytest.mark.parametrize("method", ["gauss_newton", "clado", "diagonal"])
+@pytest.mark.parametrize("method", ["gauss_newton", "composed", "clado", "diagonal"])
 def test_nothing_of_the_model_changes(method):
     model, batches = trained(Residual()), images(4, 3)
     model.train()

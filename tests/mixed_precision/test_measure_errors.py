@@ -193,8 +193,9 @@ def test_quantizers():
 
 
 def test_names():
-    refused(ValueError, "method must be one of 'gauss_newton', 'clado', 'diagonal'; got 'zeroq'", method="zeroq")
+    refused(ValueError, "method must be one of 'gauss_newton', 'composed', 'clado', 'diagonal'; got 'zeroq'", method="zeroq")
     refused(ValueError, "metric must be one of 'kl', 'loss'; got 'accuracy'", metric="accuracy")
+    refused(ValueError, 'metric must be "kl" with method "composed"; got \'loss\'', method="composed", metric="loss")
     refused(TypeError, "loss_fn must be callable; got 'mse'", metric="loss", method="clado", loss_fn="mse")
     for method, metric in (("gauss_newton", "loss"), ("clado", "kl"), ("diagonal", "kl")):
         message = f"""loss_fn belongs to metric "loss" with method "clado" or "diagonal"; got '{method}' with '{metric}'"""

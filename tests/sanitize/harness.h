@@ -121,5 +121,6 @@ int64_t check_weight_binary(quantize::Isa isa, Fence fence);
 int64_t check_gemm(quantize::Isa isa, Fence fence);
 int64_t check_binary(quantize::Isa isa, Fence fence);
 int64_t check_host_arithmetic();
+int64_t check_allocate();
 
 }  // namespace sanitize

@@ -3,7 +3,7 @@
 
 int main() {
   using namespace sanitize;
-  int64_t total = check_host_arithmetic();
+  int64_t total = check_host_arithmetic() + check_allocate();
   std::printf("%-10s %8lld comparisons\n", "any", static_cast<long long>(total));
   for (quantize::Isa isa : quantize::supported_isas()) {
     int64_t count = 0;

@@ -290,3 +290,10 @@ def test_inputs_by_keyword():
     assert torch.equal(model(input=x), model(x))
     assert torch.equal(model(x), F.linear(model.activation_quantizer(x), model.weight, model.bias))
     assert model.activation_quantizer(x).unique().numel() <= 8
+
+
+def test_activation_bits_over_another_parametrization():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 4))
+    prepared = prepare(nn.Sequential(layer), Uniform(4, activation_bits=8))
+    prepared(torch.randn(2, 8)).sum().backward()
+    assert prepared[0].activation_quantizer.initialized

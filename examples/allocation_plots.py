@@ -9,6 +9,7 @@ STYLES = {  # method: words, color, marker
     "naive": ("loss, layer by layer (naive)", "#f08c00", "v"),
     "zeroq": ("KL, layer by layer (ZeroQ)", "#e8590c", "^"),
     "gauss_newton": ("KL, Gauss-Newton", "#0b7285", "o"),
+    "composed": ("KL, composed pairs", "#2b8a3e", "h"),
     "clado": ("loss, pairs (CLADO)", "#c2255c", "D"),
     "clado_kl": ("KL, pairs (CLADO's KL)", "#6741d9", "P"),
 }

@@ -12,8 +12,7 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kGap = 0.5e-5;
-// What choices with equal objectives may differ by, relative to the largest
-// entry: the preference weighs as much as that.
+// What choices with equal objectives may differ by, relative to the largest entry: the preference weighs as much as that.
 constexpr double kTie = 1e-12;
 
 // The power of two that brings x below 1: scaling by it changes no digits.
@@ -23,8 +22,7 @@ double scale_of(double x) {
   return x > 0 && std::isfinite(x) ? std::ldexp(1., std::clamp(-exponent, -1000, 1000)) : 1;
 }
 
-// The question without what is decided: layers with one choice left, choices
-// beyond a limit, limits that nothing reaches.
+// The question without what is decided: layers with one choice left, choices beyond a limit, limits that nothing reaches.
 struct Reduced {
   Problem problem;
   double scale = 1;          // of the objective
@@ -33,8 +31,7 @@ struct Reduced {
   bool feasible = true, crossed = false, zero = false;
 };
 
-// Which choices leave every limit within reach, were all other layers at their
-// cheapest. `floors`: the sum of the cheapest.
+// Which choices leave every limit within reach, were all other layers at their cheapest. `floors`: the sum of the cheapest.
 std::vector<uint8_t> affordable(const Question& ask, std::vector<std::vector<double>>& least, std::vector<double>& room) {
   const int K = ask.choices;
   std::vector<uint8_t> open(size_t(ask.layers) * K, 1);
@@ -42,8 +39,7 @@ std::vector<uint8_t> affordable(const Question& ask, std::vector<std::vector<dou
   for (bool changed = true; changed;) {
     changed = false;
     for (size_t q = 0; q < ask.costs.size(); ++q) {
-      // What rounding can add to a sum of so many terms is not held against a
-      // choice.
+      // What rounding can add to a sum of so many terms is not held against a choice.
       room[q] = ask.limits[q] + std::abs(ask.limits[q]) * ask.layers * std::numeric_limits<double>::epsilon();
       for (int l = 0; l < ask.layers; ++l) {
         least[q][l] = kInfinity;
@@ -154,8 +150,7 @@ double first_bound(const Problem& p) {
   return bound;
 }
 
-// Branch and bound from the best of a few convexifications, each for where the
-// last one's relaxation came to rest.
+// Branch and bound from the best of a few convexifications, each for where the last one's relaxation came to rest.
 Proof prove(const Problem& p, bool crossed, LocalSearch& search, int patience, Watch& watch) {
   const double size = p.size(), first = first_bound(p);
   const int sweeps = int(std::clamp(3e7 / (size * size), 20., 200.));

@@ -1,5 +1,4 @@
-// The allocator: choices of bits for layers, from a matrix of sensitivities,
-// costs and their limits.
+// The allocator: choices of bits for layers, from a matrix of sensitivities, costs and their limits.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +7,8 @@
 
 namespace quantize::mixed_precision {
 
-// Minimise sum over layers l, m of matrix[l * choices + x_l][m * choices + x_m]
-// over one choice x_l per layer, subject to sum_l costs[q][l * choices + x_l]
-// <= limits[q] for each q. All values must be finite, limits may be infinite.
+// Minimise sum over layers l, m of matrix[l * choices + x_l][m * choices + x_m] over one choice x_l per layer, subject to sum_l costs[q][l
+// * choices + x_l] <= limits[q] for each q. All values must be finite, limits may be infinite.
 struct Question {
   int layers, choices;
   const double* matrix;  // symmetric
@@ -33,9 +31,8 @@ struct Answer {
   int64_t nodes = 0;  // of the branch and bound
 };
 
-// The best choice, proven to a gap of 1e-5 or better, or what there is after
-// `seconds` or when `interrupted` (asked every 20 ms) says so. The same
-// question has the same answer, unless time ended the search.
+// The best choice, proven to a gap of 1e-5 or better, or what there is after `seconds` or when `interrupted` (asked every 20 ms) says so.
+// The same question has the same answer, unless time ended the search.
 Answer allocate(const Question& question, double seconds, std::function<bool()> interrupted);
 
 }  // namespace quantize::mixed_precision

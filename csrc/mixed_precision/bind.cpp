@@ -13,9 +13,8 @@ namespace {
 
 namespace py = pybind11;
 
-// Asks Python whether a signal came, as the interpreter would between two
-// lines. Ctrl-C ends the search and is told in the answer; what other handlers
-// raise is raised when the search has ended.
+// Asks Python whether a signal came, as the interpreter would between two lines. Ctrl-C ends the search and is told in the answer; what
+// other handlers raise is raised when the search has ended.
 class Signals {
  public:
   bool pending() {

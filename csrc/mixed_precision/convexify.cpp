@@ -10,8 +10,7 @@ namespace {
 
 using Vector = std::vector<double>;
 
-// Small symmetric matrices: a = vectors diag(values) vectors', by Jacobi
-// rotations.
+// Small symmetric matrices: a = vectors diag(values) vectors', by Jacobi rotations.
 void eigen(int k, Vector& a, Vector& vectors) {
   vectors.assign(size_t(k) * k, 0.);
   for (int i = 0; i < k; ++i) vectors[i * k + i] = 1;
@@ -42,17 +41,15 @@ void eigen(int k, Vector& a, Vector& vectors) {
   }
 }
 
-// diag(p) - p p' = T T' with T = diag(sqrt p) N, N an orthonormal basis of what
-// is orthogonal to sqrt p. With S = diag(1 / sqrt p) N, S' T = 1: a matrix H of
-// the reduced space is S H S' in the layer's.
+// diag(p) - p p' = T T' with T = diag(sqrt p) N, N an orthonormal basis of what is orthogonal to sqrt p. With S = diag(1 / sqrt p) N, S' T
+// = 1: a matrix H of the reduced space is S H S' in the layer's.
 struct Block {
   int begin, size, reduced;  // reduced: the place of its size - 1 coordinates
   Vector to, from;           // T, S: [size, size - 1]
 };
 
 Block make_block(const Problem& problem, const Vector& x, int l, int reduced) {
-  // Mixed with equal shares, so that no choice is beyond reach further down the
-  // tree.
+  // Mixed with equal shares, so that no choice is beyond reach further down the tree.
   constexpr double even = 0.05;
   const int begin = problem.first[l], k = problem.first[l + 1] - begin;
   Block block{begin, k, reduced, Vector(size_t(k) * (k - 1)), Vector(size_t(k) * (k - 1))};
@@ -92,8 +89,7 @@ Vector reduce(const Problem& problem, const std::vector<Block>& blocks, int d) {
   return all;
 }
 
-// The mixing method. vectors: [d, rank]; a block's are orthonormal. Returns the
-// blocks H with cross + H >= 0, nearly.
+// The mixing method. vectors: [d, rank]; a block's are orthonormal. Returns the blocks H with cross + H >= 0, nearly.
 class Mixing {
  public:
   Mixing(const Vector& matrix, const std::vector<Block>& blocks, int d, int rank)
@@ -103,11 +99,10 @@ class Mixing {
     for (const Block& b : blocks_) h_.emplace_back(size_t(b.size - 1) * (b.size - 1));
   }
 
-  // The sum of traces, which rises to the dual's value... the less it moves,
-  // the nearer.
-  double sweep() {
+  // The sum of traces, which rises to the dual's value... the less it moves, the nearer.
+  double sweep(Watch& watch) {
     double trace = 0;
-    for (size_t l = 0; l < blocks_.size(); ++l) trace += update(blocks_[l], h_[l]);
+    for (size_t l = 0; l < blocks_.size() && !watch.stop(); ++l) trace += update(blocks_[l], h_[l]);
     return trace;
   }
 
@@ -203,7 +198,7 @@ Convex convexify(const Problem& problem, const Vector& x, int sweeps, Watch& wat
   Mixing mixing(reduced, blocks, d, std::max(widest, std::min(32, int(std::sqrt(2. * widths)) + 1)));
   double trace = 0;
   for (int s = 0; s < sweeps && !watch.stop(); ++s) {
-    const double now = mixing.sweep();
+    const double now = mixing.sweep(watch);
     if (s > 10 && std::abs(now - trace) <= 1e-7 * now) break;
     trace = now;
   }

@@ -22,16 +22,14 @@ constexpr size_t kLongest = 400000, kLongestOfSeveral = 4000;
 std::optional<Problem::Assignment> dynamic_program(const Problem& problem, const Problem::Assignment& known, Watch& watch) {
   const int layers = problem.layers(), limits = problem.constraints();
   const double best = problem.objective(known);
-  // Without cross terms the tangent is the objective itself, and the relaxation
-  // finds the multipliers at any x.
+  // Without cross terms the tangent is the objective itself, and the relaxation finds the multipliers at any x.
   const Convex same{std::vector<double>(size_t(problem.size()) * problem.size()), problem.linear};
   Relaxation lagrange(problem, same);
   lagrange.refresh();
   if (lagrange.tighten(1, best, watch)) return known;
   const std::vector<double>& multipliers = lagrange.best_multipliers();
 
-  // What the layers from l on bring at the least, the multipliers' due
-  // included.
+  // What the layers from l on bring at the least, the multipliers' due included.
   std::vector<double> rest(layers + 1);
   for (int q = 0; q < limits; ++q) rest[layers] -= multipliers[q] * problem.limits[q];
   for (int l = layers - 1; l >= 0; --l) {

@@ -5,15 +5,13 @@
 #include <limits>
 
 namespace quantize::mixed_precision {
-namespace {
-
-// Below it a change of the objective is rounding: entries are at most 1.
-constexpr double kImproves = -1e-15;
-
-}  // namespace
-
 LocalSearch::LocalSearch(const Problem& problem, uint64_t seed)
-    : problem_(problem), random_(seed), field_(problem.size()), used_(problem.constraints()) {
+    : problem_(problem), random_(seed), field_(problem.size()), rounding_(problem.size()), used_(problem.constraints()) {
+  for (int v = 0; v < problem.size(); ++v) {
+    double sum = std::abs(problem.linear[v]);
+    for (int w = 0; w < problem.size(); ++w) sum += std::abs(problem.cross_row(v)[w]);
+    rounding_[v] = std::numeric_limits<double>::epsilon() * sum;
+  }
   for (const double entry : problem.cross) most_ += std::abs(entry);
   for (const double entry : problem.linear) most_ += std::abs(entry);
 }
@@ -58,8 +56,7 @@ bool LocalSearch::fits(int v, int w) const {
   return true;
 }
 
-// How far beyond the limits, each in units of its own, the choice would be with
-// v and w in it.
+// How far beyond the limits, each in units of its own, the choice would be with v and w in it.
 double LocalSearch::excess_after(int v, int w) const {
   const int at = chosen_[problem_.layer[v]], other = chosen_[problem_.layer[w]];
   double sum = 0;
@@ -71,17 +68,14 @@ double LocalSearch::excess_after(int v, int w) const {
 }
 
 void LocalSearch::keep() {
-  // Moves add rounding: what is kept is computed afresh.
-  if (found() && value_ >= best_value_ - 1e-13 * std::abs(best_value_)) {
-    if (value_ > best_value_ + 1e-10) return;
-  }
+  // Moves add rounding: what may be better is computed afresh.
+  if (found() && value_ > best_value_ + 1e-10 * std::max(1., std::abs(best_value_))) return;
   if (!problem_.feasible(chosen_)) return;
   const double value = problem_.objective(chosen_);
   if (!found() || value < best_value_) best_ = chosen_, best_value_ = value;
 }
 
-// Makes the choice feasible by the moves that cost least per unit of what they
-// save.
+// Makes the choice feasible by the moves that cost least per unit of what they save.
 bool LocalSearch::repair() {
   for (int step = 0; step < 4 * problem_.layers(); ++step) {
     const double before = excess_after(chosen_[0], chosen_[0]);
@@ -106,18 +100,19 @@ bool LocalSearch::repair() {
 bool LocalSearch::pair_move(int v) {
   const int at = chosen_[problem_.layer[v]];
   if (v == at) return false;
-  const double *plus = problem_.cross_row(v), *minus = problem_.cross_row(at), own = field_[v] - field_[at];
+  const double *plus = problem_.cross_row(v), *minus = problem_.cross_row(at);
+  const double own = field_[v] - field_[at] + rounding_[v] + rounding_[at];
   // The first limit is looked at here, which spares most calls of fits().
   const double* cost = problem_.constraints() ? problem_.costs[0].data() : nullptr;
   const double room = cost ? problem_.limits[0] - used_[0] - (cost[v] - cost[at]) : 0;
-  double best = kImproves;
+  double best = 0;
   int other = -1;
   for (int l = 0; l < problem_.layers(); ++l) {
     const int from = chosen_[l];
     if (from == at) continue;
-    const double base = own - field_[from] - 2 * (plus[from] - minus[from]), within = cost ? room + cost[from] : 0;
+    const double base = own - field_[from] + rounding_[from] - 2 * (plus[from] - minus[from]), within = cost ? room + cost[from] : 0;
     for (int w = problem_.first[l]; w < problem_.first[l + 1]; ++w) {
-      const double change = base + field_[w] + 2 * (plus[w] - minus[w]);
+      const double change = base + field_[w] + rounding_[w] + 2 * (plus[w] - minus[w]);
       if (change >= best || w == from || (cost && cost[w] > within) || !fits(v, w)) continue;
       best = change, other = w;
     }
@@ -131,10 +126,12 @@ bool LocalSearch::pair_move(int v) {
 bool LocalSearch::single_moves(Watch& watch) {
   bool moved = false;
   while (!watch.stop()) {
-    double best = kImproves;
+    double best = 0;
     int to = -1;
     for (int v = 0; v < problem_.size(); ++v) {
-      const double change = field_[v] - field_[chosen_[problem_.layer[v]]];
+      const int at = chosen_[problem_.layer[v]];
+      if (v == at) continue;
+      const double change = field_[v] - field_[at] + rounding_[v] + rounding_[at];
       if (change < best && fits(v)) best = change, to = v;
     }
     if (to < 0) break;

@@ -1,5 +1,4 @@
-// Good choices quickly: descents by changes of one and of two layers, and kicks
-// out of the minima they end in.
+// Good choices quickly: descents by changes of one and of two layers, and kicks out of the minima they end in.
 #pragma once
 
 #include <optional>
@@ -13,11 +12,9 @@ class LocalSearch {
  public:
   LocalSearch(const Problem& problem, uint64_t seed);
 
-  // A start that meets every limit, by descent on what exceeds them; false if
-  // `tries` kicks find none.
+  // A start that meets every limit, by descent on what exceeds them; false if `tries` kicks find none.
   bool start(int tries, Watch& watch);
-  // Kicks from the current minimum; keeps the best in `best`. Stops after
-  // `patience` kicks without a better one.
+  // Kicks from the current minimum; keeps the best in `best`. Stops after `patience` kicks without a better one.
   void search(int patience, Watch& watch);
   // A descent from `chosen`, repaired first.
   void improve(const Problem::Assignment& chosen, Watch& watch);
@@ -25,8 +22,7 @@ class LocalSearch {
   bool found() const { return !best_.empty(); }
   const Problem::Assignment& best() const { return best_; }
   double best_value() const { return best_value_; }
-  // What a better assignment has less than; more than any has, while none is
-  // found.
+  // What a better assignment has less than; more than any has, while none is found.
   double ceiling() const { return found() ? best_value_ : most_; }
 
  private:
@@ -47,9 +43,10 @@ class LocalSearch {
   std::mt19937_64 random_;
   Problem::Assignment chosen_, best_;
   double value_ = 0, best_value_ = 0, most_ = 1;
-  std::vector<double> field_;  // what the objective would change by, up to a constant of the
-                               // layer, if a variable were chosen
-  std::vector<double> used_;   // of each limit
+  std::vector<double> field_;     // what the objective would change by, up to a constant of the
+                                  // layer, if a variable were chosen
+  std::vector<double> rounding_;  // that a field may have gathered: less is no change for the better
+  std::vector<double> used_;      // of each limit
 };
 
 }  // namespace quantize::mixed_precision

@@ -1,7 +1,5 @@
-// One choice per layer: minimise sum_vw cross[v][w] x_v x_w + sum_v linear[v]
-// x_v over one variable v of each layer, subject to sum_v costs[q][v] x_v <=
-// limits[q] for each constraint q. A variable is one choice of one layer; a
-// layer's variables are neighbours.
+// One choice per layer: minimise sum_vw cross[v][w] x_v x_w + sum_v linear[v] x_v over one variable v of each layer, subject to sum_v
+// costs[q][v] x_v <= limits[q] for each constraint q. A variable is one choice of one layer; a layer's variables are neighbours.
 #pragma once
 
 #include <chrono>
@@ -49,8 +47,7 @@ struct Problem {
   }
 };
 
-// Says when to stop: at a time, or when someone asks for it. Once it has said
-// so it says nothing else.
+// Says when to stop: at a time, or when someone asks for it. Once it has said so it says nothing else.
 class Watch {
  public:
   using Clock = std::chrono::steady_clock;

@@ -28,8 +28,7 @@ Relaxation::Relaxation(const Problem& problem, const Convex& convex)
       cheapest_(problem.layers()),
       count_(problem.layers()) {
   const int n = problem.size();
-  // A penalty about as stiff as the objective is along a change of use by all
-  // layers together.
+  // A penalty about as stiff as the objective is along a change of use by all layers together.
   for (int q = 0; q < problem.constraints(); ++q) {
     double compliance = 0;
     for (int l = 0; l < problem.layers(); ++l) {
@@ -134,8 +133,7 @@ void Relaxation::step(int l) {
   }
 }
 
-// The bound at x and these multipliers; spent_: what the tangent's minimum uses
-// of each limit.
+// The bound at x and these multipliers; spent_: what the tangent's minimum uses of each limit.
 double Relaxation::tangent_bound(const std::vector<double>& m) {
   const int limits = problem_.constraints();
   double sum = -curved_;
@@ -157,9 +155,8 @@ double Relaxation::tangent_bound(const std::vector<double>& m) {
   return sum;
 }
 
-// The best multipliers for the tangent at x, one limit after the other: the
-// bound is concave in each.
-void Relaxation::raise_bound() {
+// The best multipliers for the tangent at x, one limit after the other: the bound is concave in each.
+void Relaxation::raise_bound(double enough) {
   const int limits = problem_.constraints();
   curved_ = 0;
   for (int v = 0; v < problem_.size(); ++v) curved_ += (gradient_[v] - convex_.linear[v]) * x[v];
@@ -169,42 +166,41 @@ void Relaxation::raise_bound() {
   peak_ = trial_;
   for (int round = 0; round < (limits > 1 ? 3 : 1); ++round)
     for (int q = 0; q < limits; ++q) {
-      // Cuts from both sides; the next point is where they meet.
-      double value = tangent_bound(trial_), rise = spent_[q] - problem_.limits[q];
+      // Tangents from both sides; the next point is where they meet. Until there are two, ever longer strides.
+      double value = tangent_bound(trial_), rise = spent_[q] - problem_.limits[q], stride = 2;
       double low = -1, low_value = 0, low_rise = 0, high = -1, high_value = 0, high_rise = 0;
-      for (int step = 0; step < 12; ++step) {
+      for (int step = 0; step < 40; ++step) {
         if (value > best) best = value, peak_ = trial_;
-        if (rise > 0) {
+        if (rise > 0)
           low = trial_[q], low_value = value, low_rise = rise;
-        } else {
-          if (trial_[q] == 0) break;
+        else if (trial_[q] == 0)
+          break;
+        else
           high = trial_[q], high_value = value, high_rise = rise;
-        }
         double next;
         if (low >= 0 && high >= 0) {
           next = (high_value - low_value + low_rise * low - high_rise * high) / (low_rise - high_rise);
           const double meet = low_value + low_rise * (next - low);
-          if (!(next > low && next < high) || meet <= best + 1e-13 * std::abs(best)) break;
-        } else if (low >= 0) {
-          next = std::max(2 * low, 1e-9);
-          if (next > 1e12) break;
+          if (!(next > low && next < high) || meet <= best + enough + 1e-13 * std::abs(best)) break;
         } else {
-          next = high / 2 < 1e-12 ? 0 : high / 2;
+          next = low >= 0 ? std::max(stride * low, 1e-12) : high / stride;
+          if (next < 1e-18) next = 0;
+          if (next > 1e15) break;
+          stride = std::min(stride * stride, 1e6);
         }
         trial_[q] = next;
         value = tangent_bound(trial_), rise = spent_[q] - problem_.limits[q];
       }
       trial_ = peak_;
     }
-  const double value = tangent_bound(peak_);
-  bound = std::max(bound, value);
+  last_ = tangent_bound(peak_);
+  bound = std::max(bound, last_);
   for (int l = 0; l < problem_.layers(); ++l) {
     double least = kInfinity;
     for (int v = problem_.first[l]; v < problem_.first[l + 1]; ++v)
       if (open[v]) least = std::min(least, slope_[v]);
     for (int v = problem_.first[l]; v < problem_.first[l + 1]; ++v) reduced_[v] = open[v] ? slope_[v] - least : kInfinity;
   }
-  last_ = value;
 }
 
 // Closes the choices of a layer for which `beyond` is true, and gives their shares to the one of the least `rank` that is left. True when
@@ -266,7 +262,7 @@ bool Relaxation::tighten(int sweeps, double cutoff, Watch& watch) {
       if (count_[l] > 1) step(l);
     for (int q = 0; q < problem_.constraints(); ++q) multipliers[q] = pressure(q);
     if (s % 2 && s + 1 != sweeps) continue;
-    raise_bound();
+    raise_bound(1e-3 * std::max(cutoff - bound, 0.));  // finer multipliers are not worth their time
     if (close_bad(cutoff)) return true;
     if (watch.stop()) return false;
     // Near its best, as far as it matters: go on to the children.

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import allocate
+import allocation_plots
 import allocations
 import engine
 import pytest
@@ -25,8 +26,13 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 TINY = "--arch lenet --dataset digits --width 4 --limit-train 80 --limit-test 37 --batch-size 32 --device cpu"
 TINY += " --epochs 1 --float-epochs 2 --samples 24"
-METHODS = ["uniform", "zeroq", "gauss_newton"]
+METHODS = ["uniform", "zeroq", "gauss_newton", "composed"]
 BUDGETS = ["2.5 bits", "4 bits"]
+FLAGS = f"--average-bits 2.5 4 --methods {' '.join(METHODS)}"
+
+
+def test_every_method_has_a_style():
+    assert set(allocation_plots.STYLES) == set(allocations.METHODS)
 
 
 def main(workspace, flags=""):
@@ -40,7 +46,7 @@ def main(workspace, flags=""):
 def finished(tmp_path_factory):
     """A workspace with two budgets for three methods, and its report."""
     workspace = tmp_path_factory.mktemp("allocate")
-    status, report = main(workspace, "--average-bits 2.5 4")
+    status, report = main(workspace, FLAGS)
     assert status == 0
     return workspace, report
 
@@ -120,7 +126,7 @@ def test_nothing_is_done_twice(finished, monkeypatch, capsys):
     workspace, report = finished
     for owner, name in ((train_script, "train"), (quantize, "measure_sensitivity")):
         monkeypatch.setattr(owner, name, lambda *a, **k: pytest.fail("done again"))
-    assert main(workspace, "--average-bits 2.5 4")[0] == 0
+    assert main(workspace, FLAGS)[0] == 0
     again = json.loads((workspace / "report.json").read_text())
     for row in (*report["rows"], *again["rows"]):
         row.pop("search_seconds", None)

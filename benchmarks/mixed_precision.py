@@ -4,8 +4,8 @@
     python benchmarks/mixed_precision.py measure     # pairs take half an hour; interrupted ones go on
     python benchmarks/mixed_precision.py             # measures what runs/mixed_precision does not hold, then all tables and the plot
 
-Weights and inputs of every layer at 2, 4 or 8 bits: nine choices. All is measured, and true KL taken, on the same 128 training images, with
-one thread (raw loss pairs: 64 of them); accuracy is on the 1,000 test images.
+Weights of every layer at 2, 4 or 8 bits, and weights and inputs so: nine choices. All is measured, and true KL taken, on the same 128
+training images, with one thread (raw loss pairs: 64 of them); accuracy is on the 1,000 test images.
 
 - cost: processor time of each method, conversions for the bytes and all, on ResNet-20.
 - prediction: KL of 250 random assignments per regime on ResNet-20, against what each method predicts (Spearman's rank correlation).
@@ -37,7 +37,8 @@ import quantize  # noqa: E402
 RUNS = Path("runs/mixed_precision")
 FIRST = "--dataset mnist5k --batch-size 64 --lr 0.1 --epochs 6 --channels-last"
 BITS = (2, 4, 8)
-CHOICES = [(weight, activation) for weight in BITS for activation in BITS]
+BOTH, WEIGHTS = "weights and inputs", "weights"
+CHOICES = {BOTH: [(weight, activation) for weight in BITS for activation in BITS], WEIGHTS: [(weight, None) for weight in BITS]}
 SAMPLES = 128
 FEW = 64  # for the raw pairs, which are here to fail
 REGIMES = ("4 bits and more", "10 to 20 % at 2 bits", "uniform")
@@ -49,7 +50,11 @@ METHODS = {
     "pairs": ("clado", "kl"),
     "loss pairs": ("clado", "loss"),
 }
-MEASURED = {"resnet20": tuple(METHODS), "resnet56": ("ZeroQ", "Gauss-Newton", "composed")}
+MEASURED = {
+    ("resnet20", BOTH): tuple(METHODS),
+    ("resnet20", WEIGHTS): ("ZeroQ", "Gauss-Newton", "composed", "pairs"),
+    ("resnet56", BOTH): ("ZeroQ", "Gauss-Newton", "composed"),
+}
 
 
 def trained(arch: str, seed: int = 0) -> torch.nn.Module:
@@ -67,14 +72,15 @@ def calibration(samples: int = SAMPLES) -> list:
     return [images.batch(chosen, None)]
 
 
-def slug(name: str) -> str:
-    """For file names."""
-    return name.replace(" ", "-").lower()
+def file(arch: str, what: str, name: str) -> Path:
+    """Where a sensitivity lies; beside it a file with the processor seconds that it took."""
+    words = (arch, name) if what == BOTH else (arch, what, name)
+    return RUNS / f"{'-'.join(words).replace(' ', '-').lower()}.safetensors"
 
 
-def measured(arch: str, name: str) -> quantize.Sensitivity:
-    """A sensitivity, from its file where there is one; beside it a file with the processor seconds that it took."""
-    path = RUNS / f"{arch}-{slug(name)}.safetensors"
+def measured(arch: str, what: str, name: str) -> quantize.Sensitivity:
+    """A sensitivity, from its file where there is one."""
+    path = file(arch, what, name)
     seconds = path.with_suffix(".json")
     if path.exists():
         return quantize.Sensitivity.load(path)
@@ -85,29 +91,28 @@ def measured(arch: str, name: str) -> quantize.Sensitivity:
         method, metric = METHODS[name]
         checkpoint = path.with_suffix(".checkpoint")
         images = calibration(FEW if name == "loss pairs" else SAMPLES)
-        sensitivity = quantize.measure_sensitivity(model, images, CHOICES, method, metric, checkpoint=checkpoint)
+        sensitivity = quantize.measure_sensitivity(model, images, CHOICES[what], method, metric, checkpoint=checkpoint)
         sensitivity.save(path)
     finally:
         seconds.write_text(json.dumps(spent + time.process_time() - began))
-    print(f"{arch}, {name}: {spent + time.process_time() - began:.1f} s of processor time", flush=True)
+    print(f"{arch}, {what}, {name}: {spent + time.process_time() - began:.1f} s of processor time", flush=True)
     return sensitivity
 
 
-def costs() -> dict[str, float]:
+def costs(what: str) -> dict[str, float]:
     """Processor seconds of each method on ResNet-20."""
-    return {name: json.loads((RUNS / f"resnet20-{slug(name)}.json").read_text()) for name in MEASURED["resnet20"]}
+    return {name: json.loads(file("resnet20", what, name).with_suffix(".json").read_text()) for name in MEASURED["resnet20", what]}
 
 
 class Assigned:
     """A model at any assignment of choices to its layers: prepared once for each choice, its layers put together from those."""
 
-    def __init__(self, arch: str):
+    def __init__(self, arch: str, what: str):
         self.model, batches = trained(arch), calibration()
-        self.inputs = batches[0][0]
-        self.at = []
-        for weight, activation in CHOICES:
-            copied = quantize.prepare(copy.deepcopy(self.model), quantize.Uniform(weight, activation))
-            self.at.append(quantize.calibrate(copied, [self.inputs]).eval())
+        self.inputs, self.at = batches[0][0], {}
+        for weight, activation in CHOICES[what]:
+            copied = quantize.prepare(copy.deepcopy(self.model), quantize.Uniform(weight, activation)).eval()
+            self.at[weight, activation] = quantize.calibrate(copied, [self.inputs]) if activation else copied
         self.layers = [name for name, module in self.model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
         with torch.no_grad():
             self.reference = self.model(self.inputs).double().log_softmax(1)
@@ -117,7 +122,7 @@ class Assigned:
         mixed = copy.deepcopy(self.model)
         for name in self.layers:
             parent, _, child = name.rpartition(".")
-            setattr(mixed.get_submodule(parent), child, self.at[CHOICES.index(choice[name])].get_submodule(name))
+            setattr(mixed.get_submodule(parent), child, self.at[choice[name]].get_submodule(name))
         return mixed
 
     @torch.no_grad()
@@ -137,32 +142,32 @@ class Assigned:
         return 100 * right / len(images)
 
 
-def draw(regime: str, layers: list[str], generator: random.Random) -> dict:
+def draw(regime: str, what: str, layers: list[str], generator: random.Random) -> dict:
     """A random assignment."""
-    fine = [choice for choice in CHOICES if min(choice) >= 4]
-    coarse = [choice for choice in CHOICES if min(choice) == 2]
+    fine = [choice for choice in CHOICES[what] if 2 not in choice]
+    coarse = [choice for choice in CHOICES[what] if 2 in choice]
     if regime == "uniform":
-        return {name: generator.choice(CHOICES) for name in layers}
+        return {name: generator.choice(CHOICES[what]) for name in layers}
     share = 0 if regime == "4 bits and more" else generator.uniform(0.1, 0.2)
     return {name: generator.choice(coarse if generator.random() < share else fine) for name in layers}
 
 
-def predictions(count: int) -> dict:
+def predictions(what: str, count: int) -> dict:
     """True and predicted KL of random assignments, by regime."""
-    assigned, generator = Assigned("resnet20"), random.Random(0)
-    sensitivities = {name: measured("resnet20", name) for name in MEASURED["resnet20"]}
+    assigned, generator = Assigned("resnet20", what), random.Random(0)
+    sensitivities = {name: measured("resnet20", what, name) for name in MEASURED["resnet20", what]}
     sensitivities["pairs, saturated"] = sensitivities["pairs"].saturated()
     found = {}
     for regime in REGIMES:
-        choices = [draw(regime, assigned.layers, generator) for _ in range(count)]
+        choices = [draw(regime, what, assigned.layers, generator) for _ in range(count)]
         true = []
         for number, choice in enumerate(choices):
             true.append(assigned.kl(choice))
-            print(f"\r{regime}: {number + 1} of {count}", end="", file=sys.stderr)
+            print(f"\r{what}, {regime}: {number + 1} of {count}", end="", file=sys.stderr)
         predicted = {name: [sensitivity.predict(choice) for choice in choices] for name, sensitivity in sensitivities.items()}
         table = pandas.DataFrame({"true": true, **predicted})
         spearman = table.corr("spearman")["true"].drop("true").to_dict()
-        found[regime] = {"spearman": spearman, "points": table.round(8).to_dict("list")}
+        found[regime] = {"spearman": spearman, "points": {name: [float(f"{v:.6g}") for v in values] for name, values in table.items()}}
     return found
 
 
@@ -190,13 +195,15 @@ def plot(found: dict, path: Path) -> None:
 def sanity() -> list[dict]:
     """The optimum without a budget, against 8 bits everywhere."""
     rows = []
-    for arch, names in MEASURED.items():
-        assigned = Assigned(arch)
+    for (arch, what), names in MEASURED.items():
+        if what == WEIGHTS:
+            continue
+        assigned = Assigned(arch, what)
         best = dict.fromkeys(assigned.layers, (8, 8))
         for name in names:
             if name == "pairs":
                 continue
-            sensitivity = measured(arch, name)
+            sensitivity = measured(arch, what, name)
             allocation = quantize.allocate(sensitivity, time_limit=60)
             changed = sum(allocation.choice[layer] != (8, 8) for layer in assigned.layers)
             rows.append(
@@ -222,20 +229,22 @@ def main():
     parser.add_argument("--assignments", type=int, default=250)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for arch, names in MEASURED.items():
+    for (arch, what), names in MEASURED.items():
         for name in names:
             if not args.only or name in args.only:
-                measured(arch, name)
+                measured(arch, what, name)
     if args.part == "measure":
         return
-    found = predictions(args.assignments)
-    for regime, figures in found.items():
-        print(regime, "  ".join(f"{name} {value:.3f}" for name, value in figures["spearman"].items()))
-    plot(found, FOLDER / "mixed_precision.png")
+    found = {what: predictions(what, args.assignments) for what in CHOICES}
+    for what, regimes in found.items():
+        plot(regimes, FOLDER / f"mixed_precision_{what.replace(' ', '_')}.png")
+        for regime, figures in regimes.items():
+            print(f"{what}, {regime}:", "  ".join(f"{name} {value:.3f}" for name, value in figures["spearman"].items()))
     checked = sanity()
     print(pandas.DataFrame(checked).to_string())
-    seconds = costs()
-    print("  ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
+    seconds = {what: costs(what) for what in CHOICES}
+    for what, by_method in seconds.items():
+        print(f"{what}:", "  ".join(f"{name} {value:.1f} s" for name, value in by_method.items()))
     write("mixed_precision", {"samples": SAMPLES, "seconds": seconds, "predictions": found, "sanity": checked})
 
 

@@ -276,22 +276,20 @@ def table() -> str:
 def mixed_precision() -> str:
     """Its own section's tables: what methods cost and predict, and what they are good for."""
     lines, r = [], read("mixed_precision")
-    if r:
-        regimes = list(r["predictions"])
+    for what, regimes in r.get("predictions", {}).items():
+        first = f"ResNet-20, {what} at 2, 4 or 8 bits, {r['samples']} images"
+        lines += [f"| {first} | CPU seconds | {' | '.join(regimes)} |", "|---" * (2 + len(regimes)) + "|"]
+        for name in next(iter(regimes.values()))["spearman"]:
+            if name != "loss pairs":
+                seconds = r["seconds"][what][name.removesuffix(", saturated")]
+                ranks = " | ".join(f"{figures['spearman'][name]:.3f}" for figures in regimes.values())
+                lines.append(f"| {name} | {seconds:.0f} | {ranks} |")
+        lines.append("")
+    if lines:
+        plots = ", ".join(f"[{what}](benchmarks/results/mixed_precision_{what.replace(' ', '_')}.png)" for what in r["predictions"])
         lines += [
-            f"| ResNet-20, 9 choices a layer, {r['samples']} images | CPU seconds | {' | '.join(regimes)} |",
-            "|---" * (2 + len(regimes)) + "|",
-        ]
-        for name in r["predictions"][regimes[0]]["spearman"]:
-            if name == "loss pairs":
-                continue
-            seconds = r["seconds"].get(name.removesuffix(", saturated"))
-            ranks = " | ".join(f"{r['predictions'][regime]['spearman'][name]:.3f}" for regime in regimes)
-            lines.append(f"| {name} | {seconds:.0f} | {ranks} |")
-        lines += [
-            "",
             "Rank correlation of predicted with true KL over 250 random assignments a column: `python benchmarks/mixed_precision.py`,",
-            "[plot](benchmarks/results/mixed_precision.png).",
+            f"plots of {plots}.",
             "",
         ]
     r = read("mixed_precision_accuracy")

@@ -61,7 +61,7 @@ def accuracy(rows: list[dict], plain: dict, title: str, file: Path) -> None:
         axes.set(title=name, xlabel="KiB of the file, header not counted", ylabel="test top-1, %", ylim=(bottom, 100.05))
         axes.margins(x=0.08)
         axes.grid(axis="y", color=GRID)
-    panels[0].legend(frameon=False, loc="lower right")
+    panels[0].legend(frameon=False, loc="best")
     figure.suptitle(title, fontsize=13)
     figure.savefig(file, dpi=150)
     plt.close(figure)

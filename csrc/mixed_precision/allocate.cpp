@@ -31,7 +31,8 @@ struct Reduced {
   bool feasible = true, crossed = false, zero = false;
 };
 
-// Which choices leave every limit within reach, were all other layers at their cheapest. `floors`: the sum of the cheapest.
+// Which choices leave every limit within reach, were all other layers at their cheapest.
+// least: the cheapest of each layer; room: what the limits leave above their sum.
 std::vector<uint8_t> affordable(const Question& ask, std::vector<std::vector<double>>& least, std::vector<double>& room) {
   const int K = ask.choices;
   std::vector<uint8_t> open(size_t(ask.layers) * K, 1);

@@ -7,15 +7,14 @@
 
 namespace quantize::mixed_precision {
 
-// Minimise sum over layers l, m of matrix[l * choices + x_l][m * choices + x_m] over one choice x_l per layer, subject to sum_l costs[q][l
-// * choices + x_l] <= limits[q] for each q. All values must be finite, limits may be infinite.
+// Minimise sum over layers l, m of matrix[l * choices + x_l][m * choices + x_m] over one choice x_l per layer, subject to
+// sum_l costs[q][l * choices + x_l] <= limits[q] for each q. All values must be finite, limits may be infinite.
 struct Question {
   int layers, choices;
   const double* matrix;  // symmetric
   std::vector<const double*> costs;
   std::vector<double> limits;
-  const double* preference = nullptr;  // [layers, choices], larger is better:
-                                       // decides between equal objectives
+  const double* preference = nullptr;  // [layers, choices], larger is better: decides between equal objectives
   const uint8_t* allowed = nullptr;    // [layers, choices]; at least one for each layer
 };
 
@@ -25,8 +24,7 @@ struct Answer {
   Outcome outcome;
   std::vector<int> choice;  // of each layer, if found
   double objective = 0;
-  double lower_bound = 0;  // no feasible choice has a lower objective, by more
-                           // than 4e-12 of the largest entry
+  double lower_bound = 0;  // no feasible choice has a lower objective, by more than 4e-12 of the largest entry
   bool interrupted = false;
   int64_t nodes = 0;  // of the branch and bound
 };

@@ -41,8 +41,8 @@ void eigen(int k, Vector& a, Vector& vectors) {
   }
 }
 
-// diag(p) - p p' = T T' with T = diag(sqrt p) N, N an orthonormal basis of what is orthogonal to sqrt p. With S = diag(1 / sqrt p) N, S' T
-// = 1: a matrix H of the reduced space is S H S' in the layer's.
+// diag(p) - p p' = T T' with T = diag(sqrt p) N, N an orthonormal basis of what is orthogonal to sqrt p. With S = diag(1 / sqrt p) N,
+// S' T = 1: a matrix H of the reduced space is S H S' in the layer's.
 struct Block {
   int begin, size, reduced;  // reduced: the place of its size - 1 coordinates
   Vector to, from;           // T, S: [size, size - 1]
@@ -57,8 +57,7 @@ Block make_block(const Problem& problem, const Vector& x, int l, int reduced) {
   for (int i = 0; i < k; ++i) root[i] = std::sqrt((1 - even) * x[begin + i] + even / k);
   const double length = std::sqrt(std::inner_product(root.begin(), root.end(), root.begin(), 0.));
   for (double& r : root) r /= length;
-  mirror = root;  // the reflection that takes the last unit vector to root takes
-                  // the others to N
+  mirror = root;  // the reflection that takes the last unit vector to root takes the others to N
   mirror[k - 1] -= 1;
   const double norm = std::inner_product(mirror.begin(), mirror.end(), mirror.begin(), 0.);
   for (int i = 0; i < k; ++i)
@@ -99,7 +98,7 @@ class Mixing {
     for (const Block& b : blocks_) h_.emplace_back(size_t(b.size - 1) * (b.size - 1));
   }
 
-  // The sum of traces, which rises to the dual's value... the less it moves, the nearer.
+  // The sum of the blocks' traces: the less it moves, the nearer the end.
   double sweep(Watch& watch) {
     double trace = 0;
     for (size_t l = 0; l < blocks_.size() && !watch.stop(); ++l) trace += update(blocks_[l], h_[l]);

@@ -1,21 +1,40 @@
 #include "dynamic_program.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "relaxation.h"
 
 namespace quantize::mixed_precision {
 namespace {
 
-struct Partial {
-  double value,
-      cost;  // cost: of the first limit; the others' are in a table beside
-  int before,
-      chosen;  // its place in the list of the layers before, its last variable
+// A list of partial assignments, over the first layers.
+struct Partials {
+  std::vector<double> values, used;  // used: [size, limits]
+  std::vector<int> before, chosen;   // the place in the list before this one, and the last variable
+  size_t size() const { return values.size(); }
+
+  void add(double value, const double* costs, int limits, int from, int variable) {
+    values.push_back(value);
+    used.insert(used.end(), costs, costs + limits);
+    before.push_back(from);
+    chosen.push_back(variable);
+  }
 };
 
-// Comparisons of each with each: several limits have no order to sort by.
+// Several limits have no order to sort by: each is compared with each.
 constexpr size_t kLongest = 400000, kLongestOfSeveral = 4000;
+
+// Whether a partial assignment is worth no less than one that is kept. `kept` are those of less cost, of several limits of the first cost.
+bool dominated(const Partials& kept, double value, const double* costs, int limits) {
+  if (limits < 2) return kept.size() && kept.values.back() <= value;
+  for (size_t k = 0; k < kept.size(); ++k) {
+    bool better = kept.values[k] <= value;
+    for (int q = 0; q < limits && better; ++q) better = kept.used[k * limits + q] <= costs[q];
+    if (better) return true;
+  }
+  return false;
+}
 
 }  // namespace
 
@@ -42,67 +61,52 @@ std::optional<Problem::Assignment> dynamic_program(const Problem& problem, const
     rest[l] = rest[l + 1] + least;
   }
 
-  std::vector<std::vector<Partial>> lists(layers + 1);
-  lists[0] = {{0, 0, -1, -1}};
-  std::vector<double> used(limits), costs(limits),
-      grown_costs;  // used: [partials, limits]
-  const size_t longest = limits > 1 ? kLongestOfSeveral : kLongest;
+  std::vector<Partials> lists(layers + 1);
+  const std::vector<double> nothing(limits);
+  lists[0].add(0, nothing.data(), limits, -1, -1);
   for (int l = 0; l < layers; ++l) {
-    std::vector<Partial> grown;
-    grown_costs.clear();
+    Partials grown;
+    std::vector<double> costs(limits);
     for (size_t p = 0; p < lists[l].size(); ++p) {
       if (p % 1024 == 0 && watch.stop()) return std::nullopt;
       for (int v = problem.first[l]; v < problem.first[l + 1]; ++v) {
         if (!lagrange.open[v]) continue;
-        const double value = lists[l][p].value + problem.linear[v];
+        const double value = lists[l].values[p] + problem.linear[v];
         double bound = value + rest[l + 1];
         bool fits = true;
         for (int q = 0; q < limits; ++q) {
-          costs[q] = used[p * limits + q] + problem.costs[q][v];
+          costs[q] = lists[l].used[p * limits + q] + problem.costs[q][v];
           bound += multipliers[q] * costs[q];
           fits &= costs[q] <= problem.limits[q];
         }
-        if (!fits || bound >= best) continue;
-        // Their place among the costs stands where the first cost will.
-        grown.push_back({value, double(grown.size()), int(p), v});
-        grown_costs.insert(grown_costs.end(), costs.begin(), costs.end());
+        if (fits && bound < best) grown.add(value, costs.data(), limits, int(p), v);
       }
     }
-    std::vector<Partial>& next = lists[l + 1];
-    const auto costs_of = [&](const Partial& p) { return &grown_costs[size_t(p.cost) * limits]; };
-    std::sort(grown.begin(), grown.end(), [&](const Partial& a, const Partial& b) {
-      if (limits == 0) return a.value < b.value;
-      const double *one = costs_of(a), *other = costs_of(b);
-      return *one != *other ? *one < *other : a.value < b.value;
+    std::vector<size_t> order(grown.size());
+    std::iota(order.begin(), order.end(), size_t(0));
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+      const double one = limits ? grown.used[a * limits] : 0, other = limits ? grown.used[b * limits] : 0;
+      return one != other ? one < other : grown.values[a] < grown.values[b];
     });
-    std::vector<double> kept;
-    for (size_t g = 0; g < grown.size(); ++g) {
-      const double* own = limits ? costs_of(grown[g]) : nullptr;
-      bool dominated = false;
-      if (limits < 2) {
-        dominated = !next.empty() && next.back().value <= grown[g].value;
-      } else {
-        if (g % 256 == 0 && watch.stop()) return std::nullopt;
-        for (size_t k = 0; k < next.size() && !dominated; ++k) {
-          dominated = next[k].value <= grown[g].value;
-          for (int q = 0; q < limits && dominated; ++q) dominated = kept[k * limits + q] <= own[q];
-        }
-      }
-      if (dominated) continue;
-      if (next.size() == longest) return std::nullopt;
-      next.push_back({grown[g].value, limits ? own[0] : 0, grown[g].before, grown[g].chosen});
-      kept.insert(kept.end(), own, own + limits);
+    Partials& next = lists[l + 1];
+    for (size_t i = 0; i < order.size(); ++i) {
+      const size_t g = order[i];
+      const double* own = grown.used.data() + g * limits;
+      if (i % 256 == 0 && watch.stop()) return std::nullopt;
+      if (dominated(next, grown.values[g], own, limits)) continue;
+      if (next.size() == (limits > 1 ? kLongestOfSeveral : kLongest)) return std::nullopt;
+      next.add(grown.values[g], own, limits, grown.before[g], grown.chosen[g]);
     }
-    used = std::move(kept);
+    lists[l].values.clear();
+    lists[l].used.clear();
   }
-  if (lists[layers].empty()) return known;
-  auto last =
-      std::min_element(lists[layers].begin(), lists[layers].end(), [](const Partial& a, const Partial& b) { return a.value < b.value; });
+  const std::vector<double>& ends = lists[layers].values;
+  if (ends.empty()) return known;
   Problem::Assignment chosen(layers);
-  int at = int(last - lists[layers].begin());
+  int at = int(std::min_element(ends.begin(), ends.end()) - ends.begin());
   for (int l = layers; l > 0; --l) {
-    chosen[l - 1] = lists[l][at].chosen;
-    at = lists[l][at].before;
+    chosen[l - 1] = lists[l].chosen[at];
+    at = lists[l].before[at];
   }
   return problem.feasible(chosen) && problem.objective(chosen) < best ? chosen : known;
 }

@@ -43,8 +43,7 @@ class LocalSearch {
   std::mt19937_64 random_;
   Problem::Assignment chosen_, best_;
   double value_ = 0, best_value_ = 0, most_ = 1;
-  std::vector<double> field_;     // what the objective would change by, up to a constant of the
-                                  // layer, if a variable were chosen
+  std::vector<double> field_;     // what the objective would change by, but for a constant of the layer, were a variable chosen
   std::vector<double> rounding_;  // that a field may have gathered: less is no change for the better
   std::vector<double> used_;      // of each limit
 };

@@ -1,5 +1,5 @@
-// One choice per layer: minimise sum_vw cross[v][w] x_v x_w + sum_v linear[v] x_v over one variable v of each layer, subject to sum_v
-// costs[q][v] x_v <= limits[q] for each constraint q. A variable is one choice of one layer; a layer's variables are neighbours.
+// One choice per layer: minimise sum_vw cross[v][w] x_v x_w + sum_v linear[v] x_v over one variable v of each layer, subject to
+// sum_v costs[q][v] x_v <= limits[q] for each constraint q. A variable is one choice of one layer; a layer's variables are neighbours.
 #pragma once
 
 #include <chrono>
@@ -15,8 +15,7 @@ struct Problem {
   std::vector<int> layer;                  // of each variable
   std::vector<double> cross;               // [size, size], symmetric, zero within a layer
   std::vector<double> linear;              // [size]
-  std::vector<std::vector<double>> costs;  // [constraints][size]; the cheapest variable of each layer costs
-                                           // nothing
+  std::vector<std::vector<double>> costs;  // [constraints][size]; the cheapest variable of each layer costs nothing
   std::vector<double> limits;              // [constraints]
 
   int layers() const { return int(first.size()) - 1; }

@@ -127,7 +127,7 @@ def measure_sensitivity(
         samples=sum(survey.samples),
         other_bytes=other_bytes,
     )
-    return sensitivity.saturated() if method == "composed" else sensitivity
+    return sensitivity.saturated().projected() if method == "composed" else sensitivity
 
 
 def _check_model(model) -> None:

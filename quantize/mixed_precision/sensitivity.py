@@ -149,23 +149,26 @@ class Sensitivity:
             return self
         single = self.matrix.diagonal()
         growth = 2 * self.matrix + single + single[:, None]
-        layer = torch.arange(len(single)) // len(self.choices)
-        other = layer != layer[:, None]
-        least = min(float(single.min()), float(growth[other].min()) if other.any() else 0.0)
+        least = min(float(single.min()), float(growth.min()))
         if least <= -1:
             raise ValueError(f"saturated: matrix must be of growths above -1, as KL's are; got {least:.3g}")
-        cross = torch.where(other, (growth.log1p() - single.log1p() - single[:, None].log1p()) / 2, 0)
-        return self._with(cross + torch.diag(single.log1p()), link="log1p")
+        matrix = (growth.log1p() - single.log1p() - single[:, None].log1p()) / 2
+        matrix.diagonal().copy_(single.log1p())
+        return self._with(matrix, link="log1p")
 
     def projected(self) -> Sensitivity:
         """The same with the nearest positive semidefinite matrix that has this diagonal (Higham's alternating projections).
+
+        Two choices of one layer are never in force together: their entries may become anything.
 
         Pairs measured one by one have noise that can make the matrix indefinite. :func:`quantize.allocate` takes that as it is; other
         solvers may want this. Clipping eigenvalues, as the original did, would change the diagonal, where the small values of many bits
         drown. Source: Higham, IMA Journal of Numerical Analysis 22 (2002), algorithm 3.3. ValueError if the diagonal has negative entries:
         then there is no such matrix.
         """
-        return self._with(nearest_positive(self.matrix))
+        layer = torch.arange(len(self.matrix)) // len(self.choices)
+        free = (layer == layer[:, None]) & ~torch.eye(len(layer), dtype=torch.bool)
+        return self._with(nearest_positive(self.matrix, free))
 
     def _with(self, matrix: Tensor, **changed) -> Sensitivity:
         names = ("configs", "members", "shapes", "link", "method", "metric", "samples", "other_bytes")

@@ -115,19 +115,16 @@ class Survey:
             return (self.sums.pair + torch.diag(self.sums.single)) / samples
         if self.method == "composed":
             count = self.layers * self.choices
-            pairs = composed_pairs(*self.sums[:2], self.choices, range(self.rank, count, self.world))
-            return self._cross_terms(self._reduced(pairs)) / samples
+            pairs = self._reduced(composed_pairs(*self.sums[:2], range(self.rank, count, self.world)))
+            return cross_terms(pairs) / samples
         single = torch.diag(self._reduced(self.sums.single))
-        return (self._cross_terms(single + self._reduced(self.sums.pair)) if self.method == "clado" else single) / samples
-
-    def _cross_terms(self, together: Tensor) -> Tensor:
-        """Equation 8 of CLADO, of the values of pairs on one side of the diagonal, and of single choices on it."""
-        single = together.diagonal()
-        pair = together + together.T
+        if self.method == "diagonal":
+            return single / samples
         number = torch.arange(len(single), device=single.device)
         layer, quantized = number // self.choices, torch.isin(number % self.choices, torch.tensor(self.quantized, device=single.device))
         measured = (layer[:, None] != layer) & quantized[:, None] & quantized
-        return torch.diag(single) + torch.where(measured, (pair - single[:, None] - single) / 2, 0)
+        matrix = cross_terms(single + self._reduced(self.sums.pair)) / samples
+        return torch.where(measured, matrix, torch.diag(matrix.diagonal()))
 
     def _changes(self, inputs, targets, output, record: Call, starts: list[int]) -> None:
         """Of the logits, by every choice of a layer."""
@@ -249,6 +246,14 @@ class Survey:
             self.sums = Sums(tensors["single"].to(device), tensors["pair"].to(device), fields["done"])
         if self.by_logits and not self._alike(self.sums.done):
             self.sums = self.nothing  # the processes were stopped in different batches
+
+
+def cross_terms(together: Tensor) -> Tensor:
+    """Equation 8 of CLADO, of the values of pairs on one side of the diagonal, and of single choices on it."""
+    single = together.diagonal()
+    matrix = (together + together.T - single[:, None] - single) / 2
+    matrix.diagonal().copy_(single)
+    return matrix
 
 
 def first_two(inputs):

@@ -1,6 +1,7 @@
 """The allocator against every assignment of small problems, and what it promises of large ones."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -207,6 +208,7 @@ def test_without_cross_terms_and_several_budgets(layers):
 def test_thousand_variables():
     """200 layers of 5 choices: an answer and a bound that holds, in the time given."""
     s = sensitivity(matrix("low_rank", 200, 5, 0), 200, 5)
+    begin = time.process_time()
     allocation = quantize.allocate(s, max_bytes=200 * 6, time_limit=2.0)
+    assert time.process_time() - begin < 20
     assert allocation.bytes <= 1200 and allocation.lower_bound <= allocation.objective
-    assert allocation.seconds < 20

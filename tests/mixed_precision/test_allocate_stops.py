@@ -23,9 +23,9 @@ def hard():
 
 
 def test_time_limit(hard):
-    begin = time.perf_counter()
+    begin = time.process_time()
     allocation = quantize.allocate(hard, max_bytes=500, time_limit=0.3)
-    assert time.perf_counter() - begin < 15
+    assert time.process_time() - begin < 15
     assert not allocation.proven and not allocation.interrupted
     assert "not proven" in repr(allocation)
     mine = torch.tensor([[hard.choices.index(c) for c in allocation.choice.values()]])
@@ -51,7 +51,8 @@ def test_bounds_hold_whenever_it_stops(seconds):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_interrupt_returns_the_best():
     code = f"""
-import sys, warnings
+import signal, sys, warnings
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore it
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from allocation_problems import matrix, sensitivity
 import quantize
@@ -59,15 +60,15 @@ s = {HARD}
 warnings.simplefilter("always")
 print("ready", flush=True)
 with warnings.catch_warnings(record=True) as caught:
-    allocation = quantize.allocate(s, max_bytes=500, time_limit=600)
+    allocation = quantize.allocate(s, max_bytes=500, time_limit=120)
 print(allocation.interrupted, allocation.bytes <= 500, allocation.lower_bound <= allocation.objective)
 print([warning.category.__name__ for warning in caught], caught[0].message)
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(1.5)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate()
     assert process.returncode == 0, errors
     lines = output.splitlines()
     assert lines[0] == "True True True"

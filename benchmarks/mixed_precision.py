@@ -37,6 +37,7 @@ import quantize  # noqa: E402
 RUNS = Path("runs/mixed_precision")
 FIRST = "--dataset mnist5k --batch-size 64 --lr 0.1 --epochs 6 --channels-last"
 BITS = (2, 4, 8)
+MADE_POSITIVE = "pairs, saturated and projected"
 BOTH, WEIGHTS = "weights and inputs", "weights"
 CHOICES = {BOTH: [(weight, activation) for weight in BITS for activation in BITS], WEIGHTS: [(weight, None) for weight in BITS]}
 SAMPLES = 128
@@ -156,7 +157,7 @@ def predictions(what: str, count: int) -> dict:
     """True and predicted KL of random assignments, by regime."""
     assigned, generator = Assigned("resnet20", what), random.Random(0)
     sensitivities = {name: measured("resnet20", what, name) for name in MEASURED["resnet20", what]}
-    sensitivities["pairs, saturated"] = sensitivities["pairs"].saturated()
+    sensitivities[MADE_POSITIVE] = sensitivities["pairs"].saturated().projected()
     found = {}
     for regime in REGIMES:
         choices = [draw(regime, what, assigned.layers, generator) for _ in range(count)]
@@ -175,7 +176,7 @@ def plot(found: dict, path: Path) -> None:
     """Predicted against true KL."""
     from matplotlib import pyplot
 
-    names = ("ZeroQ", "Gauss-Newton", "composed", "pairs", "pairs, saturated")
+    names = ("ZeroQ", "Gauss-Newton", "composed", "pairs", MADE_POSITIVE)
     figure, rows = pyplot.subplots(len(found), len(names), figsize=(3.2 * len(names), 3 * len(found)), squeeze=False)
     for axes, (regime, figures) in zip(rows, found.items(), strict=True):
         true = figures["points"]["true"]
@@ -200,10 +201,10 @@ def sanity() -> list[dict]:
             continue
         assigned = Assigned(arch, what)
         best = dict.fromkeys(assigned.layers, (8, 8))
-        for name in names:
-            if name == "pairs":
-                continue
-            sensitivity = measured(arch, what, name)
+        for name in (*names, *([MADE_POSITIVE] if "pairs" in names else [])):
+            sensitivity = measured(arch, what, "pairs" if name == MADE_POSITIVE else name)
+            if name == MADE_POSITIVE:
+                sensitivity = sensitivity.saturated().projected()
             allocation = quantize.allocate(sensitivity, time_limit=60)
             changed = sum(allocation.choice[layer] != (8, 8) for layer in assigned.layers)
             rows.append(
@@ -217,6 +218,7 @@ def sanity() -> list[dict]:
                     "lowest_bits": min(min(pair) for pair in allocation.choice.values()),
                     "top1": assigned.top1(allocation.choice),
                     "top1_8_bits": assigned.top1(best),
+                    "true_kl": assigned.kl(allocation.choice),
                 }
             )
     return rows

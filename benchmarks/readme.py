@@ -281,7 +281,7 @@ def mixed_precision() -> str:
         lines += [f"| {first} | CPU seconds | {' | '.join(regimes)} |", "|---" * (2 + len(regimes)) + "|"]
         for name in next(iter(regimes.values()))["spearman"]:
             if name != "loss pairs":
-                seconds = r["seconds"][what][name.removesuffix(", saturated")]
+                seconds = r["seconds"][what][name.split(",")[0]]
                 ranks = " | ".join(f"{figures['spearman'][name]:.3f}" for figures in regimes.values())
                 lines.append(f"| {name} | {seconds:.0f} | {ranks} |")
         lines.append("")

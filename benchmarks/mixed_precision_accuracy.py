@@ -63,7 +63,10 @@ def main():
     table, first = summary(pandas.DataFrame(rows)), pandas.DataFrame(floats).mean().to_dict()
     print(render(table, first))
     runs = [{name: value for name, value in row.items() if name != "choice"} for row in rows]
-    choices = [{"seed": row["seed"], "method": row["method"], "budget": row["budget"], "choice": row["choice"]} for row in rows]
+    choices = [
+        {**{name: row[name] for name in ("seed", "method", "budget")}, "weight_bits": " ".join(str(w) for w, _ in row["choice"].values())}
+        for row in rows
+    ]
     write("mixed_precision_accuracy", {"first": FIRST, "recipe": RECIPE, "float": first, "table": table, "runs": runs, "choices": choices})
 
 

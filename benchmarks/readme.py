@@ -273,6 +273,14 @@ def table() -> str:
     return "\n".join([*lines, "", f"Measured on {'; '.join(sorted(machines))}. On a GPU: not yet measured."])
 
 
+def peer_text(r: dict | None) -> str:
+    """How far a general solver came."""
+    if r is None:
+        return ""
+    done = r["above"] < 1e-5 and r["bound_below"] < 1e-5
+    return f"solved in {r['wall_s']:.0f} s" if done else f"{100 * r['above']:.0f} % above after {r['wall_s']:.0f} s"
+
+
 def mixed_precision() -> str:
     """Its own section's tables: what methods cost and predict, and what they are good for."""
     lines, r = [], read("mixed_precision")
@@ -292,14 +300,31 @@ def mixed_precision() -> str:
             f"plots of {plots}.",
             "",
         ]
+    r = read("allocate")
+    if r:
+        sizes = list(r["peers"])
+        lines += [f"| Layers x choices, a budget at 0.25 | {' | '.join(sizes)} |", "|---" * (1 + len(sizes)) + "|"]
+        ours = [r["positive"][f"{size} at 0.25"] for size in sizes]
+        cells = [f"{own['proven']} of {own['of']} proven, worst {own['worst_cpu_s']:.2f} s" for own in ours]
+        lines.append(f"| `quantize.allocate` | {' | '.join(cells)} |")
+        for peer in ("scip", "highs"):
+            cells = [peer_text(r["peers"][size].get(peer)) for size in sizes]
+            lines.append(f"| {'SCIP' if peer == 'scip' else 'HiGHS'} | {' | '.join(cells)} |")
+        lines += ["", "Synthetic sensitivities of CIFAR ResNets, processor seconds of one thread: `python benchmarks/allocate.py`.", ""]
     r = read("mixed_precision_accuracy")
     if r:
         methods = list(dict.fromkeys(row["method"] for row in r["table"]))
         seeds = r["table"][0]["seeds"]
-        lines += [f"| ResNet-56, mnist5k, {seeds} seeds, after one epoch | {' | '.join(methods)} |", "|---" * (1 + len(methods)) + "|"]
+        lines += [
+            f"| ResNet-56, mnist5k, {seeds} seeds, before and after an epoch | {' | '.join(methods)} |",
+            "|---" * (1 + len(methods)) + "|",
+        ]
         for budget in dict.fromkeys(row["budget"] for row in r["table"]):
             by = {row["method"]: row for row in r["table"] if row["budget"] == budget}
-            cells = [f"{row['top1_packed']:.2f} % in {row['file_bytes'] / 1024:.0f} KiB" for row in (by[m] for m in methods)]
+            cells = [
+                f"{row['top1_before']:.1f}, {row['top1_packed']:.2f} % in {row['file_bytes'] / 1024:.0f} KiB"
+                for row in (by[m] for m in methods)
+            ]
             lines.append(f"| {budget} | {' | '.join(cells)} |")
         full = r["float"]
         lines += [

@@ -17,7 +17,7 @@ from results import write
 from trainings import run
 
 FIRST = "--arch resnet56 --dataset mnist5k --batch-size 64 --lr 0.1 --epochs 6 --channels-last"
-METHODS = ("uniform", "zeroq", "gauss_newton")
+METHODS = ("uniform", "zeroq", "gauss_newton", "composed")
 RECIPE = "--arch resnet56 --dataset mnist5k --average-bits 2.5 3 4 --choices 2 4 8 --epochs 1 --lr 0.02 --batch-size 64 --channels-last"
 RUNS = Path("runs/mixed_precision")
 

@@ -257,6 +257,12 @@ ROWS = [memory, step_time, accuracy, gradient_variance, kernels, other_models, p
 ROWS += [diffq_step, diffq_reliability, diffq_accuracy, binary, binary_models, binary_accuracy]
 
 
+def machine_text(result: dict) -> str:
+    """Where and when a result was measured."""
+    machine = result["machine"]
+    return f"{machine['cpu']}, {machine['cores']} cores, PyTorch {machine['torch']}, {machine['date']}"
+
+
 def table() -> str:
     """The block between the markers."""
     lines = ["| | compressed | plain | | command |", "|---|---|---|---|---|"]
@@ -266,8 +272,7 @@ def table() -> str:
         result = read(name)
         if not result:
             continue
-        machine = result["machine"]
-        machines.add(f"{machine['cpu']}, {machine['cores']} cores, PyTorch {machine['torch']}, {machine['date']}")
+        machines.add(machine_text(result))
         lines += [f"{row} `python benchmarks/{name}.py` |" for row in rows(result)]
     lines += power_of_two_mnist5k()
     return "\n".join([*lines, "", f"Measured on {'; '.join(sorted(machines))}. On a GPU: not yet measured."])
@@ -310,7 +315,8 @@ def mixed_precision() -> str:
         for peer in ("scip", "highs"):
             cells = [peer_text(r["peers"][size].get(peer)) for size in sizes]
             lines.append(f"| {'SCIP' if peer == 'scip' else 'HiGHS'} | {' | '.join(cells)} |")
-        lines += ["", "Synthetic sensitivities of CIFAR ResNets, processor seconds of one thread: `python benchmarks/allocate.py`.", ""]
+        text = "Synthetic sensitivities of CIFAR ResNets, processor seconds of one thread: `python benchmarks/allocate.py --peers`."
+        lines += ["", text, ""]
     r = read("mixed_precision_accuracy")
     if r:
         methods = list(dict.fromkeys(row["method"] for row in r["table"]))
@@ -330,9 +336,10 @@ def mixed_precision() -> str:
         lines += [
             "",
             f"In full precision {full['top1']:.2f} % in {full['bytes'] / 1024:,.0f} KiB: `python benchmarks/mixed_precision_accuracy.py`.",
-            "",
         ]
-    return "\n".join(lines).rstrip()
+    results = [read(name) for name in ("mixed_precision", "allocate", "mixed_precision_accuracy")]
+    lines.append(f"Measured on {'; '.join(sorted({machine_text(result) for result in results if result}))}.")
+    return "\n".join(lines)
 
 
 def main():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import zlib
 
 import torch
 
@@ -22,8 +23,10 @@ def write(tensors: dict[str, torch.Tensor], fields: dict, path) -> None:
 
     path = os.fspath(path)
     temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({**fields, "crc32": checksum(tensors, fields)})
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"quantize": json.dumps(fields)})
+        save_file(tensors, temporary, metadata={"quantize": text})
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -51,7 +54,17 @@ def read(path, who: str, format: str, tables: tuple[str, ...]) -> tuple[dict[str
         raise ValueError(f"{who}: {path} must be of format {format!r}; found {found!r}")
     if set(tensors) != set(tables):
         raise ValueError(f"{who}: {path} must hold tensors {', '.join(tables)}; found {', '.join(sorted(tensors)) or 'none'}")
+    if fields.pop("crc32", None) != checksum(tensors, fields):
+        raise ValueError(f"{who}: {path} is damaged: its checksum is another")
     return tensors, fields
+
+
+def checksum(tensors: dict[str, torch.Tensor], fields: dict) -> int:
+    """CRC-32 of the fields, as JSON with sorted names, and of the tensors' bytes in the order of their names."""
+    crc = zlib.crc32(json.dumps(fields, sort_keys=True).encode())
+    for name in sorted(tensors):
+        crc = zlib.crc32(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), crc)
+    return crc
 
 
 def save(sensitivity: Sensitivity, path) -> None:

@@ -56,8 +56,9 @@ def measure_sensitivity(
         choices: (weight_bits, activation_bits) pairs; activation_bits None: inputs not quantized; (None, None): not quantized at all.
         method: ``"gauss_newton"``: ``E[dz' H dz] / 2``, dz the logits' change by one layer, H = diag(p) - pp'; 1 + L*K forward passes,
             always positive semidefinite. ``"composed"``: from the same passes; KL of pairs by putting two layers' changes of the logits
-            together, so that they saturate; the matrix is of log(1 + KL). ``"clado"``: every pair of layers is measured, up to
-            (L*K)^2 / 2 partial forward passes: the slowest by far, and the best where 2 bits break layers. ``"diagonal"``: no cross terms.
+            together, so that they saturate; the matrix is of log(1 + KL) and made positive (:meth:`Sensitivity.projected`). ``"clado"``:
+            every pair of layers is measured, up to (L*K)^2 / 2 partial forward passes: the slowest by far. Where 2 bits break layers,
+            :func:`allocate` needs its ``saturated().projected()``. ``"diagonal"``: no cross terms.
         metric: ``"kl"``: KL(float || quantized), in nats; ``"loss"``: the growth of `loss_fn`.
         quantizer: Uniform, PowerOfTwo, DoReFa, DiffQ, Ternary, XNOR, or a function (weight_bits, activation_bits) -> configuration.
         skip: glob patterns over names of layers that stay in full precision.

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,28 +14,18 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from ..weight.config import WeightConfig
+from .checkpoint import Checkpoint, Sums
 from .choices import weight_bits_of
 from .composition import composed_pairs
-from .file import read, write
 from .fingerprint import fingerprint, spelled
 from .metrics import as_logits, gauss_newton_features, loss_slope
 from .replay import Call, call
 from .switches import SwitchedModel
 
 METHODS = ("gauss_newton", "composed", "clado", "diagonal")
-FORMAT = "quantize.sensitivity_checkpoint/1"
-TABLES = ("single", "pair")
 SAVE_EVERY = 30  # seconds
 WHO = "measure_sensitivity"
 BAR = "{desc}: {percentage:3.0f} %|{bar}| {elapsed} of about {remaining} more"
-
-
-class Sums(NamedTuple):
-    """Over the samples so far: replaced as a whole, so that whenever Ctrl-C comes they are those of `done` units."""
-
-    single: Tensor  # float64 [L*K]; of "composed" the float logits [N, C]
-    pair: Tensor  # float64 [L*K, L*K]; of "composed" their changes [L*K, N, C]
-    done: int  # units of this process: batches of the methods that look at logits, else a layer's choice in a batch
 
 
 class Survey:
@@ -54,15 +43,17 @@ class Survey:
         checkpoint,
         progress: bool,
     ):
-        self.batches, self.method, self.metric, self.measure, self.checkpoint = batches, method, metric, measure, checkpoint
+        self.batches, self.method, self.metric, self.measure = batches, method, metric, measure
         self.layers, self.choices = len(layers), len(configs)
         self.quantized = [k for k, config in enumerate(configs) if config is not None]
         self.coarsest = min(self.quantized, key=lambda k: weight_bits_of(configs[k]), default=None)
         distributed = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-        self.mark = fingerprint(model, batches, (layers, configs, method, metric, spelled(measure)))
-        if self.world > 1 and not self._alike(int(self.mark[:12], 16)):
+        mark = fingerprint(model, batches, (layers, configs, method, metric, spelled(measure)))
+        if self.world > 1 and not self._alike(int(mark[:12], 16)):
             raise ValueError(f"{WHO}: model and batches must be the same in all processes; they are not")
+        own = checkpoint and os.fspath(checkpoint) + (f".{self.rank}-of-{self.world}" if self.world > 1 else "")
+        self.checkpoint = Checkpoint(own, mark, WHO)
         self.switched = SwitchedModel(model, layers, configs)
         count, device = self.layers * self.choices, next(model.parameters()).device
         zeros = torch.zeros(count, count + 1, dtype=torch.float64, device=device)
@@ -105,8 +96,7 @@ class Survey:
             if not finished:
                 self._save()
         matrix = self._matrix().cpu()
-        if self.checkpoint is not None and os.path.exists(self._path()):
-            os.unlink(self._path())
+        self.checkpoint.remove()
         return matrix
 
     def _matrix(self) -> Tensor:
@@ -227,23 +217,19 @@ class Survey:
         if time.monotonic() - self.saved > SAVE_EVERY:
             self._save()
 
-    def _path(self) -> str:
-        return os.fspath(self.checkpoint) + (f".{self.rank}-of-{self.world}" if self.world > 1 else "")
-
     def _save(self) -> None:
         self.saved = time.monotonic()
-        sums = self.sums
-        if self.checkpoint is not None and sums.done:
-            tensors = {"single": sums.single.cpu(), "pair": sums.pair.cpu()}
-            write(tensors, {"format": FORMAT, "mark": self.mark, "done": sums.done}, self._path())
+        self.checkpoint.save(self.sums)
 
     def _resume(self) -> None:
-        if self.checkpoint is not None and os.path.exists(self._path()):
-            tensors, fields = read(self._path(), f"{WHO}: checkpoint", FORMAT, TABLES)
-            if fields.get("mark") != self.mark:
-                raise ValueError(f"{WHO}: checkpoint {self._path()} must be of this model, these batches and arguments; it is of others")
-            device = self.sums.pair.device
-            self.sums = Sums(tensors["single"].to(device), tensors["pair"].to(device), fields["done"])
+        """Or all processes raise, if the file of one is not to be used: none may wait for it."""
+        problem = None
+        try:
+            self.sums = self.checkpoint.load(self.nothing)
+        except (ValueError, OSError) as error:
+            problem = error
+        if int(self._reduced(torch.tensor(problem is not None, dtype=torch.int), "MAX")):
+            raise problem or ValueError(f"{WHO}: checkpoint must be of this measurement in all processes; another process' is not")
         if self.by_logits and not self._alike(self.sums.done):
             self.sums = self.nothing  # the processes were stopped in different batches
 

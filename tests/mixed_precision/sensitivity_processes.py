@@ -105,6 +105,14 @@ def stopped_and_refused(rank, world, folder):
             own.unlink()
         measure(name, checkpoint=checkpoint).save(folder / f"resumed {name} {lost} {rank}")
         text[f"gone {name} {lost}"] = not own.exists()
+    interrupted("gauss_newton", second_batch(rank, world), checkpoint)
+    if rank == 0:
+        own = folder / f"checkpoint.0-of-{world}"
+        own.write_bytes(own.read_bytes()[:-1])
+    try:
+        measure("gauss_newton kl", checkpoint=checkpoint)
+    except ValueError as error:
+        text["damaged"] = str(error)
     torch.save(text, folder / f"text {rank}")
 
 

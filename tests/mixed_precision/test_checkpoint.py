@@ -10,7 +10,7 @@ import torch
 from sensitivity_models import Residual, images, trained
 
 import quantize
-from quantize.mixed_precision import file, survey
+from quantize.mixed_precision import checkpoint, file, survey
 
 CHOICES = [(2, None), (4, 4)]
 WAYS = [*((method, metric) for method in ("gauss_newton", "clado", "diagonal") for metric in ("kl", "loss")), ("composed", "kl")]
@@ -73,7 +73,7 @@ def test_saved_on_the_way(tmp_path, monkeypatch):
     model, path, found = trained(Residual()), tmp_path / "c", []
     monkeypatch.setattr(survey, "SAVE_EVERY", -1)
     model.fc.register_forward_hook(
-        lambda *args: found.append(path.exists() and file.read(path, "", survey.FORMAT, survey.TABLES)[1]["done"])
+        lambda *args: found.append(path.exists() and file.read(path, "", checkpoint.FORMAT, checkpoint.TABLES)[1]["done"])
     )
     quantize.measure_sensitivity(model, images(3), CHOICES, "diagonal", checkpoint=path, progress=False)
     assert {1, 2, 3, 4, 5} <= {int(done) for done in found} and not path.exists()
@@ -123,6 +123,7 @@ def test_damaged_files(half):
         (good[:100], "is damaged or no safetensors file"),
         (b"", "is damaged or no safetensors file"),
         (good + b"x", "is damaged or no safetensors file"),
+        (good[:-3] + bytes([good[-3] ^ 1]) + good[-2:], "is damaged: its checksum is another"),
     ):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=f"^measure_sensitivity: checkpoint: .*{message}"):

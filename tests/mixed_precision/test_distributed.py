@@ -69,3 +69,9 @@ def test_stopped_processes_go_on(launched, alone, name, lost):
         text = torch.load(launched(2) / f"text {rank}")
         assert [text[f"{when} {name} {lost}"] for when in ("stopped", "there", "gone")] == [True] * 3
     same(launched(2), 2, f"resumed {name} {lost}", alone[name])
+
+
+def test_the_damaged_file_of_one_is_refused_by_all(launched):
+    first, second = (torch.load(launched(2) / f"text {rank}")["damaged"] for rank in range(2))
+    assert "checkpoint.0-of-2 is damaged or no safetensors file" in first
+    assert second == "measure_sensitivity: checkpoint must be of this measurement in all processes; another process' is not"

@@ -328,7 +328,7 @@ def mixed_precision() -> str:
         for budget in dict.fromkeys(row["budget"] for row in r["table"]):
             by = {row["method"]: row for row in r["table"] if row["budget"] == budget}
             cells = [
-                f"{row['top1_before']:.1f}, {row['top1_packed']:.2f} % in {row['file_bytes'] / 1024:.0f} KiB"
+                f"{row['top1_before']:.1f}, {row['top1_packed']:.2f} ± {row['spread'] or 0:.2f} %, {row['file_bytes'] / 1024:.0f} KiB"
                 for row in (by[m] for m in methods)
             ]
             lines.append(f"| {budget} | {' | '.join(cells)} |")

@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+PYTEST_FLAGS ?= -n 2
 OUT ?= benchmarks/results
 BIN := $(VENV)/bin
 CPP := $(shell find csrc tests/sanitize tests/cuda_on_host -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')

@@ -78,16 +78,21 @@ def cuda_obstacle(torch, home):
     return None
 
 
+def is_gcc():
+    """Whether the C++ compiler is GCC."""
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    says = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout if shutil.which(compiler[0]) else ""
+    return "Free Software Foundation" in says
+
+
 def openmp_flags(torch):
     """at::parallel_for is a header that shares work out by OpenMP: compiled without it, kernels run on one thread. Nothing is linked: the
     runtime is the one PyTorch has loaded, since a second one would bring threads of its own. Clang's code would need another runtime."""
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
-    says = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout if shutil.which(compiler[0]) else ""
-    return ["-fopenmp"] if "Free Software Foundation" in says and torch.backends.openmp.is_available() else []
+    return ["-fopenmp"] if is_gcc() and torch.backends.openmp.is_available() else []
 
 
 def build_class(cxx_flags, module_flags, summary):
-    from torch.utils.cpp_extension import BuildExtension
+    from torch.utils.cpp_extension import BuildExtension, is_ninja_available
 
     class Build(BuildExtension):
         """Files with flags of their own are compiled first, a folder per kind; the rest of the extension links their objects."""
@@ -107,7 +112,7 @@ def build_class(cxx_flags, module_flags, summary):
             kinds.append(("module", "module.cpp", cxx_flags + module_flags, ext.include_dirs))
             # A .cu shares its stem with a .cpp, and would share its object.
             kinds.append(("cuda", ".cu", NVCC_FLAGS, ext.include_dirs))
-            sources, objects = ext.sources, ext.extra_objects
+            before = dict(vars(ext))
             try:
                 for kind, suffix, flags, include_dirs in kinds:
                     own = [source for source in ext.sources if source.endswith(suffix)]
@@ -116,9 +121,32 @@ def build_class(cxx_flags, module_flags, summary):
                         ext.extra_objects = ext.extra_objects + self.compiler.compile(
                             own, output_dir=str(Path(self.build_temp, kind)), include_dirs=include_dirs, extra_postargs=flags
                         )
+                if is_gcc() and is_ninja_available() and int(os.environ["MAX_JOBS"]) <= 8:  # with more jobs it is what all wait for
+                    self.precompile_headers(ext)
                 super().build_extension(ext)
             finally:
-                ext.sources, ext.extra_objects = sources, objects
+                vars(ext).update(before)
+
+        def precompile_headers(self, ext):
+            """GCC reads PyTorch's headers once for all files: a quarter to 40 % of each one's time. Should it not like what it left, the
+            header itself comes later on the path."""
+            folder, header = Path(self.build_temp, "precompiled"), "core/torch_headers.h"
+            self.compiler.src_extensions.append(".h")
+            [made] = self.compiler.compile(
+                [str(Path("csrc", header))],
+                output_dir=str(folder),
+                include_dirs=ext.include_dirs,
+                extra_preargs=["-x", "c++-header"],
+                extra_postargs=ext.extra_compile_args,
+            )
+            found = folder / f"{header}.gch"
+            if not (found.exists() and found.samefile(made)):  # a link: with the time that ninja compares
+                found.parent.mkdir(exist_ok=True)
+                found.unlink(missing_ok=True)
+                os.link(made, found)
+            ext.include_dirs = [str(folder), *ext.include_dirs]
+            # GCC forgets the pragma with which PyTorch's header silences that warning of its own.
+            ext.extra_compile_args = [*ext.extra_compile_args, "-include", header, "-Winvalid-pch", "-Wno-sign-compare"]
 
     return Build
 

@@ -1,6 +1,10 @@
 """Fixtures and skips that every room shares."""
 
 import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +14,12 @@ from quantize import _C
 
 @pytest.fixture(autouse=True)
 def quiet():
-    """One thread, which is what small tensors run fastest on, and the same random numbers for every test."""
+    """One thread, which is what small tensors run fastest on; the same random numbers, and nothing compiled yet, for every test."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    if "torch._dynamo" in sys.modules:  # functions that many tests compile would reach the limit of recompilations
+        torch._dynamo.reset()
     yield
     torch.set_num_threads(threads)
 
@@ -25,6 +31,27 @@ def each_isa(request):
     _C.set_cpu_isa(request.param)
     yield request.param
     _C.set_cpu_isa(before)
+
+
+@pytest.fixture(scope="session")
+def gloo(tmp_path_factory):
+    """Function running `python SCRIPT RANK WORLD FILE FOLDER` in `world` processes, FILE being their rendezvous; returns the folder."""
+
+    def run(script, world=2):
+        folder = tmp_path_factory.mktemp("gloo")
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([p for p in sys.path if p] + [str(Path.cwd())])}
+        commands = [[sys.executable, script, str(rank), str(world), str(folder / "rendezvous"), str(folder)] for rank in range(world)]
+        how = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        running = [subprocess.Popen(command, **how) for command in commands]
+        try:
+            outputs = [process.communicate(timeout=240)[0] for process in running]
+        finally:
+            for process in running:
+                process.kill()
+        assert not any(process.returncode for process in running), "\n".join(outputs)
+        return folder
+
+    return run
 
 
 def _why_no_gpu():

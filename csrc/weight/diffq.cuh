@@ -158,20 +158,30 @@ __global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_gradients(Di
     const DiffQTensor& t = work.own.t;
     const T* grad = static_cast<const T*>(work.own.source);
     const int64_t begin = work.index * DiffQTraits::piece, end = begin + DiffQTraits::piece < t.n ? begin + DiffQTraits::piece : t.n;
-    for_noise(t, work.index, [&](int64_t i, float noise) {
-      const float product = to_float_device(grad[i]) * noise;
-      by_group[i - begin] = product * t.ranges[2 * unit_of(i, t.span) + 1];
-      by_row[i - begin] = product * noise_scale(learned_bits(t.logits[unit_of(i, t.group_size)], t.bounds)).inverse;
-    });
-    __syncthreads();
     const auto place = [&](int64_t unit, int64_t size, float* whole, float* cut) -> float& {
       if (unit * size < begin) return cut[2 * work.index];
       return (unit + 1) * size > end && end < t.n ? cut[2 * work.index + 1] : whole[unit];
     };
-    sum_units(by_group, begin, end, t.group_size, [&](int64_t group, float sum) {
-      place(group, t.group_size, work.own.logits, work.own.cut_groups) = sum * noise_scale(learned_bits(t.logits[group], t.bounds)).slope;
+    const auto write_group = [&](int64_t group, float value) { place(group, t.group_size, work.own.logits, work.own.cut_groups) = value; };
+    const auto write_row = [&](int64_t row, float sum) { place(row, t.span, work.own.rows, work.own.cut_rows) = sum; };
+    const bool in_rows = t.span % t.group_size == 0;  // a row's sum is of its groups' sums
+    for_noise(t, work.index, [&](int64_t i, float noise) {
+      const float product = to_float_device(grad[i]) * noise;
+      by_group[i - begin] = in_rows ? product : product * t.ranges[2 * unit_of(i, t.span) + 1];
+      if (!in_rows) by_row[i - begin] = product * noise_scale(learned_bits(t.logits[unit_of(i, t.group_size)], t.bounds)).inverse;
     });
-    sum_units(by_row, begin, end, t.span, [&](int64_t row, float sum) { place(row, t.span, work.own.rows, work.own.cut_rows) = sum; });
+    __syncthreads();
+    const int64_t first = begin / t.group_size, groups = (end - 1) / t.group_size - first + 1;
+    sum_units(by_group, begin, end, t.group_size, [&](int64_t group, float sum) {
+      const NoiseScale scale = noise_scale(learned_bits(t.logits[group], t.bounds));
+      if (in_rows) by_row[group - first] = sum * scale.inverse;
+      write_group(group, in_rows ? sum * scale.slope * t.ranges[2 * (group / (t.span / t.group_size)) + 1] : sum * scale.slope);
+    });
+    if (in_rows) __syncthreads();
+    if (in_rows)
+      sum_units(by_row, first, first + groups, t.span / t.group_size, write_row);
+    else
+      sum_units(by_row, begin, end, t.span, write_row);
     __syncthreads();
   }
 }

@@ -244,37 +244,68 @@ QUANTIZE_INLINE void sum_segments(const float* p, int64_t count, float* sums) {
   }
 }
 
+// Where the sum of a unit of `size` elements goes: see DiffQSums.
+struct Place {
+  int64_t begin, end, n;
+
+  float& operator()(int64_t unit, int64_t size, float* whole, float* cut) const {
+    if (unit * size < begin) return cut[0];
+    return std::min((unit + 1) * size, n) > end ? cut[1] : whole[unit];
+  }
+};
+
+// The sums of the groups of a piece, from products of its elements; room for 64 more behind them, and for three more sums.
+QUANTIZE_INLINE void sum_groups(float* products, int64_t begin, int64_t end, int64_t size, float* sums) {
+  if (size == 4 || size == 8 || size == 16) {  // none is cut; what the last one lacks are zeros
+    std::fill(products + (end - begin), products + (end - begin) + 64, 0.f);
+    const int64_t count = (end - begin + size - 1) / size;
+    return size == 4   ? sum_segments<4>(products, count, sums)
+           : size == 8 ? sum_segments<8>(products, count, sums)
+                       : sum_segments<16>(products, count, sums);
+  }
+  for_units(begin, end, size,
+            [&](int64_t group, int64_t from, int64_t to) { sums[group - begin / size] = sum_segment(products + from, to - from); });
+}
+
 template <typename T>
 void backward_piece(const DiffQTensor& t, const void* source, int64_t index, DiffQSums sums) {
   const T* grad = static_cast<const T*>(source);
   alignas(64) float noise[piece + 2 * block], by_group[room], by_row[room], inverse[room], slope[room];
-  const int64_t begin = index * piece, end = std::min(t.n, begin + piece), n = end - begin, first = begin / t.group_size;
-  noise_scales<true>(t, first, (end - 1) / t.group_size - first + 1, inverse, slope);
-  spread(inverse, begin, end, t.group_size, by_row);
-  spread_ranges(t, 1, begin, end, by_group);
+  const int64_t begin = index * piece, end = std::min(t.n, begin + piece), n = end - begin;
+  const int64_t first = begin / t.group_size, groups = (end - 1) / t.group_size - first + 1;
+  const Place place{begin, end, t.n};
+  noise_scales<true>(t, first, groups, inverse, slope);
   draw(t.seed, t.stream, t.quantiles, begin, end, noise);
-  for (int64_t i = 0; i < n; i += lanes) {
-    const Lanes product = load_part(grad + begin + i, n - i) * load_lanes(noise + i);
-    store_lanes(product * load_lanes(by_group + i), by_group + i);
-    store_lanes(product * load_lanes(by_row + i), by_row + i);
-  }
-  const auto place = [&](int64_t unit, int64_t size, float* whole, float* cut) -> float& {
-    if (unit * size < begin) return cut[0];
-    return std::min((unit + 1) * size, t.n) > end ? cut[1] : whole[unit];
-  };
-  if (t.group_size == 4 || t.group_size == 8 || t.group_size == 16) {  // none is cut; what the last one lacks are zeros
-    const int64_t count = (n + t.group_size - 1) / t.group_size;
-    std::fill(by_group + n, by_group + std::min<int64_t>(n + 64, room), 0.f);
-    (t.group_size == 4 ? sum_segments<4> : t.group_size == 8 ? sum_segments<8> : sum_segments<16>)(by_group, count, inverse);
-    for (int64_t i = 0; i < count; ++i) sums.logits[first + i] = inverse[i] * slope[i];
-  } else {
-    for_units(begin, end, t.group_size, [&](int64_t group, int64_t from, int64_t to) {
-      place(group, t.group_size, sums.logits, sums.cut_groups) = sum_segment(by_group + from, to - from) * slope[group - first];
+  for (int64_t i = 0; i < n; i += lanes) store_lanes(load_part(grad + begin + i, n - i) * load_lanes(noise + i), noise + i);
+  if (t.span % t.group_size == 0) {  // groups lie within rows: a row's sum is of its groups' sums
+    sum_groups(noise, begin, end, t.group_size, by_group);
+    for (int64_t g = 0; g < groups; g += lanes) {
+      store_lanes(load_lanes(by_group + g) * load_lanes(inverse + g), by_row + g);
+      store_lanes(load_lanes(by_group + g) * load_lanes(slope + g), by_group + g);
+    }
+    for_units(first, first + groups, t.span / t.group_size, [&](int64_t row, int64_t from, int64_t to) {
+      place(row, t.span, sums.ranges, sums.cut_rows) = sum_segment(by_row + from, to - from);
+      const float range = t.ranges[2 * row + 1];
+      for (int64_t g = from; g < to; ++g) by_group[g] *= range;
     });
+  } else {
+    spread(inverse, begin, end, t.group_size, by_row);
+    spread_ranges(t, 1, begin, end, by_group);
+    for (int64_t i = 0; i < n; i += lanes) {
+      const Lanes product = load_lanes(noise + i);
+      store_lanes(product * load_lanes(by_group + i), by_group + i);
+      store_lanes(product * load_lanes(by_row + i), by_row + i);
+    }
+    for_units(begin, end, t.span, [&](int64_t row, int64_t from, int64_t to) {
+      place(row, t.span, sums.ranges, sums.cut_rows) = sum_segment(by_row + from, to - from);
+    });
+    sum_groups(by_group, begin, end, t.group_size, inverse);
+    for (int64_t g = 0; g < groups; g += lanes) store_lanes(load_lanes(inverse + g) * load_lanes(slope + g), by_group + g);
   }
-  for_units(begin, end, t.span, [&](int64_t row, int64_t from, int64_t to) {
-    place(row, t.span, sums.ranges, sums.cut_rows) = sum_segment(by_row + from, to - from);
-  });
+  if (piece % t.group_size == 0)
+    std::copy(by_group, by_group + groups, sums.logits + first);
+  else
+    for (int64_t g = 0; g < groups; ++g) place(first + g, t.group_size, sums.logits, sums.cut_groups) = by_group[g];
 }
 
 // Zeros behind the first `count` lanes.

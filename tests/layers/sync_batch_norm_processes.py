@@ -1,4 +1,4 @@
-"""One of two gloo processes: `python sync_batch_norm_processes.py RANK FILE OUTPUT`. Runs the cases and writes what came out."""
+"""One of two gloo processes: `python sync_batch_norm_processes.py RANK WORLD FILE FOLDER`. Runs the cases and writes what came out."""
 
 import sys
 
@@ -8,7 +8,6 @@ from exact_levels import EXACT, LOW, STEP
 
 import quantize
 
-WORLD = 2
 CASES = {  # name: (batch of each process, shape of a sample, layer's arguments)
     "equal": ((4, 4), (3, 5, 6), {}),
     "unequal": ((5, 2), (3, 5, 6), {}),
@@ -51,9 +50,9 @@ def layer(name, cls, **more):
 
 
 def main():
-    rank, file, output = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    rank, world, file, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     results = {}
     for name, (batches, _, kwargs) in CASES.items():
         torch.manual_seed(7 + rank)
@@ -75,7 +74,7 @@ def main():
         quantize.QSyncBatchNorm(3)(torch.randn(1 if rank == 0 else 0, 3))
     except ValueError as error:
         results["too few"] = str(error)
-    torch.save(results, output)
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

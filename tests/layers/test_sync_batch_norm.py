@@ -1,10 +1,5 @@
 """QSyncBatchNorm in two gloo processes against a plain batch norm on the joint batch."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import sync_batch_norm_processes as processes
 import torch
@@ -12,24 +7,10 @@ from torch import nn
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(gloo):
     """What each process wrote."""
-    folder = tmp_path_factory.mktemp("gloo")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([p for p in sys.path if p] + [str(Path.cwd())])}
-    running = [
-        subprocess.Popen(
-            [sys.executable, processes.__file__, str(rank), str(folder / "rendezvous"), str(folder / f"{rank}.pt")],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(processes.WORLD)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert not any(process.returncode for process in running), "\n".join(outputs)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes.WORLD)]
+    folder = gloo(processes.__file__)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def expected(name):

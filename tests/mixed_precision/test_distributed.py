@@ -1,10 +1,6 @@
 """measure_sensitivity in gloo processes: what one process measures, by parts."""
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import sensitivity_processes as processes
@@ -14,27 +10,9 @@ from quantize import Sensitivity
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory):
+def launched(gloo):
     """Where so many processes put what came out."""
-    return functools.cache(lambda world: launch(world, tmp_path_factory.mktemp("gloo")))
-
-
-def launch(world, folder):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([p for p in sys.path if p] + [str(Path.cwd())])}
-    running = [
-        subprocess.Popen(
-            [sys.executable, processes.__file__, str(rank), str(world), str(folder / "rendezvous"), str(folder)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert not any(process.returncode for process in running), "\n".join(outputs)
-    return folder
+    return functools.cache(lambda world: gloo(processes.__file__, world))
 
 
 @pytest.fixture(scope="module")

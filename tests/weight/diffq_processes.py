@@ -1,4 +1,4 @@
-"""One of two gloo processes: `python diffq_processes.py RANK FILE OUTPUT`. A DiffQ model in DistributedDataParallel, two steps."""
+"""One of two gloo processes: `python diffq_processes.py RANK WORLD FILE FOLDER`. A DiffQ model in DistributedDataParallel, two steps."""
 
 import sys
 
@@ -8,13 +8,11 @@ from torch import nn
 
 import quantize
 
-WORLD = 2
-
 
 def main():
-    rank, file, output = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    rank, world, file, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     torch.manual_seed(6)
     model = quantize.prepare(nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)), quantize.DiffQ(init_bits=3))
     parallel = nn.parallel.DistributedDataParallel(model)
@@ -29,7 +27,7 @@ def main():
         results.append({name: p.grad.clone() for name, p in model.named_parameters()})
         optimizer.step()
     results.append({name: p.detach().clone() for name, p in model.named_parameters()})
-    torch.save((results, guard.steps, guard.skipped), output)
+    torch.save((results, guard.steps, guard.skipped), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""One of two gloo processes: `python lsq_processes.py RANK FILE OUTPUT`. Quantizers that start from half the data, or calibrate on it."""
+"""One of two gloo processes: `python lsq_processes.py RANK WORLD FILE FOLDER`. Quantizers that start from or calibrate on half the data."""
 
 import sys
 
@@ -9,7 +9,6 @@ from torch import nn
 import quantize
 from quantize.weight.lsq import METHODS, ActivationQuantizer
 
-WORLD = 2
 # name: samples of each process
 CASES = {"equal": (40, 40), "unequal": (70, 10), "one has zeros only": (40, 40), "after a ReLU": (40, 40)}
 
@@ -56,15 +55,15 @@ def trained(name, rank):
 
 
 def main():
-    rank, file, output = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    rank, world, file, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     results = {"trained": trained("equal", rank)}
     for name in CASES:
         results[name] = {"start": started(share(name, rank))}
         for method in METHODS:
             results[name][method] = calibrated(share(name, rank).split(16), method)
-    torch.save(results, output)
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

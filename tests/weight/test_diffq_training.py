@@ -1,15 +1,12 @@
 """Learned bits together with checkpointing, exceptions, copies, compilation, other processes."""
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffq_models import COARSE, Net, assert_same, at_rest, gradients, images, logits_of
-from diffq_processes import WORLD
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -365,14 +362,9 @@ def test_channels_last():
     assert model.conv.parametrizations.weight.original.grad.isfinite().all()
 
 
-def test_two_processes(tmp_path):
-    script = Path(__file__).with_name("diffq_processes.py")
-    outputs = [tmp_path / f"{rank}.pt" for rank in range(WORLD)]
-    commands = [[sys.executable, str(script), str(rank), str(tmp_path / "rendezvous"), str(outputs[rank])] for rank in range(WORLD)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands]
-    for process in processes:
-        assert process.wait(timeout=120) == 0, process.stdout.read()
-    (first, *counts), (second, *other_counts) = (torch.load(path) for path in outputs)
+def test_two_processes(gloo):
+    folder = gloo(Path(__file__).with_name("diffq_processes.py"))
+    (first, *counts), (second, *other_counts) = (torch.load(folder / f"{rank}.pt") for rank in range(2))
     assert counts == other_counts == [3, 1]  # the overflow in one process skips the step of both
     for a, b in zip(first, second, strict=True):
         for name in a:

@@ -318,20 +318,30 @@ QUANTIZE_INLINE Lanes first_lanes(Lanes v, int64_t count) {
 double find_bits(const float* logits, int64_t n, BitsBounds bounds, bool rounded, float* bits, float* slope, float factor) {
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += piece) {
-    Lanes sum[abreast];
+    Lanes sum[abreast], found[abreast];
     for (Lanes& own : sum) own = 0.f;
     const int64_t end = std::min<int64_t>(n, begin + piece);
-    for (int64_t i = begin; i < end; i += abreast * lanes)
-      for (int j = 0; j < abreast; ++j) {
-        const int64_t at = i + j * lanes, left = end - at;
-        if (left <= 0) break;
-        const BitsLanes b = bits_lanes(load_part(logits + at, left), bounds);
-        Lanes own = rounded ? rounded_lanes(b.bits, bounds) : b.bits;
-        if (bits) store_part(own, reinterpret_cast<F32*>(bits + at), left);
-        if (slope) store_part(b.slope * factor, reinterpret_cast<F32*>(slope + at), left);
-        if (left < lanes) own = first_lanes(own, left);
-        sum[j] += own;
-      }
+    // Chains side by side, as in noise_scales: nothing may come between them.
+    const auto several = [&](int64_t i, const auto& load, const auto& store) __attribute__((always_inline)) {
+      BitsLanes b[abreast];
+      for (int j = 0; j < abreast; ++j) b[j] = bits_lanes(load(i + j * lanes), bounds);
+      for (int j = 0; j < abreast; ++j) found[j] = rounded ? rounded_lanes(b[j].bits, bounds) : b[j].bits;
+      for (int j = 0; bits && j < abreast; ++j) store(found[j], bits + i + j * lanes, i + j * lanes);
+      for (int j = 0; slope && j < abreast; ++j) store(b[j].slope * factor, slope + i + j * lanes, i + j * lanes);
+    };
+    int64_t i = begin;
+    for (; i + abreast * lanes <= end; i += abreast * lanes) {
+      several(
+          i, [&](int64_t at) { return load_lanes(logits + at); }, [](Lanes v, float* to, int64_t) { store_lanes(v, to); });
+      for (int j = 0; j < abreast; ++j) sum[j] += found[j];
+    }
+    if (i < end) {
+      const auto left = [&](int64_t at) { return std::max<int64_t>(end - at, 0); };
+      several(
+          i, [&](int64_t at) { return load_part(logits + at, left(at)); },
+          [&](Lanes v, float* to, int64_t at) { store_part(v, reinterpret_cast<F32*>(to), left(at)); });
+      for (int j = 0; j < abreast; ++j) sum[j] += first_lanes(found[j], std::min<int64_t>(left(i + j * lanes), lanes));
+    }
     total += sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
   return total;

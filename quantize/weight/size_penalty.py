@@ -8,7 +8,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from .diffq import DiffQQuantizer, diffq_quantizers
+from .diffq import DiffQQuantizer, diffq_quantizers, every_module
 
 MIB = 1 << 20
 SMOOTH = 0.01  # within this part of the target the penalty is quadratic, so that the size comes to rest
@@ -81,7 +81,8 @@ def _check_target(target_size, constant: float, quantizers: list[DiffQQuantizer]
 
 def _other_bytes(model: nn.Module, quantizers: list[DiffQQuantizer]) -> int:
     """Bytes of the saved model without the codes of learned bits."""
-    key = (len(quantizers), sum(t.nbytes for t in (*model.parameters(), *model.buffers())))
+    held = (part for module in every_module(model) for part in (module._parameters, module._buffers))
+    key = (len(quantizers), sum(tensor.nbytes for part in held for tensor in part.values() if tensor is not None))
     if model not in _others or _others[model][0] != key:
         from ..packed.size_report import bytes_beside_learned_bits  # the packed room stands on this one
 

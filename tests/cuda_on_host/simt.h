@@ -84,18 +84,33 @@ class Block {
   template <typename T>
   T exchange(T value, int source) {
     static_assert(sizeof(T) <= 8);
-    const int me = current_;
-    std::memcpy(fibers_[me].slot, &value, sizeof(T));
-    wait(false);
     T result;
-    std::memcpy(&result, fibers_[me / lanes * lanes + source].slot, sizeof(T));
-    wait(false);
+    exchange(&value, sizeof(T), [&](const auto& slot) { std::memcpy(&result, slot(source), sizeof(T)); });
     return result;
+  }
+
+  // A bit for each lane of the warp.
+  unsigned ballot(bool predicate) {
+    unsigned mask = 0;
+    exchange(&predicate, sizeof predicate, [&](const auto& slot) {
+      for (int lane = 0; lane < lanes; ++lane) mask |= unsigned(*slot(lane) != 0) << lane;
+    });
+    return mask;
   }
 
   int lane() const { return current_ % lanes; }
 
  private:
+  // All lanes bring a value, then all may read those of the others.
+  template <typename Read>
+  void exchange(const void* value, size_t size, const Read& read) {
+    const int first = current_ / lanes * lanes;
+    std::memcpy(fibers_[current_].slot, value, size);
+    wait(false);
+    read([&](int lane) -> const char* { return fibers_[first + lane].slot; });
+    wait(false);
+  }
+
   struct Barrier {
     int arrived = 0, generation = 0;
   };
@@ -183,11 +198,7 @@ T __shfl_up_sync(unsigned, T value, int distance) {
   const int lane = simt::Block::running()->lane();
   return simt::Block::running()->exchange(value, lane >= distance ? lane - distance : lane);
 }
-inline unsigned __ballot_sync(unsigned, bool predicate) {
-  unsigned mask = 0;
-  for (int i = 0; i < simt::lanes; ++i) mask |= unsigned(simt::Block::running()->exchange(predicate, i)) << i;
-  return mask;
-}
+inline unsigned __ballot_sync(unsigned, bool predicate) { return simt::Block::running()->ballot(predicate); }
 inline bool __all_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) == 0xffffffffu; }
 
 // Sums and products of floats are exact in double where the kernels use these.

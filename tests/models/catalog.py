@@ -118,3 +118,9 @@ MODELS = [
     Model("timm", "swin_tiny_patch4_window7_224", below=ATTENTION, size_argument="img_size"),
     Model("torch", "TransformerEncoder", below=ATTENTION),
 ]
+
+
+def models(*keys: str) -> list[Model]:
+    """Those of MODELS with these keys; KeyError for one that is not there."""
+    by_key = {model.key: model for model in MODELS}
+    return [by_key[key] for key in keys]

@@ -1,6 +1,6 @@
-"""README's table of results, made from results/*.json: rewrites what stands between its two markers.
+"""README's tables of results and all of RESULTS.md, made from results/*.json. In README it rewrites what stands between markers.
 
-python benchmarks/readme.py [--check]     # --check: exits 1 if README says something else
+python benchmarks/readme.py [--check]     # --check: exits 1 if one of them says something else
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+README, RESULTS = HERE.parent / "README.md", HERE / "RESULTS.md"
 MARKS = {name: (f"<!-- {name}: begin (benchmarks/readme.py) -->", f"<!-- {name}: end -->") for name in ("mixed precision", "results")}
 
 
@@ -253,29 +253,59 @@ def binary_accuracy(r: dict) -> list[str]:
     ]
 
 
-ROWS = [memory, step_time, accuracy, gradient_variance, kernels, other_models, packed, fake_quantize, power_of_two]
-ROWS += [diffq_step, diffq_reliability, diffq_accuracy, binary, binary_models, binary_accuracy]
+SECTIONS = {
+    "Activation-compressed training": [memory, step_time, accuracy, gradient_variance, kernels, other_models],
+    "Packed weights": [packed, fake_quantize, power_of_two],
+    "Learned bits": [diffq_step, diffq_reliability, diffq_accuracy],
+    "One bit": [binary, binary_models, binary_accuracy],
+}
+# The rows that README opens with.
+HEADLINES = {
+    memory: [0], step_time: [0, 1], accuracy: [0], other_models: [0], packed: [0, 1], diffq_reliability: [0], binary: [0],
+    binary_models: [1],
+}  # fmt: skip
+HEADER = ["| | compressed | plain | | command |", "|---|---|---|---|---|"]
 
 
-def machine_text(result: dict) -> str:
-    """Where and when a result was measured."""
-    machine = result["machine"]
-    return f"{machine['cpu']}, {machine['cores']} cores, PyTorch {machine['torch']}, {machine['date']}"
+def rows_of(benchmark) -> list[str]:
+    """All of a benchmark's rows, with its command."""
+    name = benchmark.__name__
+    result = read(name)
+    return [f"{row} `python benchmarks/{name}.py` |" for row in benchmark(result)] if result else []
 
 
-def table() -> str:
-    """The block between the markers."""
-    lines = ["| | compressed | plain | | command |", "|---|---|---|---|---|"]
-    machines = set()
-    for rows in ROWS:
-        name = rows.__name__
-        result = read(name)
-        if not result:
-            continue
-        machines.add(machine_text(result))
-        lines += [f"{row} `python benchmarks/{name}.py` |" for row in rows(result)]
-    lines += power_of_two_mnist5k()
-    return "\n".join([*lines, "", f"Measured on {'; '.join(sorted(machines))}. On a GPU: not yet measured."])
+def measured_on(names) -> str:
+    """The machines and days of some results."""
+    days: dict[str, set] = {}
+    for machine in (result["machine"] for result in map(read, names) if result):
+        text = f"{machine['cpu']}, {machine['cores']} cores, PyTorch {machine['torch']}"
+        days.setdefault(text, set()).add(machine["date"])
+    found = [f"{text} ({', '.join(sorted(own))})" for text, own in sorted(days.items())]
+    return f"Measured on {'; '.join(found)}. On a GPU: not yet measured."
+
+
+def headlines() -> str:
+    """README's table."""
+    rows = [row for benchmark, chosen in HEADLINES.items() for i, row in enumerate(rows_of(benchmark)) if i in chosen]
+    return "\n".join(
+        [
+            *HEADER,
+            *rows,
+            "",
+            measured_on(benchmark.__name__ for benchmark in HEADLINES),
+            "All figures: [benchmarks/RESULTS.md](benchmarks/RESULTS.md).",
+        ]
+    )
+
+
+def all_results() -> str:
+    """RESULTS.md."""
+    lines = ["# Results", "", "Made by `python benchmarks/readme.py` from `results/*.json`, where every figure lies with its machine.", ""]
+    for title, benchmarks in SECTIONS.items():
+        rows = [row for benchmark in benchmarks for row in rows_of(benchmark)]
+        rows += power_of_two_mnist5k() if power_of_two in benchmarks else []
+        lines += [f"## {title}", "", *HEADER, *rows, "", measured_on(benchmark.__name__ for benchmark in benchmarks), ""]
+    return "\n".join([*lines, "## Mixed precision", "", mixed_precision("results/"), ""])
 
 
 def peer_text(r: dict | None) -> str:
@@ -286,8 +316,8 @@ def peer_text(r: dict | None) -> str:
     return f"solved in {r['wall_s']:.0f} s" if done else f"{100 * r['above']:.0f} % above after {r['wall_s']:.0f} s"
 
 
-def mixed_precision() -> str:
-    """Its own section's tables: what methods cost and predict, and what they are good for."""
+def mixed_precision(folder: str = "benchmarks/results/") -> str:
+    """Its own section's tables: what methods cost and predict, and what they are good for. `folder`: of the plots."""
     lines, r = [], read("mixed_precision")
     for what, regimes in r.get("predictions", {}).items():
         first = f"ResNet-20, {what} at 2, 4 or 8 bits, {r['samples']} images"
@@ -299,7 +329,7 @@ def mixed_precision() -> str:
                 lines.append(f"| {name} | {seconds:.0f} | {ranks} |")
         lines.append("")
     if lines:
-        plots = ", ".join(f"[{what}](benchmarks/results/mixed_precision_{what.replace(' ', '_')}.png)" for what in r["predictions"])
+        plots = ", ".join(f"[{what}]({folder}mixed_precision_{what.replace(' ', '_')}.png)" for what in r["predictions"])
         lines += [
             "Rank correlation of predicted with true KL over 250 random assignments a column: `python benchmarks/mixed_precision.py`,",
             f"plots of {plots}.",
@@ -337,8 +367,7 @@ def mixed_precision() -> str:
             "",
             f"In full precision {full['top1']:.2f} % in {full['bytes'] / 1024:,.0f} KiB: `python benchmarks/mixed_precision_accuracy.py`.",
         ]
-    results = [read(name) for name in ("mixed_precision", "allocate", "mixed_precision_accuracy")]
-    lines.append(f"Measured on {'; '.join(sorted({machine_text(result) for result in results if result}))}.")
+    lines.append(measured_on(("mixed_precision", "allocate", "mixed_precision_accuracy")))
     return "\n".join(lines)
 
 
@@ -346,14 +375,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    text = new = README.read_text()
-    for name, block in (("mixed precision", mixed_precision()), ("results", table())):
+    readme = README.read_text()
+    for name, block in (("mixed precision", mixed_precision()), ("results", headlines())):
         begin, end = MARKS[name]
-        before, rest = new.split(begin)
-        new = f"{before}{begin}\n{block}\n{end}{rest.split(end)[1]}"
-    if args.check:
-        sys.exit(0 if new == text else "README.md's results are not those of benchmarks/results: run python benchmarks/readme.py")
-    README.write_text(new)
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}\n{block}\n{end}{rest.split(end)[1]}"
+    for path, text in ((README, readme), (RESULTS, all_results())):
+        if not args.check:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            sys.exit(f"{path.name}'s figures are not those of benchmarks/results: run python benchmarks/readme.py")
 
 
 if __name__ == "__main__":

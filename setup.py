@@ -121,7 +121,7 @@ def build_class(cxx_flags, module_flags, summary):
                         ext.extra_objects = ext.extra_objects + self.compiler.compile(
                             own, output_dir=str(Path(self.build_temp, kind)), include_dirs=include_dirs, extra_postargs=flags
                         )
-                if is_gcc() and is_ninja_available() and int(os.environ["MAX_JOBS"]) <= 8:  # with more jobs it is what all wait for
+                if is_gcc() and is_ninja_available() and os.environ["MAX_JOBS"] in map(str, range(1, 9)):  # more jobs would wait for it
                     self.precompile_headers(ext)
                 super().build_extension(ext)
             finally:

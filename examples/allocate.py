@@ -142,11 +142,12 @@ def measured(args: Namespace, method: str, plain, batches, choices: list[Choice]
     import quantize
 
     how, metric = METHODS[method]
-    file = args.workspace / f"sensitivity-{method}-{key_of(given, choices, args.float_layers)}.safetensors"
+    name = allocations.MADE_POSITIVE.get(method, method)
+    file = args.workspace / f"sensitivity-{name}-{key_of(given, choices, args.float_layers)}.safetensors"
     checkpoint = file.with_suffix(".partial")
 
     def measure() -> dict:
-        say(processes, f"measuring {method}: {args.samples} images, {len(choices)} choices")
+        say(processes, f"measuring {name}: {args.samples} images, {len(choices)} choices")
         args.workspace.mkdir(parents=True, exist_ok=True)
         whole, began = not list(args.workspace.glob(f"{checkpoint.name}*")), time.perf_counter()
         quantizer = allocations.quantizer_of(args)
@@ -156,7 +157,10 @@ def measured(args: Namespace, method: str, plain, batches, choices: list[Choice]
         return {"file": str(file), "seconds": time.perf_counter() - began if whole else None}  # none: it was interrupted
 
     numbers = kept(file.with_suffix(".json"), processes, measure)
-    return (quantize.Sensitivity.load(file) if processes.first else None), numbers
+    if not processes.first:
+        return None, numbers
+    sensitivity = quantize.Sensitivity.load(file)
+    return (sensitivity.saturated().projected() if method in allocations.MADE_POSITIVE else sensitivity), numbers
 
 
 def allocated(args: Namespace, budget: Budget, sensitivity) -> tuple[dict, dict]:

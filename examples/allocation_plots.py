@@ -12,6 +12,7 @@ STYLES = {  # method: words, color, marker
     "composed": ("KL, composed pairs", "#2b8a3e", "h"),
     "clado": ("loss, pairs (CLADO)", "#c2255c", "D"),
     "clado_kl": ("KL, pairs (CLADO's KL)", "#6741d9", "P"),
+    "clado_positive": ("KL, pairs made positive", "#1864ab", "X"),
 }
 GRID = "#e6e9ee"
 TICKS = (0, 20, 40, 60, 70, 80, 90, 95, 97, 98, 99, 99.5, 100)

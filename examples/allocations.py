@@ -21,7 +21,9 @@ METHODS = {
     "composed": ("composed", "kl"),
     "clado": ("clado", "loss"),
     "clado_kl": ("clado", "kl"),
+    "clado_positive": ("clado", "kl"),
 }
+MADE_POSITIVE = {"clado_positive": "clado_kl"}  # the same measurement, saturated and projected before bits are chosen by it
 QUANTIZERS = ("uniform", "lsq", "po2", "po2plus")
 # Of fine-tuning, unless other flags say so; all others are train.py's defaults.
 RECIPE = ("--epochs", "2", "--lr", "0.02", "--lr-warmup-epochs", "0", "--batch-size", "64")
@@ -83,7 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     text = "uniform: the same bits everywhere, the most that fit; others by what they measure (see README.md): zeroq: KL, layer by layer; "
     text += "gauss_newton: KL to second order, with cross terms; composed: KL of pairs, from the same passes; clado, clado_kl: the growth "
     text += "of the loss, or KL, of every pair of layers, "
-    text += "which takes long; naive: the loss, layer by layer (default: uniform zeroq gauss_newton)"
+    text += "which takes long; clado_positive: clado_kl made a positive matrix, which 2 bits need; naive: the loss, layer by layer "
+    text += "(default: uniform zeroq gauss_newton)"
     add("--methods", nargs="+", choices=METHODS, default=["uniform", "zeroq", "gauss_newton"], metavar="METHOD", help=text)
     add("--quantizer", choices=QUANTIZERS, default="uniform", help="levels of the weights, as train.py's --weights (default: uniform)")
     add("--choices", type=int, nargs="+", default=[2, 4, 8], metavar="B", help="bits that a layer's weights may have (default: 2 4 8)")

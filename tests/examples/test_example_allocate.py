@@ -141,6 +141,17 @@ def test_other_recipes_are_fine_tuned_anew(finished, from_float):
     assert names[0] != names[1] and Path(before["file"]).read_bytes() != Path(after["file"]).read_bytes()
 
 
+def test_pairs_made_positive(from_float):
+    _, report = from_float("--methods clado_kl clado_positive --average-bits 3")
+    raw, positive = (report["sensitivities"][method] for method in ("clado_kl", "clado_positive"))
+    assert raw == positive and [row["method"] for row in report["rows"]] == ["clado_kl", "clado_positive"]
+    sensitivity = quantize.Sensitivity.load(raw["file"])
+    for row, used in zip(report["rows"], (sensitivity, sensitivity.saturated().projected()), strict=True):
+        choice = {layer: tuple(bits) for layer, bits in row["choice"].items()}
+        x = used.one_hot(choice)
+        assert row["objective"] == pytest.approx(float(x @ used.matrix @ x))
+
+
 def test_interrupted_measuring_goes_on(from_float, at_call, tmp_path, capsys):
     flags = "--methods clado --average-bits 3"
     _, whole = from_float(flags, "whole")

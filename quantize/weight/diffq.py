@@ -160,9 +160,9 @@ def every_module(model: nn.Module) -> Iterator[nn.Module]:
     while left:
         module = left.pop()
         yield module
-        new = [child for child in module._modules.values() if child is not None and child not in found]
+        new = dict.fromkeys(child for child in module._modules.values() if child is not None and child not in found)
         found.update(new)
-        left += dict.fromkeys(reversed(new))  # one that has two names here comes once
+        left += reversed(new)
 
 
 def diffq_quantizers(model: nn.Module) -> Iterator[DiffQQuantizer]:

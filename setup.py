@@ -130,7 +130,7 @@ def build_class(cxx_flags, module_flags, summary):
         def precompile_headers(self, ext):
             """GCC reads PyTorch's headers once for all files: a quarter to 40 % of each one's time. Should it not like what it left, the
             header itself comes later on the path."""
-            folder, header = Path(self.build_temp, "precompiled"), "core/torch_headers.h"
+            folder, header = Path(self.build_temp, "precompiled").resolve(), "core/torch_headers.h"  # ninja runs in another folder
             self.compiler.src_extensions.append(".h")
             [made] = self.compiler.compile(
                 [str(Path("csrc", header))],

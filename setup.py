@@ -143,7 +143,10 @@ def build_class(cxx_flags, module_flags, summary):
             if not (found.exists() and found.samefile(made)):  # a link: with the time that ninja compares
                 found.parent.mkdir(exist_ok=True)
                 found.unlink(missing_ok=True)
-                os.link(made, found)
+                try:
+                    os.link(made, found)
+                except OSError:  # not every file system has links
+                    shutil.copy2(made, found)
             ext.include_dirs = [str(folder), *ext.include_dirs]
             # GCC forgets the pragma with which PyTorch's header silences that warning of its own.
             ext.extra_compile_args = [*ext.extra_compile_args, "-include", header, "-Winvalid-pch", "-Wno-sign-compare"]

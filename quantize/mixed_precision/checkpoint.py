@@ -25,17 +25,17 @@ class Checkpoint:
     """The sums in a file, with the fingerprint `mark` of what is measured. `path` None: there is no file, and nothing is written."""
 
     def __init__(self, path, mark: str, who: str):
-        self.path, self.mark, self.who = path and os.fspath(path), mark, who
+        self.path, self.mark, self.who = path, mark, who
 
     def save(self, sums: Sums) -> None:
         """Unless there is nothing yet."""
-        if self.path and sums.done:
+        if self.path is not None and sums.done:
             tensors = {"single": sums.single.cpu(), "pair": sums.pair.cpu()}
             write(tensors, {"format": FORMAT, "mark": self.mark, "done": sums.done}, self.path)
 
     def load(self, nothing: Sums) -> Sums:
         """What was saved, or `nothing`. ValueError if it is damaged or of another measurement."""
-        if not self.path or not os.path.exists(self.path):
+        if self.path is None or not os.path.exists(self.path):
             return nothing
         tensors, fields = read(self.path, f"{self.who}: checkpoint", FORMAT, TABLES)
         if fields.get("mark") != self.mark:
@@ -44,5 +44,5 @@ class Checkpoint:
 
     def remove(self) -> None:
         """The measurement is through."""
-        if self.path and os.path.exists(self.path):
+        if self.path is not None and os.path.exists(self.path):
             os.unlink(self.path)

@@ -95,8 +95,13 @@ def measure_sensitivity(
         raise ValueError(f'{WHO}: loss_fn belongs to metric "loss" with method "clado" or "diagonal"; got {method!r} with {metric!r}')
     if not callable(quantizer):
         raise TypeError(f"{WHO}: quantizer must be a class such as quantize.Uniform or a function; got {quantizer!r}")
-    if checkpoint is not None and not os.path.isdir(os.path.dirname(os.path.abspath(checkpoint))):
-        raise FileNotFoundError(f"{WHO}: checkpoint must be in a folder that exists; got {os.fspath(checkpoint)}")
+    if checkpoint is not None:
+        if not isinstance(checkpoint, (str, os.PathLike)):
+            raise TypeError(f"{WHO}: checkpoint must be a path; got {checkpoint!r}")
+        if not os.path.basename(checkpoint) or os.path.isdir(checkpoint):
+            raise ValueError(f"{WHO}: checkpoint must be the path of a file; got {os.fspath(checkpoint)!r}")
+        if not os.path.isdir(os.path.dirname(os.path.abspath(checkpoint))):
+            raise FileNotFoundError(f"{WHO}: checkpoint must be in a folder that exists; got {os.fspath(checkpoint)}")
     configs = tuple(config_of(quantizer, choice, WHO) for choice in choices)
     members = _layers(model, skip, groups)
     for names in members.values():

@@ -52,8 +52,9 @@ class Survey:
         mark = fingerprint(model, batches, (layers, configs, method, metric, spelled(measure)))
         if self.world > 1 and not self._alike(int(mark[:12], 16)):
             raise ValueError(f"{WHO}: model and batches must be the same in all processes; they are not")
-        own = checkpoint and os.fspath(checkpoint) + (f".{self.rank}-of-{self.world}" if self.world > 1 else "")
-        self.checkpoint = Checkpoint(own, mark, WHO)
+        if checkpoint is not None and self.world > 1:
+            checkpoint = f"{os.fspath(checkpoint)}.{self.rank}-of-{self.world}"
+        self.checkpoint = Checkpoint(checkpoint, mark, WHO)
         self.switched = SwitchedModel(model, layers, configs)
         count, device = self.layers * self.choices, next(model.parameters()).device
         zeros = torch.zeros(count, count + 1, dtype=torch.float64, device=device)

@@ -239,9 +239,10 @@ def test_skip_and_groups():
 def test_checkpoints(tmp_path):
     with pytest.raises(FileNotFoundError, match="measure_sensitivity: checkpoint must be in a folder that exists; got .*missing/here"):
         quantize.measure_sensitivity(line(), rows(4), [(2, None)], checkpoint=tmp_path / "missing" / "here", progress=False)
-    with pytest.raises(FileNotFoundError, match="measure_sensitivity: checkpoint"):
-        quantize.measure_sensitivity(line(), rows(4), [(2, None)], checkpoint=tmp_path, progress=False)
-    with pytest.raises(TypeError, match="str, bytes or os.PathLike"):
+    for path in (tmp_path, "", f"{tmp_path}/"):
+        with pytest.raises(ValueError, match="measure_sensitivity: checkpoint must be the path of a file; got '"):
+            quantize.measure_sensitivity(line(), rows(4), [(2, None)], checkpoint=path, progress=False)
+    with pytest.raises(TypeError, match="measure_sensitivity: checkpoint must be a path; got 3"):
         quantize.measure_sensitivity(line(), rows(4), [(2, None)], checkpoint=3, progress=False)
 
 

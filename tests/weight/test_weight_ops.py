@@ -137,7 +137,6 @@ def test_opcheck_of_the_differentiable():
 
 @pytest.mark.parametrize("op", COMPOSITE)
 def test_compiles(op):
-    torch._dynamo.reset()  # one function compiled for every op: the limit of recompilations is lower than their number
     compiled = torch.compile(lambda x: COMPOSITE[op](x) * 2, fullgraph=True, backend="aot_eager")
     for make in (images, gaps):
         x = make().requires_grad_()

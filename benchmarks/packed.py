@@ -34,7 +34,7 @@ def packed(layer: nn.Module, x: torch.Tensor, config) -> nn.Module:
     quantize.prepare(model, config)
     if config.activation_bits:
         quantize.calibrate(model, [x], "minmax")
-    return quantize.convert(model).eval()
+    return quantize.convert(model).eval()[0]
 
 
 def make(kind: type, *arguments, **keywords) -> nn.Module:

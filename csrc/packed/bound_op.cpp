@@ -1,9 +1,12 @@
 #include "bound_op.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
 
 #include <string>
+#include <tuple>
+#include <vector>
 
 namespace quantize::packed {
 namespace {
@@ -33,12 +36,49 @@ class BoundOp {
   std::vector<c10::IValue> rest_;
 };
 
+// Tensors that something was made of, where they were found: entries of dictionaries.
+class Watch {
+ public:
+  explicit Watch(const std::vector<std::tuple<pybind11::dict, pybind11::str, at::Tensor>>& entries) {
+    for (const auto& [owner, name, tensor] : entries) {
+      PyObject* object = PyDict_GetItemWithError(owner.ptr(), name.ptr());
+      TORCH_CHECK_VALUE(object && THPVariable_Check(object) && THPVariable_Unpack(object).is_same(tensor), "Watch: ", std::string(name),
+                        " must be in its dictionary");
+      entries_.push_back({owner, name, pybind11::reinterpret_borrow<pybind11::object>(object), version(tensor)});
+    }
+  }
+
+  bool unchanged() const {
+    for (const Entry& entry : entries_) {
+      PyObject* object = PyDict_GetItemWithError(entry.owner.ptr(), entry.name.ptr());
+      if (object != entry.tensor.ptr() || version(THPVariable_Unpack(object)) != entry.version) return false;
+    }
+    return true;
+  }
+
+ private:
+  struct Entry {
+    pybind11::dict owner;
+    pybind11::str name;
+    pybind11::object tensor;
+    int64_t version;
+  };
+
+  // Inference tensors count none.
+  static int64_t version(const at::Tensor& tensor) { return tensor.is_inference() ? -1 : int64_t(tensor._version()); }
+
+  std::vector<Entry> entries_;
+};
+
 }  // namespace
 
 void define_bound_op(pybind11::module_& m) {
   pybind11::class_<BoundOp>(m, "BoundOp", "An op with all its arguments but the first.")
       .def(pybind11::init<const std::string&, const pybind11::tuple&>(), pybind11::arg("name"), pybind11::arg("arguments"))
       .def("__call__", &BoundOp::operator(), pybind11::arg("x"));
+  pybind11::class_<Watch>(m, "Watch", "Whether dictionaries still hold the same tensors with the same values.")
+      .def(pybind11::init<const std::vector<std::tuple<pybind11::dict, pybind11::str, at::Tensor>>&>(), pybind11::arg("entries"))
+      .def("unchanged", &Watch::unchanged);
 }
 
 }  // namespace quantize::packed

@@ -1,12 +1,13 @@
-// An op with all its arguments but the first, for Python: torch.ops converts each argument of each call, which for a dozen tensors and
-// lists takes longer than a small layer.
+// What a packed layer's call from Python would else take longer for than for the layer: torch.ops converts each of a dozen arguments at
+// each call, and a loop in Python looks whether the buffers are still those that they were made of.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 namespace quantize::packed {
 
-// BoundOp(name, arguments)(x) -> Tensor
+// BoundOp(name, arguments)(x) -> Tensor: an op with all its arguments but the first.
+// Watch([(dictionary, name, tensor), ...]).unchanged() -> bool
 void define_bound_op(pybind11::module_& m);
 
 }  // namespace quantize::packed

@@ -20,7 +20,7 @@ using at::IntArrayRef;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int64_t pair = 2;  // panels that go through the rows together
+constexpr int64_t pair = 2;  // decoded panels that go through the rows together
 
 struct Activation {
   LsqRange range;
@@ -37,33 +37,35 @@ Activation activation(const char* op, const Tensor& step, const Tensor& zero_poi
   return {weight::lsq_range(*step.const_data_ptr<float>(), zero, (1 << bits) - 1), int(zero)};
 }
 
-// Runs the two panels from `first` of a group over all rows of an image. out: of the group's first channel.
+// Runs a part of a group's panels over all rows of an image. out: of the group's first channel.
 struct Product {
   const Panels& panels;
   const Epilogue& epilogue;
-  const uint8_t* image;
   const std::vector<int32_t>& rows;
   const std::vector<int32_t>& taps;
   int64_t quads;  // of a tap
   int64_t group_channels;
 
-  void operator()(int64_t group, int64_t first, std::vector<int8_t>& scratch, float* out, int64_t row_stride, int64_t column_stride) const {
+  bool one_row() const { return rows.size() == 1 && taps.size() == 1; }
+  int64_t together() const { return one_row() ? GemmTraits::streams : pair; }
+  int64_t parts() const { return (panels.tiles + together() - 1) / together(); }
+
+  void operator()(const uint8_t* image, int64_t group, int64_t part, std::vector<int8_t>& scratch, float* out, int64_t row_stride,
+                  int64_t column_stride) const {
     const auto& gemm = gemm_kernels();
-    const int64_t tiles = std::min(pair, panels.tiles - first), panel_bytes = panels.quads * GemmTraits::quad_bytes;
+    const int64_t first = part * together();
+    const int64_t tiles = std::min(together(), panels.tiles - first), panel_bytes = panels.quads * GemmTraits::quad_bytes;
     const int64_t begin = first * GemmTraits::columns, columns = std::min(tiles * GemmTraits::columns, group_channels - begin);
     const int64_t channel = group * group_channels + begin, all = int64_t(rows.size());
     int32_t acc[GemmTraits::rows * pair * GemmTraits::columns];
-    const auto finish = [&](int64_t i, int64_t count, int64_t stride, const int32_t* sums, int64_t c, int64_t width) {
-      image_kernels().finish(sums, stride, count, width, &epilogue.correction[channel + c], &epilogue.gain[channel + c],
-                             &epilogue.bias[channel + c], out + i * row_stride + (begin + c) * column_stride, row_stride, column_stride);
+    const Epilogue::Part after(epilogue, channel, columns);
+    const auto finish = [&](int64_t i, int64_t count) {
+      image_kernels().finish(acc, tiles * GemmTraits::columns, count, columns, after.correction, after.gain, after.bias,
+                             out + i * row_stride + begin * column_stride, row_stride, column_stride);
     };
-    if (all == 1 && taps.size() == 1) {
-      for (int64_t t = 0; t < tiles; ++t) {
-        gemm.multiply_row(image + rows[0] + taps[0], panels.tile(group, first + t), acc);
-        const int64_t c = t * GemmTraits::columns;
-        finish(0, 1, GemmTraits::columns, acc, c, std::min<int64_t>(GemmTraits::columns, columns - c));
-      }
-      return;
+    if (one_row()) {
+      gemm.multiply_row(image + rows[0] + taps[0], panels.tile(group, first), int(tiles), acc);
+      return finish(0, 1);
     }
     const int8_t* levels = reinterpret_cast<const int8_t*>(panels.tile(group, first).codes);
     if (panels.bits < 8) {
@@ -74,7 +76,7 @@ struct Product {
     for (int64_t i = 0; i < all; i += GemmTraits::rows) {
       const int64_t count = std::min<int64_t>(GemmTraits::rows, all - i);
       gemm.multiply(image, &rows[i], int(count), taps.data(), int(taps.size()), quads, levels, panel_bytes, int(tiles), panels.steps, acc);
-      finish(i, count, tiles * GemmTraits::columns, acc, 0, columns);
+      finish(i, count);
     }
   }
 };
@@ -129,17 +131,18 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
     for (int64_t w = 0; w < g.out_width; ++w) rows.push_back(int32_t(h * stride[0] * line + w * stride[1] * pixel));
   for (int64_t h = 0; h < kernel[0]; ++h)
     for (int64_t w = 0; w < kernel[1]; ++w) taps.push_back(int32_t(h * dilation[0] * line + w * dilation[1] * pixel));
-  const int64_t pairs = (panels.tiles + pair - 1) / pair, pixels = g.out_height * g.out_width;
-  at::parallel_for(0, g.batch * groups * pairs, 1, [&](int64_t begin, int64_t end) {
+  const Product product{panels, epilogue, rows, taps, quads, group_channels};
+  const int64_t parts = product.parts(), pixels = g.out_height * g.out_width;
+  at::parallel_for(0, g.batch * groups * parts, 1, [&](int64_t begin, int64_t end) {
     std::vector<int8_t> scratch;
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t s = item / pairs, sample = s / groups, group = s % groups;
-      const Product product{panels, epilogue, images.get() + s * plane, rows, taps, quads, group_channels};
+      const int64_t s = item / parts, sample = s / groups, group = s % groups;
+      const uint8_t* image = images.get() + s * plane;
       float* target = out.data_ptr<float>() + sample * g.out_channels * pixels;
       if (rows_layout)
-        product(group, item % pairs * pair, scratch, target + group * group_channels, g.out_channels, 1);
+        product(image, group, item % parts, scratch, target + group * group_channels, g.out_channels, 1);
       else
-        product(group, item % pairs * pair, scratch, target + group * group_channels * pixels, 1, pixels);
+        product(image, group, item % parts, scratch, target + group * group_channels * pixels, 1, pixels);
     }
   });
   return out;
@@ -171,14 +174,13 @@ Tensor packed_linear_cpu(const Tensor& input, const Tensor& step, const Tensor& 
   // Rows are numbered from the first of a block, so that 32 bits suffice.
   const int64_t block = std::min<int64_t>(batch, std::max<int64_t>(1, (int64_t(1) << 30) / std::max<int64_t>(1, row)));
   for (int64_t i = 1; i < block; ++i) rows.push_back(int32_t(i * row));
-  const int64_t pairs = (panels.tiles + pair - 1) / pair;
   for (int64_t first = 0; first < batch; first += block) {
     if (batch - first < block) rows.resize(batch - first);
-    const Product product{panels, epilogue, image.get() + first * row, rows, taps, row / GemmTraits::quad, out_channels};
-    at::parallel_for(0, pairs, 1, [&](int64_t begin, int64_t end) {
+    const Product product{panels, epilogue, rows, taps, row / GemmTraits::quad, out_channels};
+    at::parallel_for(0, product.parts(), 1, [&](int64_t begin, int64_t end) {
       std::vector<int8_t> scratch;
-      for (int64_t item = begin; item < end; ++item)
-        product(0, item * pair, scratch, out.data_ptr<float>() + first * out_channels, out_channels, 1);
+      for (int64_t part = begin; part < end; ++part)
+        product(image.get() + first * row, 0, part, scratch, out.data_ptr<float>() + first * out_channels, out_channels, 1);
     });
   }
   return out;

@@ -174,8 +174,10 @@ void row_of(const uint8_t* x, const Weights& w, int32_t* acc) {
   run(x, w, acc);
 }
 
-void multiply_row(const uint8_t* x, const Weights& w, int32_t* acc) {
-  w.bits == 8 ? row_of<8>(x, w, acc) : w.bits == 4 ? row_of<4>(x, w, acc) : row_of<2>(x, w, acc);
+void multiply_row(const uint8_t* x, const Weights& first, int tiles, int32_t* acc) {
+  Weights w = first;  // panel by panel: there are no registers for more
+  for (int p = 0; p < tiles; ++p, w.codes += w.bytes(), acc += GemmTraits::columns)
+    w.bits == 8 ? row_of<8>(x, w, acc) : w.bits == 4 ? row_of<4>(x, w, acc) : row_of<2>(x, w, acc);
 }
 
 void multiply_row_float(const float* x, const Weights& w, float* acc) {

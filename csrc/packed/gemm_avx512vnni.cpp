@@ -92,35 +92,50 @@ void multiply(const uint8_t* x, const int32_t* rows, int count, const int32_t* t
   run(x, rows, count, taps, tap_count, quads, levels, panel_bytes, acc);
 }
 
-template <int bits>
+template <int bits, int tiles>
 void row_as(const uint8_t* x, const Weights& w, int32_t* acc) {
-  constexpr int share = 8 / bits, chains = 4;  // dpbusd takes five cycles
+  constexpr int share = 8 / bits, chains = tiles > 1 ? share : 4;  // dpbusd takes five cycles
   const __m512i table = table_of(w);
-  __m512i sum[chains];
-  for (__m512i& s : sum) s = _mm512_setzero_si512();
-  const int64_t blocks = w.quads / share;
+  const int64_t blocks = w.quads / share, panel_bytes = w.bytes();
+  __m512i sum[tiles][chains];
+  for (auto& row : sum)
+    for (__m512i& s : row) s = _mm512_setzero_si512();
   const auto block = [&](int64_t i, int chain) __attribute__((always_inline)) {
     const uint8_t* codes = w.codes + i * GemmTraits::quad_bytes;
-    _mm_prefetch(reinterpret_cast<const char*>(codes + GemmTraits::prefetch), _MM_HINT_T0);
-    const __m512i packed = load(codes);
 #pragma GCC unroll 4
-    for (int s = 0; s < share; ++s) {
-      __m512i& own = sum[(chain * share + s) % chains];
-      own = _mm512_dpbusd_epi32(own, four_bytes(x + (i * share + s) * GemmTraits::quad), field<bits>(packed, s, table));
+    for (int p = 0; p < tiles; ++p, codes += panel_bytes) {
+      _mm_prefetch(reinterpret_cast<const char*>(codes + GemmTraits::prefetch), _MM_HINT_T0);
+      const __m512i packed = load(codes);
+#pragma GCC unroll 4
+      for (int s = 0; s < share; ++s) {
+        __m512i& own = sum[p][(chain * share + s) % chains];
+        own = _mm512_dpbusd_epi32(own, four_bytes(x + (i * share + s) * GemmTraits::quad), field<bits>(packed, s, table));
+      }
     }
   };
+  constexpr int unrolled = tiles > 1 ? 1 : 4;
   int64_t i = 0;
-  for (; i + 4 <= blocks; i += 4) {
+  for (; i + unrolled <= blocks; i += unrolled) {
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) block(i + c, c);
+    for (int c = 0; c < unrolled; ++c) block(i + c, c);
   }
   for (; i < blocks; ++i) block(i, 0);
-  _mm512_storeu_si512(acc, _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3])));
+  for (int p = 0; p < tiles; ++p) {
+    __m512i all = sum[p][0];
+    for (int c = 1; c < chains; ++c) all = _mm512_add_epi32(all, sum[p][c]);
+    _mm512_storeu_si512(acc + p * GemmTraits::columns, all);
+  }
 }
 
-void multiply_row(const uint8_t* x, const Weights& w, int32_t* acc) {
-  if (w.bits == 8) return row_as<8>(x, w, acc);
-  w.bits == 4 ? row_as<4>(x, w, acc) : row_as<2>(x, w, acc);
+template <int bits>
+void row_of(const uint8_t* x, const Weights& w, int tiles, int32_t* acc) {
+  if (tiles == GemmTraits::streams) return row_as<bits, GemmTraits::streams>(x, w, acc);
+  Weights one = w;
+  for (int p = 0; p < tiles; ++p, one.codes += w.bytes()) row_as<bits, 1>(x, one, acc + p * GemmTraits::columns);
+}
+
+void multiply_row(const uint8_t* x, const Weights& w, int tiles, int32_t* acc) {
+  w.bits == 8 ? row_of<8>(x, w, tiles, acc) : w.bits == 4 ? row_of<4>(x, w, tiles, acc) : row_of<2>(x, w, tiles, acc);
 }
 
 void multiply_row_float(const float* x, const Weights& w, float* acc) {

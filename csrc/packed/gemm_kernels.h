@@ -13,8 +13,9 @@ namespace quantize::packed {
 
 struct GemmTraits {
   static constexpr int columns = 16, quad = 4, quad_bytes = 64;
-  static constexpr int prefetch = 2048;  // bytes ahead in products of one row: the hardware's prefetcher stops at the end of a page
-  static constexpr int rows = 12;        // of the largest register tile: 12 x 2 accumulators, 2 weights and an activation in 32 registers
+  // Products of one row wait for memory. The hardware's prefetcher stops at the end of a page: so a few panels at a time, and bytes ahead.
+  static constexpr int streams = 4, prefetch = 2048;
+  static constexpr int rows = 12;  // of the largest register tile: 12 x 2 accumulators, 2 weights and an activation in 32 registers
 };
 
 struct Weights {
@@ -23,6 +24,8 @@ struct Weights {
   int bits;              // 2, 4 or 8
   const int8_t* levels;  // [16], of codes below 8 bits
   int steps;             // how many pairs of products an int16 holds: 64 of levels within +-1, 9 within +-7, 1 within +-64, else none
+
+  int64_t bytes() const { return quads * bits * GemmTraits::quad_bytes / 8; }
 };
 
 struct GemmKernels {
@@ -32,8 +35,8 @@ struct GemmKernels {
   // 4q.
   void (*multiply)(const uint8_t* x, const int32_t* rows, int count, const int32_t* taps, int tap_count, int64_t quads,
                    const int8_t* levels, int64_t panel_bytes, int tiles, int steps, int32_t* acc);
-  // acc[16] = one row x[4 * quads] times a panel that is decoded on the way.
-  void (*multiply_row)(const uint8_t* x, const Weights& weights, int32_t* acc);
+  // acc[16 * tiles] = one row x[4 * quads] times successive panels, at most `streams`, that are decoded on the way.
+  void (*multiply_row)(const uint8_t* x, const Weights& first, int tiles, int32_t* acc);
   // The same with float activations; sums in four parts in fixed order.
   void (*multiply_row_float)(const float* x, const Weights& weights, float* acc);
 };

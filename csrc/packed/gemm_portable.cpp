@@ -20,12 +20,15 @@ void multiply(const uint8_t* x, const int32_t* rows, int count, const int32_t* t
     }
 }
 
-void multiply_row(const uint8_t* x, const Weights& w, int32_t* acc) {
-  int32_t sum[GemmTraits::columns] = {};
-  for (int64_t q = 0; q < w.quads; ++q)
-    for (int c = 0; c < GemmTraits::columns; ++c)
-      for (int j = 0; j < GemmTraits::quad; ++j) sum[c] += int32_t(x[4 * q + j]) * level_at(w, q, 4 * c + j);
-  std::memcpy(acc, sum, sizeof sum);
+void multiply_row(const uint8_t* x, const Weights& first, int tiles, int32_t* acc) {
+  Weights w = first;
+  for (int p = 0; p < tiles; ++p, w.codes += w.bytes(), acc += GemmTraits::columns) {
+    int32_t sum[GemmTraits::columns] = {};
+    for (int64_t q = 0; q < w.quads; ++q)
+      for (int c = 0; c < GemmTraits::columns; ++c)
+        for (int j = 0; j < GemmTraits::quad; ++j) sum[c] += int32_t(x[4 * q + j]) * level_at(w, q, 4 * c + j);
+    std::memcpy(acc, sum, sizeof sum);
+  }
 }
 
 void multiply_row_float(const float* x, const Weights& w, float* acc) {

@@ -54,28 +54,42 @@ inline void check_codes(const char* op, const at::Tensor& codes, int64_t channel
                     "], for ", length, " levels of ", bits, " bits; got ", codes.sizes());
 }
 
-// What a group of output channels multiplies and adds after the integer products.
-struct Epilogue {
-  std::vector<float> gain, bias;
-  std::vector<int32_t> correction;
-
-  // Entries beyond the channels, up to whole panels, are zero.
-  Epilogue(const char* op, const at::Tensor& scales, const std::optional<at::Tensor>& bias_tensor, const at::Tensor& sums, float step,
+// What output channels multiply and add after the integer products.
+class Epilogue {
+ public:
+  Epilogue(const char* op, const at::Tensor& scales, const std::optional<at::Tensor>& bias, const at::Tensor& sums, float step,
            int zero_point)
-      : gain(scales.numel()), bias(scales.numel()), correction(scales.numel()) {
+      : step_(step), zero_point_(zero_point) {
     const int64_t n = scales.numel();
     check_dtype(op, "scales", scales, at::kFloat);
     check_dtype(op, "sums", sums, at::kInt);
     check_numel(op, "sums", sums, n);
-    for (int64_t c = 0; c < n; ++c) {
-      gain[c] = step * scales.const_data_ptr<float>()[c];
-      correction[c] = zero_point * sums.const_data_ptr<int32_t>()[c];
-    }
-    if (!bias_tensor || !bias_tensor->defined()) return;
-    check_dtype(op, "bias", *bias_tensor, at::kFloat);
-    check_numel(op, "bias", *bias_tensor, n);
-    std::copy_n(bias_tensor->const_data_ptr<float>(), n, bias.begin());
+    scales_ = scales.const_data_ptr<float>(), sums_ = sums.const_data_ptr<int32_t>();
+    if (!bias || !bias->defined()) return;
+    check_dtype(op, "bias", *bias, at::kFloat);
+    check_numel(op, "bias", *bias, n);
+    bias_ = bias->const_data_ptr<float>();
   }
+
+  // Of the channels of some panels.
+  struct Part {
+    static constexpr int64_t most = std::max(GemmTraits::streams, 2) * GemmTraits::columns;
+    float gain[most], bias[most];
+    int32_t correction[most];
+
+    Part(const Epilogue& all, int64_t first, int64_t count) {
+      for (int64_t c = 0; c < count; ++c) {
+        gain[c] = all.step_ * all.scales_[first + c], correction[c] = all.zero_point_ * all.sums_[first + c];
+        bias[c] = all.bias_ ? all.bias_[first + c] : 0.f;
+      }
+    }
+  };
+
+ private:
+  float step_;
+  int32_t zero_point_;
+  const float *scales_, *bias_ = nullptr;
+  const int32_t* sums_;
 };
 
 }  // namespace quantize::packed

@@ -20,7 +20,7 @@ DiffQTensor tensor_of(const Tensor& x, const Tensor& seed) {
   return t;
 }
 
-dim3 grid_of(const Launcher& launch, int64_t n) { return dim3(unsigned(grid_size(launch.processors(), 8, n, DiffQTraits::piece))); }
+dim3 grid_of_pieces(const Launcher& launch, int64_t n) { return dim3(unsigned(grid_size(launch.processors(), 8, n, DiffQTraits::piece))); }
 
 Tensor clipped_noise_cuda(const Tensor& input, const Tensor& ends, const Tensor& seed) {
   const Scalar scalar = check_clipped(input, ends);
@@ -29,7 +29,7 @@ Tensor clipped_noise_cuda(const Tensor& input, const Tensor& ends, const Tensor&
   Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
   with_type(scalar, [&]<typename T>(T) {
-    launch(clip_with_noise_on_device<T>, grid_of(launch, x.numel()), DiffQDeviceTraits::threads, tensor_of(x, seed),
+    launch(clip_with_noise_on_device<T>, grid_of_pieces(launch, x.numel()), DiffQDeviceTraits::threads, tensor_of(x, seed),
            static_cast<const T*>(x.const_data_ptr()), ends.const_data_ptr<float>(), static_cast<T*>(y.mutable_data_ptr()));
   });
   return y;
@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor> clipped_noise_backward_cuda(const Tensor& input_grad,
   Tensor grad_x = at::empty_like(x), sums = at::empty({pieces, 3}, ends.options());
   if (x.numel() == 0) return {grad_x, sums.sum(0)};
   with_type(scalar, [&]<typename T>(T) {
-    launch(clip_gradients_on_device<T>, grid_of(launch, x.numel()), DiffQDeviceTraits::threads, tensor_of(x, seed),
+    launch(clip_gradients_on_device<T>, grid_of_pieces(launch, x.numel()), DiffQDeviceTraits::threads, tensor_of(x, seed),
            static_cast<const T*>(grad.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()), ends.const_data_ptr<float>(),
            static_cast<T*>(grad_x.mutable_data_ptr()), sums.mutable_data_ptr<float>());
   });

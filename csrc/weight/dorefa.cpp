@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../core/dense.h"
 #include "binary.h"
 #include "dorefa_call.h"
 #include "dorefa_kernels.h"
@@ -23,8 +24,6 @@ using torch::autograd::variable_list;
 using Results = std::tuple<Tensor, Tensor, Tensor>;
 
 // Strides as at::empty_like gives them, which is what the Meta kernels say.
-Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x); }
-
 int64_t pieces_of(int64_t n) { return (n + dorefa_piece - 1) / dorefa_piece; }
 
 // body(piece, byte offset, elements) for every piece of a tensor.

@@ -6,6 +6,7 @@
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
+#include "../core/dense.h"
 #include "../core/launch.h"
 #include "dorefa_call.h"
 
@@ -13,8 +14,6 @@ namespace quantize::weight {
 namespace {
 
 using at::Tensor;
-
-Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x); }
 
 std::tuple<Tensor, Tensor, Tensor> dorefa_quantize_cuda(const Tensor& input, int64_t bits, bool adjusted) {
   const Scalar scalar = check_dorefa(input, bits);

@@ -7,14 +7,13 @@
 #include <torch/library.h>
 
 #include "../core/checks.h"
+#include "../core/dense.h"
 #include "../core/launch.h"
 
 namespace quantize::weight {
 namespace {
 
 using at::Tensor;
-
-Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : x.contiguous(); }
 
 __global__ void __launch_bounds__(ElementTraits::threads) round_doubles(const double* __restrict__ x, int64_t n, bool plus, double* y) {
   const int64_t step = int64_t(gridDim.x) * blockDim.x;

@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "../core/checks.h"
+#include "../core/dense.h"
 #include "lsq_kernels.h"
 
 namespace quantize::weight {
@@ -34,8 +35,6 @@ LsqRange read_range(const Tensor& x, const Tensor& step, const Tensor& zero_poin
 }
 
 // Strides as at::empty_like gives them, which is what the Meta kernels say.
-Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x); }
-
 Tensor lsq_quantize_cpu(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t levels) {
   const LsqRange range = read_range(input, step, zero_point, levels);
   const Tensor x = dense(input);

@@ -9,6 +9,7 @@
 #include <bit>
 
 #include "../core/checks.h"
+#include "../core/dense.h"
 
 namespace quantize::weight {
 namespace {
@@ -33,7 +34,7 @@ void round_all(const Tensor& x, const Tensor& y, bool plus) {
 }
 
 Tensor round_power_of_two_cpu(const Tensor& input, bool plus) {
-  const Tensor x = input.is_non_overlapping_and_dense() ? input : at::empty_like(input).copy_(input);  // strides as Meta gives them
+  const Tensor x = dense(input);
   Tensor y = at::empty_like(x);
   if (x.scalar_type() == at::kDouble) {
     round_all<double>(x, y, plus);

@@ -68,41 +68,38 @@ class _Plan(NamedTuple):
     reason: str
     call: Callable[[Tensor], Tensor] | None = None  # the op, from floats to floats
     pad: list[int] | None = None  # around the input before the op
+    floats: bool = False  # inputs are not quantized
     half: Tensor | None = None  # scales of the sum of inputs that the op's last channel is (panels.py, Integers.ones)
     bits: dict[tuple[bool, bool], Callable] | None = None  # of binary layers: the op by whether bits come in, and go out
 
 
 def table(layer) -> Tensor:
     """Form.table of the layer's tensors."""
-    return _kept(layer, "_table", lambda: layer.form.table(layer._buffers))
+    return _kept(layer, "_table", lambda layer: layer.form.table(layer._buffers))
 
 
 def _kept(layer, name: str, make: Callable):
-    """What `make` makes of the buffers of `layer` and the layer that it feeds: at the first use, and again when they have changed."""
-    if torch.compiler.is_compiling():  # versions cannot be traced
-        return make()
+    """What `make` makes of `layer`, from its buffers and those of the layer that it feeds: at the first use, and again when they have
+    changed."""
+    if torch.compiler.is_compiling():  # what changes cannot be traced
+        return make(layer)
     kept = layer.__dict__.get(name)
-    if kept is not None:
-        for owner, part, tensor, version in kept[0]:
-            if owner.get(part) is not tensor or (version is not None and tensor._version != version):
-                break
-        else:
-            return kept[1]
-    tensors = [(layer._buffers, part, layer._buffers.get(part)) for part in USED]
+    if kept is not None and kept[0].unchanged():
+        return kept[1]
+    buffers = [(layer._buffers, part, layer._buffers.get(part)) for part in USED]
     if layer._next is not None:
-        tensors += [(layer._next._buffers, part, layer._next._buffers[part]) for part in ("threshold", "flip")]
-    made_of = [(owner, part, t, None if t.is_inference() else t._version) for owner, part, t in tensors if t is not None]
-    kept = layer.__dict__[name] = (made_of, make())
+        buffers += [(layer._next._buffers, part, layer._next._buffers[part]) for part in ("threshold", "flip")]
+    kept = layer.__dict__[name] = (_C.Watch([entry for entry in buffers if entry[2] is not None]), make(layer))
     return kept[1]
 
 
 def run(layer, input: Tensor) -> Tensor | None:
     """`layer` on its float input by a kernel, or None where none takes it."""
-    if layer.method == GROUPED or not input.numel() or (torch.is_grad_enabled() and input.requires_grad):
+    if (input.requires_grad and torch.is_grad_enabled()) or not input.numel():
         return None
     if input.dtype != torch.float32 and not (layer._fed and input.dtype == torch.uint8):
         return None
-    plan = _plan(layer)
+    plan = _kept(layer, "_plan", _make_plan)
     if plan.reason:
         return None
     if plan.bits is not None:
@@ -112,10 +109,6 @@ def run(layer, input: Tensor) -> Tensor | None:
         return out
     channel = 1 - layer.spatial - 2 if layer.spatial else -1
     return out.narrow(channel, 0, layer.scales.numel()).addcmul(out.narrow(channel, -1, 1), plan.half)
-
-
-def _plan(layer) -> _Plan:
-    return _kept(layer, "_plan", lambda: _make_plan(layer))
 
 
 def _bound(op: str, arguments: tuple) -> Callable[[Tensor], Tensor]:
@@ -152,7 +145,7 @@ def _make_plan(layer) -> _Plan:
     weight, half = integers(codes, layer.method, layer.bits, length), None
     if layer.activation_bits is None:
         made = panels(weight.codes, weight.width, taps, channels, groups)
-        return _Plan("", _bound("packed_linear_float", (weight.codes, made, weight.levels, scales, bias, weight.width)))
+        return _Plan("", _bound("packed_linear_float", (weight.codes, made, weight.levels, scales, bias, weight.width)), floats=True)
     if weight.ones:
         half = scales.view(-1, *[1] * layer.spatial)
         scales = torch.cat([2 * scales, scales.new_ones(1)])
@@ -161,7 +154,7 @@ def _make_plan(layer) -> _Plan:
     arguments = (
         step, zero_point, layer.activation_bits, weight.codes, made, weight.levels, scales, sums(weight, length), bias, weight.width,
     )  # fmt: skip
-    return _Plan("", _bound("packed_conv2d" if geometry else "packed_linear", (*arguments, *geometry)), pad, half)
+    return _Plan("", _bound("packed_conv2d" if geometry else "packed_linear", (*arguments, *geometry)), pad, half=half)
 
 
 def _geometry(layer) -> tuple[tuple, list[int] | None]:
@@ -184,10 +177,10 @@ def _linear(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     if input.shape[-1] != layer.in_features:
         return None  # the float layer's own error says it best
     rows = input if input.dim() == 2 else input.reshape(-1, layer.in_features)
-    if layer.activation_bits is None and len(rows) > FLOAT_ROWS:
+    if plan.floats and len(rows) > FLOAT_ROWS:
         return None
     out = plan.call(rows)
-    return out if input.dim() == 2 else out.view(*input.shape[:-1], -1)
+    return out if rows is input else out.view(*input.shape[:-1], -1)
 
 
 def _conv(layer, plan: _Plan, input: Tensor) -> Tensor | None:

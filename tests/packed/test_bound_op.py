@@ -31,6 +31,25 @@ def test_errors():
         _C.BoundOp("quantize::fake_quantize", ("uniform", 9, False))(torch.ones(2, 2))
 
 
+def test_watch():
+    held = {"a": torch.ones(2), "b": torch.zeros(1)}
+    watch = _C.Watch([(held, name, tensor) for name, tensor in held.items()])
+    assert watch.unchanged()
+    held["b"].add_(1)
+    assert not watch.unchanged()
+    with torch.inference_mode():  # its tensors count no versions
+        held["b"] = torch.zeros(1)
+        watch = _C.Watch([(held, "b", held["b"])])
+        held["b"].add_(1)
+    assert watch.unchanged()
+    held["b"] = held["b"].clone()
+    assert not watch.unchanged()
+    del held["b"]
+    assert not watch.unchanged()
+    with pytest.raises(ValueError, match="Watch: a must be in its dictionary"):
+        _C.Watch([(held, "a", torch.ones(2))])
+
+
 def test_layers_see_new_buffers():
     model = quantize.prepare(nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 4)), quantize.XNOR()).eval()
     packed, x = quantize.convert(model), torch.randn(2, 64)

@@ -23,7 +23,7 @@ struct Noise : Buffer<T> {
 int64_t check_products(Isa isa, Fence fence, int bits, int largest, int64_t channels, int tap_count, int64_t pixels) {
   const int share = 8 / bits;
   const int64_t quads = (channels + 3) / 4, stored = (quads * tap_count + share - 1) / share * share, pixel = quads * 4;
-  const Noise<uint8_t> codes(stored / share * GemmTraits::quad_bytes * 2, fence, 1);
+  const Noise<uint8_t> codes(stored / share * GemmTraits::quad_bytes * GemmTraits::streams, fence, 1);
   alignas(16) int8_t table[16];
   for (int i = 0; i < 16; ++i) table[i] = int8_t(int(quantize::hash32(uint32_t(i) + 7) % (2 * largest + 1)) - largest);
   const int steps = 32767 / (2 * 255 * largest);
@@ -42,18 +42,23 @@ int64_t check_products(Isa isa, Fence fence, int bits, int largest, int64_t chan
     quantize::set_cpu_isa(which);
     const auto& gemm = gemm_kernels();
     for (int t = 0; t < 2; ++t) {
-      const Weights w{codes.data() + t * codes.bytes() / 2, stored, bits, table, steps};
+      const Weights w{codes.data() + t * codes.bytes() / GemmTraits::streams, stored, bits, table, steps};
       gemm.decode(w, levels.data() + t * panel_bytes);
-      gemm.multiply_row(image.data(), w, acc.data() + t * 16);
       gemm.multiply_row_float(x.data(), w, float_acc.data() + t * 16);
     }
-    gemm.multiply(image.data(), rows.data(), int(pixels), taps.data(), tap_count, quads, levels.data(), panel_bytes, 2, steps,
-                  acc.data() + 32);
-    gemm.multiply(image.data(), rows.data(), int(pixels), taps.data(), tap_count, quads, levels.data(), panel_bytes, 1, steps,
-                  acc.data() + 32 + 32 * pixels);
+    int32_t* out = acc.data();
+    for (int tiles : {GemmTraits::streams, 1}) {
+      gemm.multiply_row(image.data(), {codes.data(), stored, bits, table, steps}, tiles, out);
+      out += tiles * GemmTraits::columns;
+    }
+    for (int tiles : {2, 1}) {
+      gemm.multiply(image.data(), rows.data(), int(pixels), taps.data(), tap_count, quads, levels.data(), panel_bytes, tiles, steps, out);
+      out += tiles * GemmTraits::columns * pixels;
+    }
   };
   const Buffer<int8_t> levels(2 * panel_bytes, fence), want_levels(2 * panel_bytes, fence);
-  const Buffer<int32_t> acc(32 + 48 * pixels, fence), want(32 + 48 * pixels, fence);
+  const int64_t sums = (GemmTraits::streams + 1 + 3 * pixels) * GemmTraits::columns;
+  const Buffer<int32_t> acc(sums, fence), want(sums, fence);
   const Buffer<float> float_acc(32, fence), want_float(32, fence);
   run(isa, levels, acc, float_acc);
   run(Isa::portable, want_levels, want, want_float);

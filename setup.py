@@ -37,6 +37,7 @@ if X86:
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *ISA_FLAGS["avx2"]]
     # GCC before 13 warns of its own intrinsics (PR 105593).
     ISA_FLAGS["avx512"] += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+    ISA_FLAGS["amx"] = ["-mamx-tile", "-mamx-int8", "-mavx512vnni", *ISA_FLAGS["avx512"]]
 # Parts of an ISA that not all its machines have: files of their own, which ask cpu_isa.h before they run.
 PARTS = ("avx512vnni", "avx512vpopcntdq")
 PART_FLAGS = {part: [f"-m{part}", *ISA_FLAGS["avx512"]] for part in PARTS} if X86 else {}
@@ -170,7 +171,7 @@ def build_class(cxx_flags, module_flags, summary):
 def configure():
     """The extension and the command that builds it."""
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
-    sources = [s for s in sources if X86 or not s.endswith(tuple(f"_{isa}.cpp" for isa in ("avx2", "avx512", *PARTS)))]
+    sources = [s for s in sources if X86 or not s.endswith(tuple(f"_{isa}.cpp" for isa in ("avx2", "avx512", "amx", *PARTS)))]
     headers = sorted(str(path.relative_to(ROOT)) for pattern in ("*.h", "*.cuh") for path in (ROOT / "csrc").rglob(pattern))
     try:
         import torch

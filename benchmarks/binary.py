@@ -137,7 +137,7 @@ def main():
         return
     results, best = [measure(case, args) for case in cases()], _C.supported_isas()[-1]
     figures = {"threads": args.threads, "rounds": args.rounds, "results": results}
-    if best == "avx512":
+    if best in ("avx512", "amx"):
         only = {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
         command = [sys.executable, __file__, "--reference", "--rounds", str(args.rounds), "--threads", str(args.threads)]
         answer = subprocess.run(command, env=os.environ | only, capture_output=True, text=True, check=True).stdout

@@ -60,7 +60,7 @@ PYBIND11_MODULE(_C, m) {
       py::arg("sizes"), py::arg("strides"), "The strides that a packed tensor decodes to.");
   m.def("build_info", &build_info, "What this extension was compiled with; `cuda_reason` says why it has no CUDA kernels.");
   m.def(
-      "cpu_isa", [] { return quantize::isa_name(quantize::cpu_isa()); }, "The ISA in force: portable, avx2 or avx512.");
+      "cpu_isa", [] { return quantize::isa_name(quantize::cpu_isa()); }, "The ISA in force: portable, avx2, avx512 or amx.");
   m.def(
       "supported_isas",
       [] {

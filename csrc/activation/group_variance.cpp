@@ -13,7 +13,7 @@ using at::Tensor;
 
 GroupVarianceKernel kernel(Isa isa, Scalar scalar) {
 #ifdef QUANTIZE_X86
-  if (isa == Isa::avx512) return group_variance_avx512[int(scalar)];
+  if (isa >= Isa::avx512) return group_variance_avx512[int(scalar)];
   if (isa == Isa::avx2) return group_variance_avx2[int(scalar)];
 #endif
   return group_variance_portable[int(scalar)];

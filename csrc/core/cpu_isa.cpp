@@ -7,6 +7,10 @@
 #ifdef QUANTIZE_X86
 #include <cpuid.h>
 #endif
+#if defined(QUANTIZE_X86) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace quantize {
 namespace {
@@ -19,9 +23,20 @@ unsigned xcr0() {
   return low;
 }
 
+// Tiles are a process's only once it has asked for them: Linux keeps no room for their 8 KiB otherwise.
+bool may_use_tiles() {
+#ifdef __linux__
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 Isa detect() {
   constexpr unsigned kAvxState = 0x6;      // XCR0: xmm and ymm
   constexpr unsigned kAvx512State = 0xe6;  // and the mask registers, zmm0-15 upper halves, zmm16-31
+  constexpr unsigned kTileState = 0x60000;
   unsigned eax, ebx, ecx, edx;
   if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return Isa::portable;
   constexpr unsigned kLeaf1 = bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C;
@@ -31,7 +46,9 @@ Isa detect() {
   if ((ebx & kAvx2) != kAvx2) return Isa::portable;
   constexpr unsigned kAvx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
   if ((ebx & kAvx512) != kAvx512 || (xcr0() & kAvx512State) != kAvx512State) return Isa::avx2;
-  return Isa::avx512;
+  constexpr unsigned kVnni = 1u << 11, kAmx = 1u << 24 | 1u << 25;  // of ecx; tiles and their 8-bit products of edx
+  if (!(ecx & kVnni) || (edx & kAmx) != kAmx || (xcr0() & kTileState) != kTileState || !may_use_tiles()) return Isa::avx512;
+  return Isa::amx;
 }
 // Bits of ecx in leaf 7.
 constexpr unsigned kVnni = 1u << 11, kVpopcntdq = 1u << 14;
@@ -75,12 +92,12 @@ Isa cpu_isa() { return current().load(std::memory_order_relaxed); }
 
 bool cpu_has_vnni() {
   static const bool there = detect_part(kVnni);
-  return there && cpu_isa() == Isa::avx512;
+  return there && cpu_isa() >= Isa::avx512;
 }
 
 bool cpu_has_vpopcntdq() {
   static const bool there = detect_part(kVpopcntdq);
-  return there && cpu_isa() == Isa::avx512;
+  return there && cpu_isa() >= Isa::avx512;
 }
 
 std::vector<Isa> supported_isas() {
@@ -93,14 +110,14 @@ std::vector<Isa> supported_isas() {
 void set_cpu_isa(Isa isa) { current().store(require_supported(isa, "set_cpu_isa: name")); }
 
 const char* isa_name(Isa isa) {
-  static constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512"};
+  static constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "amx"};
   return kNames[static_cast<int>(isa)];
 }
 
 Isa parse_isa(const std::string& name, const std::string& source) {
   for (int isa = 0; isa < kIsaCount; ++isa)
     if (name == isa_name(static_cast<Isa>(isa))) return static_cast<Isa>(isa);
-  throw std::invalid_argument(source + " must be one of portable, avx2, avx512; got '" + name + "'");
+  throw std::invalid_argument(source + " must be one of portable, avx2, avx512, amx; got '" + name + "'");
 }
 
 }  // namespace quantize

@@ -1,4 +1,4 @@
-// Which instruction set the CPU kernels use: detected once, forced by QUANTIZE_ISA=portable|avx2|avx512. Torch-free.
+// Which instruction set the CPU kernels use: detected once, forced by QUANTIZE_ISA=portable|avx2|avx512|amx. Torch-free.
 #pragma once
 
 #include <string>
@@ -7,15 +7,16 @@
 namespace quantize {
 
 // Ordered: a machine that supports one supports all before it. `avx2` also means fma, f16c and bmi2; `avx512` also means the
-// f, bw, vl and dq parts on top of `avx2`. The flags that setup.py gives to *_avx2.cpp and *_avx512.cpp are exactly these.
-enum class Isa { portable = 0, avx2 = 1, avx512 = 2 };
+// f, bw, vl and dq parts on top of `avx2`; `amx` also VNNI and AMX's 8-bit tiles. The flags that setup.py gives to *_avx2.cpp, *_avx512.cpp
+// and *_amx.cpp are exactly these. Kernels that have nothing to gain from tiles have no *_amx.cpp.
+enum class Isa { portable = 0, avx2 = 1, avx512 = 2, amx = 3 };
 
-inline constexpr int kIsaCount = 3;
+inline constexpr int kIsaCount = 4;
 
 // The ISA in force. Throws std::invalid_argument when QUANTIZE_ISA is unknown or this machine cannot run it.
 Isa cpu_isa();
 
-// Whether the ISA in force is avx512 and the machine has its VNNI (8-bit dot products), for *_avx512vnni.cpp.
+// Whether the ISA in force is avx512 or more and the machine has its VNNI (8-bit dot products), for *_avx512vnni.cpp.
 bool cpu_has_vnni();
 
 // The same of its VPOPCNTDQ (popcounts of 64-bit words), for *_avx512vpopcntdq.cpp.

@@ -75,7 +75,7 @@ extern const BinaryKernels binary_portable, binary_avx2, binary_avx512, binary_a
 
 inline const BinaryKernels& binary_kernels() {
 #ifdef QUANTIZE_X86
-  if (cpu_isa() == Isa::avx512) return cpu_has_vpopcntdq() ? binary_avx512vpopcntdq : binary_avx512;
+  if (cpu_isa() >= Isa::avx512) return cpu_has_vpopcntdq() ? binary_avx512vpopcntdq : binary_avx512;
   if (cpu_isa() == Isa::avx2) return binary_avx2;
 #endif
   return binary_portable;

@@ -12,6 +12,7 @@
 #include "conv_geometry.h"
 #include "image_kernels.h"
 #include "panels.h"
+#include "tile_rows.h"
 
 namespace quantize::packed {
 namespace {
@@ -20,7 +21,8 @@ using at::IntArrayRef;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int64_t pair = 2;  // decoded panels that go through the rows together
+constexpr int64_t pair = 2;              // decoded panels that go through the rows together
+constexpr int64_t fewest_tile_rows = 8;  // fewer leave more than half of a tile empty
 
 struct Activation {
   LsqRange range;
@@ -81,6 +83,70 @@ struct Product {
   }
 };
 
+// The same in tiles.
+struct TileProduct {
+  const Panels& panels;
+  const Epilogue& epilogue;
+  const TileRows rows;
+  const TileTaps taps;
+  const std::vector<int32_t> lines;  // where the taps' lines begin
+  int64_t group_channels;
+
+  int64_t parts() const { return (panels.tiles + TileTraits::together - 1) / TileTraits::together; }
+
+  // A part's levels, line by line in whole tiles.
+  const int8_t* levels(int64_t group, int64_t first, int64_t tiles, std::vector<int8_t>& scratch) const {
+    if (panels.bits == 8 && !taps.filled() && panels.bytes == taps.panel_bytes())
+      return reinterpret_cast<const int8_t*>(panels.tile(group, first).codes);
+    const int64_t stored = panels.quads * GemmTraits::quad_bytes, line = taps.quads * GemmTraits::quad_bytes;
+    const int64_t whole = taps.panel_bytes();
+    if (int64_t(scratch.size()) < tiles * whole + stored + 64) scratch.resize(tiles * whole + stored + 64);
+    int8_t* made = scratch.data() + -reinterpret_cast<uintptr_t>(scratch.data()) % 64;
+    for (int64_t t = 0; t < tiles; ++t) {
+      int8_t* target = made + t * whole;
+      int8_t* decoded = taps.filled() || stored != whole ? made + tiles * whole : target;
+      gemm_kernels().decode(panels.tile(group, first + t), decoded);
+      if (decoded == target) continue;
+      for (int64_t l = 0; l < taps.lines; ++l) {
+        const int64_t pitch = whole / taps.lines;
+        std::memcpy(target + l * pitch, decoded + l * line, line);
+        std::memset(target + l * pitch + line, 0, pitch - line);
+      }
+    }
+    return made;
+  }
+
+  void operator()(const uint8_t* image, int64_t group, int64_t part, std::vector<int8_t>& scratch, float* out, int64_t row_stride,
+                  int64_t column_stride) const {
+    const int64_t first = part * TileTraits::together, tiles = std::min<int64_t>(TileTraits::together, panels.tiles - first);
+    const int64_t begin = first * TileTraits::columns, columns = std::min(tiles * TileTraits::columns, group_channels - begin);
+    const Epilogue::Part after(epilogue, group * group_channels + begin, columns);
+    const int8_t* weights = levels(group, first, tiles, scratch);
+    const auto& kernels = *tile_kernels();
+    const auto& finish = image_kernels().finish;
+    alignas(64) int32_t acc[TileTraits::together * TileTraits::rows * TileTraits::together * TileTraits::columns];
+    rows.blocks([&](int64_t offset, int row_tiles, const auto& runs) {
+      kernels.multiply(image + offset, rows.stride, row_tiles, {lines.data(), taps.lines, taps.chunks}, weights, int(tiles), acc);
+      runs([&](int64_t row, int64_t count, int64_t pixel) {
+        finish(acc + row * tiles * TileTraits::columns, tiles * TileTraits::columns, count, columns, after.correction, after.gain,
+               after.bias, out + pixel * row_stride + begin * column_stride, row_stride, column_stride);
+      });
+    });
+  }
+};
+
+// run(item, scratch) for each item, on all threads, in tiles where there are any.
+template <typename Run>
+void share_out(int64_t items, const Run& run) {
+  at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    std::vector<int8_t> scratch;
+    const TileKernels* tiles = tile_kernels();
+    if (tiles) tiles->begin();
+    for (int64_t item = begin; item < end; ++item) run(item, scratch);
+    if (tiles) tiles->end();
+  });
+}
+
 int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t activation_bits, const Tensor& codes,
@@ -108,7 +174,9 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
   // An image a sample and group. 64 bytes behind the last: codes are written four at a time.
   const int64_t line = (g.width + 2 * padding[1]) * pixel, plane = (g.height + 2 * padding[0]) * line;
   TORCH_CHECK_VALUE(plane < (int64_t(1) << 31), op, ": x must have samples of less than 2 GiB in 8 bits; got ", input.sizes());
-  std::unique_ptr<uint8_t[]> images(new uint8_t[g.batch * groups * plane + 64]);
+  // In tiles, more: rows and taps behind the last are read and left out.
+  const int64_t behind = 64 + (tile_kernels() ? TileRows::slack * stride[1] * pixel + kernel[1] * pixel : 0);
+  std::unique_ptr<uint8_t[]> images(new uint8_t[g.batch * groups * plane + behind]);
   at::parallel_for(0, g.batch * groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) {
       uint8_t* image = images.get() + s * plane;
@@ -131,11 +199,10 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
     for (int64_t w = 0; w < g.out_width; ++w) rows.push_back(int32_t(h * stride[0] * line + w * stride[1] * pixel));
   for (int64_t h = 0; h < kernel[0]; ++h)
     for (int64_t w = 0; w < kernel[1]; ++w) taps.push_back(int32_t(h * dilation[0] * line + w * dilation[1] * pixel));
-  const Product product{panels, epilogue, rows, taps, quads, group_channels};
-  const int64_t parts = product.parts(), pixels = g.out_height * g.out_width;
-  at::parallel_for(0, g.batch * groups * parts, 1, [&](int64_t begin, int64_t end) {
-    std::vector<int8_t> scratch;
-    for (int64_t item = begin; item < end; ++item) {
+  const int64_t pixels = g.out_height * g.out_width;
+  const auto multiply = [&](const auto& product) {
+    const int64_t parts = product.parts();
+    share_out(g.batch * groups * parts, [&](int64_t item, std::vector<int8_t>& scratch) {
       const int64_t s = item / parts, sample = s / groups, group = s % groups;
       const uint8_t* image = images.get() + s * plane;
       float* target = out.data_ptr<float>() + sample * g.out_channels * pixels;
@@ -143,8 +210,16 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
         product(image, group, item % parts, scratch, target + group * group_channels, g.out_channels, 1);
       else
         product(image, group, item % parts, scratch, target + group * group_channels * pixels, 1, pixels);
-    }
-  });
+    });
+  };
+  if (tile_kernels() && pixels >= fewest_tile_rows) {
+    const TileTaps tile_taps(kernel.data(), dilation[1], quads);
+    const TileRows tile_rows(g.out_height, g.out_width, pixel, line, stride.data());
+    multiply(TileProduct{panels, epilogue, tile_rows, tile_taps, tile_taps.offsets(kernel.data(), dilation.data(), pixel, line),
+                         group_channels});
+  } else {
+    multiply(Product{panels, epilogue, rows, taps, quads, group_channels});
+  }
   return out;
 }
 
@@ -165,23 +240,29 @@ Tensor packed_linear_cpu(const Tensor& input, const Tensor& step, const Tensor& 
   const Tensor x = input.contiguous();
   Tensor out = at::empty({batch, out_channels}, x.options());
   if (out.numel() == 0) return out;
-  std::unique_ptr<uint8_t[]> image(new uint8_t[batch * row + 64]());
+  std::unique_ptr<uint8_t[]> image(new uint8_t[(batch + TileRows::slack) * row + 64]());
   at::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
     image_kernels().from_rows(x.const_data_ptr<float>() + begin * channels, channels, channels, end - begin, act.range,
                               image.get() + begin * row, row);
   });
+  float* target = out.data_ptr<float>();
+  const auto multiply = [&](const auto& product, int64_t first) {
+    share_out(product.parts(), [&](int64_t part, std::vector<int8_t>& scratch) {
+      product(image.get() + first * row, 0, part, scratch, target + first * out_channels, out_channels, 1);
+    });
+  };
+  if (tile_kernels() && batch >= fewest_tile_rows) {
+    const int64_t one[] = {1, 1};
+    multiply(TileProduct{panels, epilogue, TileRows(1, batch, row, row, one), TileTaps(one, 1, panels.quads), {0}, out_channels}, 0);
+    return out;
+  }
   std::vector<int32_t> rows(1, 0), taps(1, 0);
   // Rows are numbered from the first of a block, so that 32 bits suffice.
   const int64_t block = std::min<int64_t>(batch, std::max<int64_t>(1, (int64_t(1) << 30) / std::max<int64_t>(1, row)));
   for (int64_t i = 1; i < block; ++i) rows.push_back(int32_t(i * row));
   for (int64_t first = 0; first < batch; first += block) {
     if (batch - first < block) rows.resize(batch - first);
-    const Product product{panels, epilogue, rows, taps, row / GemmTraits::quad, out_channels};
-    at::parallel_for(0, product.parts(), 1, [&](int64_t begin, int64_t end) {
-      std::vector<int8_t> scratch;
-      for (int64_t part = begin; part < end; ++part)
-        product(image.get() + first * row, 0, part, scratch, out.data_ptr<float>() + first * out_channels, out_channels, 1);
-    });
+    multiply(Product{panels, epilogue, rows, taps, row / GemmTraits::quad, out_channels}, first);
   }
   return out;
 }

@@ -15,7 +15,7 @@ extern const DecodeRow decode_row_portable, decode_row_avx2, decode_row_avx512;
 
 inline DecodeRow decode_row() {
 #ifdef QUANTIZE_X86
-  if (cpu_isa() == Isa::avx512) return decode_row_avx512;
+  if (cpu_isa() >= Isa::avx512) return decode_row_avx512;
   if (cpu_isa() == Isa::avx2) return decode_row_avx2;
 #endif
   return decode_row_portable;

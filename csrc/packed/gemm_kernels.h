@@ -45,7 +45,7 @@ extern const GemmKernels gemm_portable, gemm_avx2, gemm_avx512vnni;
 
 inline const GemmKernels& gemm_kernels() {
 #ifdef QUANTIZE_X86
-  if (cpu_isa() == Isa::avx512 && cpu_has_vnni()) return gemm_avx512vnni;
+  if (cpu_isa() >= Isa::avx512 && cpu_has_vnni()) return gemm_avx512vnni;
   if (cpu_isa() != Isa::portable) return gemm_avx2;  // without VNNI, 512-bit products gain little and cost the clock
 #endif
   return gemm_portable;

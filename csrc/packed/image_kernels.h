@@ -24,7 +24,7 @@ extern const ImageKernels image_portable, image_avx2, image_avx512;
 
 inline const ImageKernels& image_kernels() {
 #ifdef QUANTIZE_X86
-  if (cpu_isa() == Isa::avx512) return image_avx512;
+  if (cpu_isa() >= Isa::avx512) return image_avx512;
   if (cpu_isa() == Isa::avx2) return image_avx2;
 #endif
   return image_portable;

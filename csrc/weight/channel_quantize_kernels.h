@@ -20,7 +20,7 @@ extern const ChannelQuantizeKernels channel_quantize_avx512[3];
 
 inline const ChannelQuantizeKernels& channel_quantize_kernels(Isa isa, Scalar scalar) {
 #ifdef QUANTIZE_X86
-  if (isa == Isa::avx512) return channel_quantize_avx512[int(scalar)];
+  if (isa >= Isa::avx512) return channel_quantize_avx512[int(scalar)];
   if (isa == Isa::avx2) return channel_quantize_avx2[int(scalar)];
 #endif
   return channel_quantize_portable[int(scalar)];

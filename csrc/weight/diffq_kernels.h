@@ -64,7 +64,7 @@ extern const DiffQKernels diffq_avx512[3];
 
 inline const DiffQKernels& diffq_kernels(Isa isa, Scalar scalar) {
 #ifdef QUANTIZE_X86
-  if (isa == Isa::avx512) return diffq_avx512[int(scalar)];
+  if (isa >= Isa::avx512) return diffq_avx512[int(scalar)];
   if (isa == Isa::avx2) return diffq_avx2[int(scalar)];
 #endif
   return diffq_portable[int(scalar)];

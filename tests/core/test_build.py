@@ -40,7 +40,7 @@ def test_version_is_pyprojects():
     assert f'version = "{_C.build_info()["version"]}"' in (ROOT / "pyproject.toml").read_text()
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "amx"])
 def test_isa_override(isa, tmp_path):
     result = python("-c", "import quantize; print(quantize._C.cpu_isa())", QUANTIZE_ISA=isa, PYTHONPATH=os.pathsep.join(sys.path))
     if isa in _C.supported_isas():
@@ -52,12 +52,12 @@ def test_isa_override(isa, tmp_path):
 def test_unknown_isa_is_refused_at_import():
     result = python("-c", "import quantize", QUANTIZE_ISA="sse9", PYTHONPATH=os.pathsep.join(sys.path))
     assert result.returncode == 1
-    assert "ValueError: QUANTIZE_ISA must be one of portable, avx2, avx512; got 'sse9'" in result.stderr
+    assert "ValueError: QUANTIZE_ISA must be one of portable, avx2, avx512, amx; got 'sse9'" in result.stderr
 
 
 def test_set_cpu_isa(each_isa):
     assert _C.cpu_isa() == each_isa
-    with pytest.raises(ValueError, match="set_cpu_isa: name must be one of portable, avx2, avx512; got 'mmx'"):
+    with pytest.raises(ValueError, match="set_cpu_isa: name must be one of portable, avx2, avx512, amx; got 'mmx'"):
         _C.set_cpu_isa("mmx")
     assert _C.cpu_isa() == each_isa
 
@@ -130,7 +130,7 @@ def test_objects_hold_only_their_isa(isa, forbidden):
     assert not offenders, offenders[:3]
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "amx"])
 def test_isa_objects_share_no_inline_functions(isa):
     # The linker keeps one copy of an inline function or template for the whole library: if it keeps the AVX one, a machine without
     # AVX crashes in code that never asked for it. So such objects may define no weak symbols.

@@ -17,7 +17,7 @@ constexpr uint32_t kFirstGroup = 0xfffffff0u;  // group numbers use all their bi
 
 const GroupKernels& kernels(Isa isa, int scalar, int column) {
 #ifdef QUANTIZE_X86
-  if (isa == Isa::avx512) return group_kernels_avx512[scalar][column];
+  if (isa >= Isa::avx512) return group_kernels_avx512[scalar][column];
   if (isa == Isa::avx2) return group_kernels_avx2[scalar][column];
 #endif
   return group_kernels_portable[scalar][column];

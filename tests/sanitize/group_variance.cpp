@@ -11,7 +11,7 @@ using quantize::activation::GroupVarianceKernel;
 
 GroupVarianceKernel kernel(Isa isa, int scalar) {
 #ifdef QUANTIZE_X86
-  if (isa == Isa::avx512) return quantize::activation::group_variance_avx512[scalar];
+  if (isa >= Isa::avx512) return quantize::activation::group_variance_avx512[scalar];
   if (isa == Isa::avx2) return quantize::activation::group_variance_avx2[scalar];
 #endif
   return quantize::activation::group_variance_portable[scalar];

@@ -12,7 +12,7 @@ using quantize::activation::MaskKernels;
 
 const MaskKernels& kernels(Isa isa, int scalar) {
 #ifdef QUANTIZE_X86
-  if (isa == Isa::avx512) return quantize::activation::mask_kernels_avx512[scalar];
+  if (isa >= Isa::avx512) return quantize::activation::mask_kernels_avx512[scalar];
   if (isa == Isa::avx2) return quantize::activation::mask_kernels_avx2[scalar];
 #endif
   return quantize::activation::mask_kernels_portable[scalar];

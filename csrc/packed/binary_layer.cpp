@@ -344,9 +344,12 @@ class Run {
       runs([&](int64_t row, int64_t count, int64_t at) {
         const int32_t* sums = acc + row * pitch;
         if (l_.out) {
-          float* out = l_.out + (l_.rows ? (pixel + at) * l_.out_channels + n : pixel * l_.out_channels + n * out_pixels + at);
-          image_kernels().finish(sums, pitch, count, many, none, l_.scales + n, bias, out, l_.rows ? l_.out_channels : 1,
-                                 l_.rows ? 1 : out_pixels);
+          if (l_.rows)
+            image_kernels().finish(sums, pitch, count, many, none, l_.scales + n, bias, l_.out + (pixel + at) * l_.out_channels + n,
+                                   l_.out_channels, 1);
+          else
+            kernels.finish_planes(sums, pitch, count, many, none, l_.scales + n, bias,
+                                  l_.out + pixel * l_.out_channels + n * out_pixels + at, out_pixels);
           return;
         }
         for (int64_t t = 0; t < panels; ++t) {

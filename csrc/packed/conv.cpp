@@ -123,13 +123,17 @@ struct TileProduct {
     const Epilogue::Part after(epilogue, group * group_channels + begin, columns);
     const int8_t* weights = levels(group, first, tiles, scratch);
     const auto& kernels = *tile_kernels();
-    const auto& finish = image_kernels().finish;
+    const int64_t pitch = tiles * TileTraits::columns;
     alignas(64) int32_t acc[TileTraits::together * TileTraits::rows * TileTraits::together * TileTraits::columns];
     rows.blocks([&](int64_t offset, int row_tiles, const auto& runs) {
       kernels.multiply(image + offset, rows.stride, row_tiles, {lines.data(), taps.lines, taps.chunks}, weights, int(tiles), acc);
       runs([&](int64_t row, int64_t count, int64_t pixel) {
-        finish(acc + row * tiles * TileTraits::columns, tiles * TileTraits::columns, count, columns, after.correction, after.gain,
-               after.bias, out + pixel * row_stride + begin * column_stride, row_stride, column_stride);
+        const int32_t* sums = acc + row * pitch;
+        float* target = out + pixel * row_stride + begin * column_stride;
+        if (column_stride == 1)
+          image_kernels().finish(sums, pitch, count, columns, after.correction, after.gain, after.bias, target, row_stride, 1);
+        else
+          kernels.finish_planes(sums, pitch, count, columns, after.correction, after.gain, after.bias, target, column_stride);
       });
     });
   }

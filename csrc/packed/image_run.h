@@ -16,6 +16,7 @@ QUANTIZE_INLINE void codes_of(Lanes x, LsqRange range, Lanes::Whole out[Lanes::p
 
 void from_planes(const float* x, int64_t plane, int64_t channels, int64_t height, int64_t width, LsqRange range, uint8_t* image,
                  int64_t line_bytes, int64_t pixel_bytes) {
+  const float* end = x + channels * plane;  // what is loaded behind a line's end is not stored
   for (int64_t h = 0; h < height; ++h)
     for (int64_t c = 0; c < channels; c += 4)
       for (int64_t w = 0; w < width; w += lanes) {
@@ -23,7 +24,8 @@ void from_planes(const float* x, int64_t plane, int64_t channels, int64_t height
         Lanes::Whole dwords[Lanes::parts] = {};
         for (int j = 0; j < 4 && c + j < channels; ++j) {
           Lanes::Whole codes[Lanes::parts];
-          codes_of(load_part(x + (c + j) * plane + h * width + w, count), range, codes);
+          const float* from = x + (c + j) * plane + h * width + w;
+          codes_of(load_part(from, end - from), range, codes);
           for (int i = 0; i < Lanes::parts; ++i) dwords[i] |= codes[i] << (8 * j);
         }
         int32_t values[lanes];
@@ -42,7 +44,11 @@ void from_rows(const float* x, int64_t pixel, int64_t channels, int64_t pixels, 
       std::memcpy(values, codes, sizeof values);
       uint8_t bytes[lanes];
       for (int l = 0; l < lanes; ++l) bytes[l] = uint8_t(values[l]);
-      std::memcpy(image + p * pixel_bytes + c, bytes, size_t(channels - c < lanes ? channels - c : lanes));
+      uint8_t* target = image + p * pixel_bytes + c;
+      if (channels - c >= lanes)
+        std::memcpy(target, bytes, lanes);
+      else
+        std::memcpy(target, bytes, size_t(channels - c));
     }
 }
 

@@ -23,7 +23,7 @@ struct TileRows {
   TileRows(int64_t out_height, int64_t out_width, int64_t pixel, int64_t line, const int64_t* steps) : stride(steps[1] * pixel) {
     const int64_t down = steps[0] * line, whole = (out_height - 1) * (down / stride) + out_width;
     kept = out_width;
-    if (down % stride == 0 && tiles(whole) < out_height * tiles(out_width))
+    if (out_height > 1 && down % stride == 0 && tiles(whole) <= out_height * tiles(out_width))
       segments = 1, segment_bytes = 0, length = whole, period = down / stride;
     else
       segments = out_height, segment_bytes = down, length = out_width, period = out_width;
@@ -40,10 +40,11 @@ struct TileRows {
       for (int64_t i = 0; i < length; i += most) {
         const int64_t end = std::min(i + most, length);
         use(s * segment_bytes + i * stride, int(tiles(end - i)), [&](const auto& each) {
-          for (int64_t at = i; at < end;) {
-            const int64_t within = at % period, until = std::min(end, at - within + (within < kept ? kept : period));
-            if (within < kept) each(at - i, until - at, (s * (length / period) + at / period) * kept + within);
-            at = until;
+          int64_t within = i % period, pixel = (s * (length / period) + i / period) * kept;
+          for (int64_t at = i; at < end; within = 0, pixel += kept) {
+            const int64_t until = std::min(end, at - within + kept);
+            if (at < until) each(at - i, until - at, pixel + within);
+            at += period - within;
           }
         });
       }

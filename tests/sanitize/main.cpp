@@ -3,14 +3,14 @@
 
 int main() {
   using namespace sanitize;
-  int64_t total = check_host_arithmetic() + check_allocate();
+  int64_t total = check_host_arithmetic() + check_allocate() + check_tile_rows();
   std::printf("%-10s %8lld comparisons\n", "any", static_cast<long long>(total));
   for (quantize::Isa isa : quantize::supported_isas()) {
     int64_t count = 0;
     for (Fence fence : {Fence::heap, Fence::page})
       count += check_group_quantize(isa, fence) + check_group_variance(isa, fence) + check_sign_mask(isa, fence) +
                check_batch_norm(isa, fence) + check_channel_quantize(isa, fence) + check_lsq(isa, fence) + check_diffq(isa, fence) +
-               check_weight_binary(isa, fence) + check_gemm(isa, fence) + check_binary(isa, fence);
+               check_weight_binary(isa, fence) + check_gemm(isa, fence) + check_binary(isa, fence) + check_tile(isa, fence);
     std::printf("%-10s %8lld comparisons\n", quantize::isa_name(isa), static_cast<long long>(count));
     total += count;
   }

@@ -5,11 +5,18 @@
 Binary: the examples' ResNets in pre-activation order, all but the first and the last layer in 1 bit, through quantize.prepare and convert.
 fp32 and int8 run the ordinary ResNet of the same layers, batch norms folded for int8, each in the memory format that suits it best. Weights
 are random: latency does not depend on them. Sides take turns.
+
+Then the same on lesser ISAs, each in a process of its own whose libraries keep to it (ONEDNN_MAX_CPU_ISA, which OpenVINO heeds too,
+MKL_ENABLE_INSTRUCTIONS, ATEN_CPU_CAPABILITY, QUANTIZE_ISA): what machines without AMX, and without AVX-512, have. onnxruntime cannot be
+kept from what the machine has, and is left out there.
 """
 
 import argparse
 import copy
 import io
+import json
+import os
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -21,10 +28,15 @@ from timing import interleave, keep_pages, summarise
 from torch import nn
 
 import quantize
+from quantize import _C
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from models import create_model
 
+LESSER = {  # our ISA: the libraries'
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
+}
 MODELS = {"resnet20": (10, 32, 5), "resnet18": (1000, 224, 1)}  # classes, image size, calls a turn
 
 
@@ -88,6 +100,8 @@ def peers(model: nn.Module, x: torch.Tensor, threads: int) -> dict:
         return {}
     found = {}
     for name, make in (("onnxruntime int8", onnxruntime_int8), ("OpenVINO int8", openvino_int8)):
+        if "QUANTIZE_ISA" in os.environ and make is onnxruntime_int8:
+            continue
         try:
             found[name] = make(data, x, threads)
         except ImportError as missing:
@@ -112,7 +126,8 @@ def measure(arch: str, args) -> dict:
         taken = interleave(turns, args.rounds, warmup=3)
     times = summarise({label: [t / calls for t in values] for label, values in taken.items()}, "fp32")
     layers = quantize.summary(ours, x)
-    print(f"\n{arch}: {layers.macs / 1e6:.1f} M multiply-adds, {layers.bytes / 1024:.0f} KiB packed of {layers.float_bytes / 1024:.0f}")
+    print(f"\n{arch}, {_C.cpu_isa()}: {layers.macs / 1e6:.1f} M multiply-adds, ", end="")
+    print(f"{layers.bytes / 1024:.0f} KiB packed of {layers.float_bytes / 1024:.0f}")
     result = {}
     for label, t in times.items():
         print(f"  {label:24} {t['median_s'] * 1e3:8.3f} ms {1 / t['ratio']:6.2f} x fp32", flush=True)
@@ -134,7 +149,18 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    write("binary_models", {"threads": args.threads, "rounds": args.rounds, "results": [measure(arch, args) for arch in MODELS]})
+    results = [measure(arch, args) for arch in MODELS]
+    if "QUANTIZE_ISA" in os.environ:
+        print(json.dumps(results))
+        return
+    figures = {"threads": args.threads, "rounds": args.rounds, "isa": _C.cpu_isa(), "results": results}
+    command = [sys.executable, __file__, "--rounds", str(args.rounds), "--threads", str(args.threads)]
+    for isa in set(_C.supported_isas()[:-1]).intersection(LESSER):
+        env = os.environ | LESSER[isa] | {"QUANTIZE_ISA": isa}
+        lines = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+        print("\n".join(lines[:-1]), flush=True)
+        figures[f"{isa}_alone"] = json.loads(lines[-1])
+    write("binary_models", figures)
 
 
 if __name__ == "__main__":

@@ -142,11 +142,11 @@ TORCH_LIBRARY(quantize, m) {
   // bit is (x < threshold[c]) ^ flip[c] (None: x < 0, no flip), or bits already, uint8 [N, H, W, 8 * ceil(channels / 64)], channel c at bit
   // c % 8 of byte c / 8. codes: uint8 [N, 8 * ceil(K / 64)]. panels: quantize/packed/binary_panels.py's, for the CPU. sums: int32 [taps,
   // N], of each tap's weights. Returns float32 dot * scales + bias, or, given next_threshold (int32) and next_flip, bits: (dot <
-  // next_threshold[n]) ^ next_flip[n].
+  // next_threshold[n]) ^ next_flip[n]. residual: added to the floats, as torch.add does.
   m.def(
       "packed_binary_conv2d(Tensor x, Tensor? threshold, Tensor? flip, bool unit, Tensor codes, Tensor panels, Tensor sums, Tensor scales, "
       "Tensor? bias, Tensor? next_threshold, Tensor? next_flip, int channels, int[] kernel, int[] stride, int[] padding, int[] dilation, "
-      "int groups) -> Tensor");
+      "int groups, Tensor? residual=None) -> Tensor");
   m.def(
       "packed_binary_linear(Tensor x, Tensor? threshold, Tensor? flip, bool unit, Tensor codes, Tensor panels, Tensor sums, Tensor scales, "
       "Tensor? bias, Tensor? next_threshold, Tensor? next_flip, int channels) -> Tensor");

@@ -1,5 +1,6 @@
 // packed_binary_conv2d and packed_binary_linear on CUDA: the CPU's bits. Build: setup.py. Specification: binary_bits.h; arguments:
 // binary_call.h.
+#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -21,7 +22,7 @@ struct Layer {
   const OptionalTensor &threshold, &flip;
   bool unit;
   const Tensor &codes, &sums, &scales;
-  const OptionalTensor &bias, &next_threshold, &next_flip;
+  const OptionalTensor &bias, &next_threshold, &next_flip, &residual;
 
   // A tensor on x's device, or null.
   template <typename T, typename Given>
@@ -47,10 +48,12 @@ struct Layer {
     c.next_threshold = on_device<int32_t>(input, "next_threshold", next_threshold, at::kInt, {n});
     c.next_flip = on_device<uint8_t>(input, "next_flip", next_flip, at::kByte, {n});
     TORCH_CHECK_VALUE(c.next_threshold || !c.next_flip, op, ": next_flip must be None without next_threshold");
+    const Tensor added = residual_like(op, residual, input, out_sizes, c.next_threshold, format);
+    if (added.defined()) c.residual = added.const_data_ptr<float>();
     Launcher launch(input);
     Tensor out = c.next_threshold ? at::empty(bit_sizes, input.options().dtype(at::kByte))
                                   : at::empty(out_sizes, input.options().dtype(at::kFloat), format);
-    if (out.numel() == 0) return out;
+    if (out.numel() == 0) return given(residual) ? at::add(out, *residual) : out;
     constexpr int64_t most = int64_t(1) << 30;
     TORCH_CHECK_VALUE(c.pixels() * c.pixel_words() < most && c.out_rows() < most && (c.out_rows() + 31) / 32 * n < most, op,
                       ": x must have less than 2^35 bits, and outputs be less than 2^30 pixels and 2^35; got ", input.sizes());
@@ -65,7 +68,7 @@ struct Layer {
     else
       c.out = out.mutable_data_ptr<float>();
     launch_binary(c, binary_path(c, launch.processors()), launch);
-    return out;
+    return given(residual) && !added.defined() ? at::add(out, *residual) : out;
   }
 };
 
@@ -77,7 +80,7 @@ int size(const char* op, const char* what, int64_t value) {
 Tensor conv2d_cuda(const Tensor& x, const OptionalTensor& threshold, const OptionalTensor& flip, bool unit, const Tensor& codes,
                    const Tensor&, const Tensor& sums, const Tensor& scales, const OptionalTensor& bias,
                    const OptionalTensor& next_threshold, const OptionalTensor& next_flip, int64_t channels, IntArrayRef kernel,
-                   IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+                   IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups, const OptionalTensor& residual) {
   const char* op = "packed_binary_conv2d";
   check_input(op, x, threshold, flip, channels, conv_floats, conv_bits, 4);
   const auto g =
@@ -93,8 +96,8 @@ Tensor conv2d_cuda(const Tensor& x, const OptionalTensor& threshold, const Optio
   }
   const int64_t length = kernel[0] * kernel[1] * (channels / groups);
   TORCH_CHECK_VALUE(length < (int64_t(1) << 30), op, ": codes must have rows of less than 2^30 bits; got ", length);
-  c.together = channels_last(x);
-  return Layer{op, threshold, flip, unit, codes, sums, scales, bias, next_threshold, next_flip}(
+  c.together = channels_last(x, residual);
+  return Layer{op, threshold, flip, unit, codes, sums, scales, bias, next_threshold, next_flip, residual}(
       c, x, {g.batch, g.out_channels, g.out_height, g.out_width}, {g.batch, g.out_height, g.out_width, bits_bytes(g.out_channels)},
       c.together ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
 }
@@ -108,7 +111,7 @@ Tensor linear_cuda(const Tensor& x, const OptionalTensor& threshold, const Optio
   c.batch = size(op, "x's batch", x.size(0)), c.channels = size(op, "channels", channels);
   c.out_channels = size(op, "scales' length", scales.numel());
   c.together = true;
-  return Layer{op, threshold, flip, unit, codes, sums, scales, bias, next_threshold, next_flip}(
+  return Layer{op, threshold, flip, unit, codes, sums, scales, bias, next_threshold, next_flip, {}}(
       c, x, {x.size(0), scales.numel()}, {x.size(0), bits_bytes(scales.numel())}, at::MemoryFormat::Contiguous);
 }
 

@@ -40,6 +40,7 @@ struct BinaryCall {
   const float* scales;
   const float* bias = nullptr;              // null: 0
   float* out = nullptr;                     // floats, laid out as `together` says
+  const float* residual = nullptr;          // added to them; null: nothing
   uint32_t* out_bits = nullptr;             // or [out pixels, out_words]
   const int32_t* next_threshold = nullptr;  // [out_channels]
   const uint8_t* next_flip = nullptr;       // [out_channels]; null: 0
@@ -77,7 +78,8 @@ QUANTIZE_DEVICE uint32_t bits_at(const uint32_t* row, int first, int end) {
 // ---- Outputs.
 
 QUANTIZE_DEVICE void store_value(const BinaryCall& c, int64_t at, int n, int32_t dot) {
-  c.out[at] = binary_value(dot, c.scales[n], c.bias ? c.bias[n] : 0.f);
+  const float value = binary_value(dot, c.scales[n], c.bias ? c.bias[n] : 0.f);
+  c.out[at] = c.residual ? value + c.residual[at] : value;
 }
 
 QUANTIZE_DEVICE bool next_bit(const BinaryCall& c, int n, int32_t dot) {

@@ -50,9 +50,23 @@ Geometry<Int> conv_sizes(const char* op, c10::ArrayRef<Int> x, bool bits, const 
   return geometry<Int>(op, sizes, out_channels, kernel, stride, padding, dilation, groups);
 }
 
+// What can be added to an output of these sizes while it is written, as that lies; otherwise undefined, and left for a sum of its own.
+inline at::Tensor residual_like(const char* op, const std::optional<at::Tensor>& residual, const at::Tensor& x, at::IntArrayRef sizes,
+                                bool bits_out, at::MemoryFormat format) {
+  if (!given(residual)) return {};
+  TORCH_CHECK_VALUE(!bits_out, op, ": residual must be None where bits go out");
+  check_same_device(op, "residual", *residual, x);
+  return residual->scalar_type() == at::kFloat && residual->sizes() == sizes ? residual->contiguous(format) : at::Tensor();
+}
+
 // Whether floats go out as [N, H, W, C], as they came.
 inline bool channels_last(const at::Tensor& x) {
   return x.scalar_type() == at::kFloat && x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
+}
+
+// Bits do not tell: what is added to the output does.
+inline bool channels_last(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
+  return channels_last(x.scalar_type() == at::kByte && given(residual) ? *residual : x);
 }
 
 }  // namespace quantize::packed::binary_call

@@ -150,7 +150,7 @@ QUANTIZE_INLINE void values_of(const int32_t* __restrict counts, int64_t count, 
 }
 
 // Four pixels of four channels, turned.
-QUANTIZE_INLINE void store_turned(const float* values, int64_t step, float* out, int64_t pixel_stride) {
+QUANTIZE_INLINE void store_turned(const float* values, int64_t step, float* out, const float* residual, int64_t pixel_stride) {
   using Four = float __attribute__((vector_size(16)));
   using Places = int32_t __attribute__((vector_size(16)));
   Four a, b, c, d;
@@ -158,13 +158,20 @@ QUANTIZE_INLINE void store_turned(const float* values, int64_t step, float* out,
   std::memcpy(&c, values + 2 * step, 16), std::memcpy(&d, values + 3 * step, 16);
   const Four ab = __builtin_shuffle(a, b, Places{0, 4, 1, 5}), cd = __builtin_shuffle(c, d, Places{0, 4, 1, 5});
   const Four ab2 = __builtin_shuffle(a, b, Places{2, 6, 3, 7}), cd2 = __builtin_shuffle(c, d, Places{2, 6, 3, 7});
-  const Four rows[4] = {__builtin_shuffle(ab, cd, Places{0, 1, 4, 5}), __builtin_shuffle(ab, cd, Places{2, 3, 6, 7}),
-                        __builtin_shuffle(ab2, cd2, Places{0, 1, 4, 5}), __builtin_shuffle(ab2, cd2, Places{2, 3, 6, 7})};
-  for (int i = 0; i < 4; ++i) std::memcpy(out + i * pixel_stride, &rows[i], 16);
+  Four rows[4] = {__builtin_shuffle(ab, cd, Places{0, 1, 4, 5}), __builtin_shuffle(ab, cd, Places{2, 3, 6, 7}),
+                  __builtin_shuffle(ab2, cd2, Places{0, 1, 4, 5}), __builtin_shuffle(ab2, cd2, Places{2, 3, 6, 7})};
+  for (int i = 0; i < 4; ++i) {
+    if (residual) {
+      Four more;
+      std::memcpy(&more, residual + i * pixel_stride, 16);
+      rows[i] += more;
+    }
+    std::memcpy(out + i * pixel_stride, &rows[i], 16);
+  }
 }
 
 void finish_floats(const int32_t* counts, int channels, int64_t count, BinaryFinish finish, const float* scale, const float* bias,
-                   float* out, int64_t channel_stride, int64_t pixel_stride) {
+                   float* out, const float* residual, int64_t channel_stride, int64_t pixel_stride) {
   constexpr int64_t row = BinaryTraits::stride;
   float values[4 * row];
   for (int c = 0; c < channels; c += 4) {
@@ -173,13 +180,20 @@ void finish_floats(const int32_t* counts, int channels, int64_t count, BinaryFin
       float* target = pixel_stride == 1 ? out + j * channel_stride : values + (j - c) * row;
       const auto run = finish.unit ? values_of<true> : values_of<false>;
       run(counts + j * row, count, finish.base, finish.shift[j], scale[j], bias[j], target);
+      if (residual && pixel_stride == 1)
+        for (int64_t i = 0; i < count; ++i) target[i] += residual[j * channel_stride + i];
     }
     if (pixel_stride == 1) continue;
     int64_t i = 0;
     if (many == 4 && channel_stride == 1)
-      for (; i + 4 <= count; i += 4) store_turned(values + i, row, out + i * pixel_stride + c, pixel_stride);
+      for (; i + 4 <= count; i += 4)
+        store_turned(values + i, row, out + i * pixel_stride + c, residual ? residual + i * pixel_stride + c : nullptr, pixel_stride);
     for (; i < count; ++i)
-      for (int j = 0; j < many; ++j) out[i * pixel_stride + (c + j) * channel_stride] = values[j * row + i];
+      for (int j = 0; j < many; ++j) {
+        const int64_t at = i * pixel_stride + (c + j) * channel_stride;
+        const float value = values[j * row + i];
+        out[at] = residual ? value + residual[at] : value;
+      }
   }
 }
 

@@ -54,9 +54,9 @@ struct BinaryKernels {
   void (*leave_out)(int32_t* counts, int channels, int64_t count, int taps, const int32_t* outside, const int32_t* ones);
   // counts[n] of one row x[words] with each of the rows of codes.
   void (*multiply_row)(const uint64_t* x, int64_t words, const uint8_t* codes, int64_t rows, int32_t* counts);
-  // out[c][i] = float(dot) * scale[c] + bias[c], by strides of its own, one of them 1.
+  // out[c][i] = float(dot) * scale[c] + bias[c], by strides of its own, one of them 1; residual (or null), which lies alike, is added.
   void (*finish_floats)(const int32_t* counts, int channels, int64_t count, BinaryFinish finish, const float* scale, const float* bias,
-                        float* out, int64_t channel_stride, int64_t pixel_stride);
+                        float* out, const float* residual, int64_t channel_stride, int64_t pixel_stride);
   // bits[pixel]: bit c = dot < threshold[c].
   void (*finish_bits)(const int32_t* counts, int channels, int64_t count, BinaryFinish finish, const int32_t* threshold, uint16_t* bits);
 

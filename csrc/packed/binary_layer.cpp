@@ -69,6 +69,16 @@ uint64_t bits_at(const uint8_t* bytes, int64_t first, int64_t end) {
   return left < 64 ? v & ((uint64_t(1) << left) - 1) : v;
 }
 
+void values_of_row(const int32_t* __restrict counts, bool unit, int32_t base, const int32_t* __restrict shift,
+                   const float* __restrict scales, const float* __restrict bias, int64_t many, float* __restrict out) {
+  for (int64_t c = 0; c < many; ++c) out[c] = binary_value(binary_dot(unit, counts[c], base + shift[c]), scales[c], bias[c]);
+}
+
+void add_lines(const float* __restrict residual, float* __restrict out, int64_t lines, int64_t length, int64_t pitch) {
+  for (int64_t i = 0; i < lines; ++i)
+    for (int64_t j = 0; j < length; ++j) out[i * pitch + j] += residual[i * pitch + j];
+}
+
 class Run {
  public:
   Run(const BinaryLayer& layer, Prepared& prepared)
@@ -81,7 +91,7 @@ class Run {
   void operator()() {
     prepare_channels();
     if (l_.height == 1 && !l_.padded() && l_.taps() == 1 && l_.groups == 1 && l_.batch == 1 && l_.out_width < fewest_pixels &&
-        l_.window.stride[1] == 1 && l_.rows && l_.out)
+        l_.window.stride[1] == 1 && l_.skip[1] == 1 && l_.rows && l_.out)
       return multiply_rows();
     if (fits_tiles()) return multiply_tiles();
     prepare_borders();
@@ -147,9 +157,12 @@ class Run {
       const int64_t bytes = (l_.channels + 63) / 64 * 8;
       for (int64_t p = 0; p < pixels; ++p) words[p] = bits_at(l_.bits + (sample * pixels + p) * bytes, first, first + many);
     } else if (l_.rows) {
-      kernels_.pack_rows(l_.floats + sample * pixels * l_.channels + first, l_.channels, pixels, many, threshold(first), flip, words);
+      const int64_t lines = l_.skip[0] * l_.skip[1] == 1 ? 1 : l_.height, step = l_.skip[1] * l_.channels;
+      const float* line = l_.floats + sample * l_.sample + first;
+      for (int64_t h = 0; h < lines; ++h, line += l_.line * l_.skip[0])
+        kernels_.pack_rows(line, step, pixels / lines, many, threshold(first), flip, words + h * l_.width);
     } else {
-      kernels_.pack_planes(l_.floats + (sample * l_.channels + first) * pixels, pixels, many, threshold(first), flip, words);
+      kernels_.pack_planes(l_.floats + sample * l_.sample + first * pixels, pixels, many, threshold(first), flip, words);
     }
   }
 
@@ -221,7 +234,7 @@ class Run {
       const BinaryFinish finish{l_.unit, scratch.base, &p_.shift[n]};
       if (out) {
         kernels_.finish_floats(scratch.counts, many, count, finish, l_.scales + n, l_.bias ? l_.bias + n : &p_.bias[n], out,
-                               l_.rows ? 1 : pixels, l_.rows ? l_.out_channels : 1);
+                               l_.residual ? l_.residual + (out - l_.out) : nullptr, l_.rows ? 1 : pixels, l_.rows ? l_.out_channels : 1);
       } else {
         kernels_.finish_bits(scratch.counts, many, count, finish, l_.next_threshold + n, scratch.bits);
         store_bits(scratch.bits, n, many, count, sample * pixels + start);
@@ -344,12 +357,12 @@ class Run {
       runs([&](int64_t row, int64_t count, int64_t at) {
         const int32_t* sums = acc + row * pitch;
         if (l_.out) {
+          float* out = l_.out + (l_.rows ? (pixel + at) * l_.out_channels + n : pixel * l_.out_channels + n * out_pixels + at);
           if (l_.rows)
-            image_kernels().finish(sums, pitch, count, many, none, l_.scales + n, bias, l_.out + (pixel + at) * l_.out_channels + n,
-                                   l_.out_channels, 1);
+            image_kernels().finish(sums, pitch, count, many, none, l_.scales + n, bias, out, l_.out_channels, 1);
           else
-            kernels.finish_planes(sums, pitch, count, many, none, l_.scales + n, bias,
-                                  l_.out + pixel * l_.out_channels + n * out_pixels + at, out_pixels);
+            kernels.finish_planes(sums, pitch, count, many, none, l_.scales + n, bias, out, out_pixels);
+          add_residual(out, count, many);
           return;
         }
         for (int64_t t = 0; t < panels; ++t) {
@@ -359,6 +372,16 @@ class Run {
         }
       });
     });
+  }
+
+  // To a block of the output that was just written and is still in the cache.
+  void add_residual(float* out, int64_t pixels, int64_t channels) const {
+    if (!l_.residual) return;
+    const float* residual = l_.residual + (out - l_.out);
+    if (l_.rows)
+      add_lines(residual, out, pixels, channels, l_.out_channels);
+    else
+      add_lines(residual, out, channels, pixels, l_.out_height * l_.out_width);
   }
 
   // A few rows of a linear layer, each through all weights as they lie.
@@ -381,10 +404,9 @@ class Run {
         for (int64_t r = 0; r < l_.out_width; ++r) {
           const int64_t first = item * some, many = std::min(some, l_.out_channels - first);
           kernels_.multiply_row(x + r * words, words, l_.codes + first * bytes, many, counts);
-          const int32_t base = l_.unit ? 0 : int32_t(l_.length());
-          float* out = l_.out + r * l_.out_channels + first;
-          for (int64_t c = 0; c < many; ++c)
-            out[c] = binary_value(binary_dot(l_.unit, counts[c], base + p_.shift[first + c]), l_.scales[first + c], bias[first + c]);
+          values_of_row(counts, l_.unit, l_.unit ? 0 : int32_t(l_.length()), &p_.shift[first], l_.scales + first, bias + first, many,
+                        l_.out + r * l_.out_channels + first);
+          add_residual(l_.out + r * l_.out_channels + first, 1, many);
         }
     });
   }

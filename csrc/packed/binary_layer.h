@@ -10,6 +10,8 @@ struct BinaryLayer {
   const float* floats = nullptr;
   const uint8_t* bits = nullptr;
   bool rows = false;
+  int64_t skip[2] = {1, 1};          // of rows: only every so many-th line and pixel is read, and height and width count those
+  int64_t sample = 0, line = 0;      // floats of a sample, and of one of its lines where they lie by rows
   const float* threshold = nullptr;  // [channels]; null: 0
   const uint8_t* flip = nullptr;     // [channels]; null: 0
   bool unit = false;
@@ -25,6 +27,7 @@ struct BinaryLayer {
 
   // The output: floats in the layout of `rows`, or bits [N, OH, OW, 8 * ceil(out_channels / 64)], which come zeroed.
   float* out = nullptr;
+  const float* residual = nullptr;  // as `out` lies, and added to it
   uint8_t* out_bits = nullptr;
   const int32_t* next_threshold = nullptr;
   const uint8_t* next_flip = nullptr;  // null: 0

@@ -8,8 +8,10 @@
 namespace quantize::packed {
 namespace {
 
+constexpr int outside_nibble = 128;
+
 struct NibbleTables {
-  alignas(64) uint8_t counts[256];
+  alignas(64) uint8_t counts[16 * (outside_nibble + 1)];  // up to 16 * 16; zeros for what is outside of the image
 };
 constexpr NibbleTables nibble_tables = [] {
   NibbleTables tables{};
@@ -23,6 +25,7 @@ constexpr NibbleTables nibble_tables = [] {
 
 constexpr int bytes_lanes = sizeof(Register);
 constexpr int64_t quads_before_overflow = 255 / BinaryTraits::quad;
+constexpr int64_t few_pixels = 8;
 
 // Eight bytes each of 2 x 16 pixels, transposed: four rounds of interleaving rotate the place of a byte, [pixel][byte], into [byte][pixel].
 QUANTIZE_INLINE void transpose_words(const uint64_t* x, __m256i bytes[8]) {
@@ -137,10 +140,73 @@ QUANTIZE_INLINE void lookup_tile(const uint8_t* index, int64_t stride, int64_t q
   }
 }
 
+// Columns of 4 x 4 dwords in each half.
+QUANTIZE_INLINE void transpose_quads(__m256i v[4]) {
+  const __m256i a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]);
+  const __m256i c = _mm256_unpacklo_epi32(v[2], v[3]), d = _mm256_unpackhi_epi32(v[2], v[3]);
+  v[0] = _mm256_unpacklo_epi64(a, c), v[1] = _mm256_unpackhi_epi64(a, c);
+  v[2] = _mm256_unpacklo_epi64(b, d), v[3] = _mm256_unpackhi_epi64(b, d);
+}
+
+// What is left of a block's pixels would leave most of a vector empty: here lanes are up to 16 channels, and x chooses the table. Halves
+// are quads k to k + 3 and k + 4 to k + 7.
+template <int pixels>
+void lookup_few(const uint8_t* index, int64_t stride, int64_t quads, const uint8_t* nibbles, int panels, int32_t* counts) {
+  constexpr int64_t wide = BinaryTraits::quad, together = 8, most = 255 / (together / 2 * BinaryTraits::quad) * together;
+  const __m256i low = _mm256_set1_epi8(15);
+  for (int64_t begin = 0; begin < quads; begin += most) {
+    const int64_t end = quads - begin < most ? quads : begin + most;
+    __m256i sum[pixels];
+    for (int p = 0; p < pixels; ++p) sum[p] = _mm256_setzero_si256();
+    for (int64_t k = begin; k < end; k += together) {
+      const int64_t there = end - k < together ? end - k : together;
+      uint8_t codes[4][together * wide], x[pixels][together];
+      __m256i w[4];
+#pragma GCC unroll 4
+      for (int t = 0; t < 4; ++t) {  // panels that are not there are the first one's, and left out
+        const uint8_t* panel = nibbles + ((t < panels ? t : 0) * quads + k) * wide;
+        if (there < together) {
+          for (int64_t i = 0; i < together * wide; ++i) codes[t][i] = i < there * wide ? panel[i] : 0;
+          panel = codes[t];
+        }
+        w[t] = _mm256_and_si256(_mm256_srli_epi16(load_pixels(panel), 4), low);
+      }
+      transpose_quads(w);
+      for (int64_t i = 0; i < together; ++i)
+        for (int p = 0; p < pixels; ++p) x[p][i] = i < there ? index[(k + i) * stride + p] : outside_nibble;
+      const auto table = [](uint8_t nibble) {
+        return _mm_load_si128(reinterpret_cast<const __m128i*>(nibble_tables.counts + 16 * nibble));
+      };
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+        for (int p = 0; p < pixels; ++p) {
+          const __m256i of_pixel = _mm256_inserti128_si256(_mm256_castsi128_si256(table(x[p][i])), table(x[p][4 + i]), 1);
+          sum[p] = _mm256_add_epi8(sum[p], _mm256_shuffle_epi8(of_pixel, w[i]));
+        }
+    }
+    for (int p = 0; p < pixels; ++p) {
+      uint8_t bytes[2][4 * wide];
+      std::memcpy(bytes, &sum[p], sizeof bytes);
+      for (int c = 0; c < panels * wide; ++c) {
+        int32_t& target = counts[c * BinaryTraits::stride + p];
+        target = (begin == 0 ? 0 : target) + bytes[0][c] + bytes[1][c];
+      }
+    }
+  }
+}
+
 void lookup(const uint8_t* index, int64_t stride, int64_t quads, int64_t count, const uint8_t* nibbles, int panels, int32_t* counts) {
   constexpr int64_t panel_counts = BinaryTraits::quad * BinaryTraits::stride;
   for (int64_t p = 0; p < count;) {
-    const bool two = count - p > bytes_lanes;
+    const int64_t left = count - p;
+    if (left <= few_pixels) {
+      const auto few = left >= 4 ? lookup_few<4> : left == 3 ? lookup_few<3> : left == 2 ? lookup_few<2> : lookup_few<1>;
+      few(index + p, stride, quads, nibbles, panels, counts + p);
+      p += left < 4 ? left : 4;
+      continue;
+    }
+    const bool two = left > bytes_lanes;
     int panel = 0;
     if (!two)
       for (; panel + 2 <= panels; panel += 2)

@@ -58,6 +58,14 @@ QUANTIZE_INLINE Words byte_counts(Words v) {
       QUANTIZE_BYTES(shuffle_epi8)(table, QUANTIZE_WHOLE(and)(QUANTIZE_BYTES(srli_epi16)(whole, 4), low)));
 }
 QUANTIZE_INLINE Words sum_bytes(Words v) { return (Words)QUANTIZE_BYTES(sad_epu8)((Register)v, QUANTIZE_WHOLE(setzero)()); }
+QUANTIZE_INLINE int64_t sum_words(Words v) {
+#ifdef __AVX512BW__
+  return _mm512_reduce_add_epi64((__m512i)v);
+#else
+  const __m128i two = _mm_add_epi64(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+  return _mm_cvtsi128_si64(_mm_add_epi64(two, _mm_unpackhi_epi64(two, two)));
+#endif
+}
 #else
 QUANTIZE_INLINE Words byte_counts(Words v) {
   constexpr uint64_t ones = 0x5555555555555555, pairs = 0x3333333333333333, nibbles = 0x0f0f0f0f0f0f0f0f;
@@ -69,6 +77,11 @@ QUANTIZE_INLINE Words sum_bytes(Words v) {
   v = (v & 0x00ff00ff00ff00ff) + (v >> 8 & 0x00ff00ff00ff00ff);
   v += v >> 16;
   return (v + (v >> 32)) & 0xffff;
+}
+QUANTIZE_INLINE int64_t sum_words(Words v) {
+  int64_t total = 0;
+  for (int lane = 0; lane < word_lanes; ++lane) total += int64_t(v[lane]);
+  return total;
 }
 #endif
 
@@ -159,13 +172,11 @@ void multiply_row(const uint64_t* x, int64_t words, const uint8_t* codes, int64_
       if ((v / 8 + 1) % Count::most == 0) count.flush();
     }
     for (; v < vectors; ++v) count.add(word(v));
-    const Words lanes_total = count.result(vectors >= 8);
-    uint64_t total = 0;
-    for (int lane = 0; lane < word_lanes; ++lane) total += lanes_total[lane];
+    int64_t total = sum_words(count.result(vectors >= 8));
     for (int64_t k = vectors * word_lanes; k < words; ++k) {
       Words one{};
       one[0] = x[k] ^ load_word(codes + k * 8);
-      total += sum_bytes(byte_counts(one))[0];
+      total += int64_t(sum_bytes(byte_counts(one))[0]);
     }
     counts[n] = int32_t(total);
   }

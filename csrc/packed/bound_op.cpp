@@ -21,11 +21,12 @@ class BoundOp {
     for (size_t i = 0; i < arguments.size(); ++i) rest_.push_back(torch::jit::toIValue(arguments[i], declared[i + 1].type()));
   }
 
-  at::Tensor operator()(const at::Tensor& x) const {
+  at::Tensor operator()(const at::Tensor& x, const std::optional<at::Tensor>& last) const {
     torch::jit::Stack stack;
     stack.reserve(rest_.size() + 1);
     stack.emplace_back(x);
     stack.insert(stack.end(), rest_.begin(), rest_.end());
+    if (last) stack.back() = *last;
     const pybind11::gil_scoped_release others;
     op_.callBoxed(stack);
     return stack.front().toTensor();
@@ -73,9 +74,9 @@ class Watch {
 }  // namespace
 
 void define_bound_op(pybind11::module_& m) {
-  pybind11::class_<BoundOp>(m, "BoundOp", "An op with all its arguments but the first.")
+  pybind11::class_<BoundOp>(m, "BoundOp", "An op with all its arguments but the first; a last one given with the call takes its place.")
       .def(pybind11::init<const std::string&, const pybind11::tuple&>(), pybind11::arg("name"), pybind11::arg("arguments"))
-      .def("__call__", &BoundOp::operator(), pybind11::arg("x"));
+      .def("__call__", &BoundOp::operator(), pybind11::arg("x"), pybind11::arg("last") = pybind11::none());
   pybind11::class_<Watch>(m, "Watch", "Whether dictionaries still hold the same tensors with the same values.")
       .def(pybind11::init<const std::vector<std::tuple<pybind11::dict, pybind11::str, at::Tensor>>&>(), pybind11::arg("entries"))
       .def("unchanged", &Watch::unchanged);

@@ -6,7 +6,7 @@
 
 namespace quantize::packed {
 
-// BoundOp(name, arguments)(x) -> Tensor: an op with all its arguments but the first.
+// BoundOp(name, arguments)(x, last=None) -> Tensor: an op with all its arguments but the first; `last` takes the last one's place.
 // Watch([(dictionary, name, tensor), ...]).unchanged() -> bool
 void define_bound_op(pybind11::module_& m);
 

@@ -19,6 +19,7 @@ from .modules import PackedLayer
 from .plain import plain_class, refuse_wrappers, without_compression
 from .replace import become_decoded, become_identity, become_packed, float_bytes, packed_class
 from .signs import Path, find_paths
+from .sums import find_sums
 from .thresholds import of_affine
 from .weight import PackedWeight, conv_groups, is_transposed
 
@@ -32,7 +33,8 @@ def convert(model: nn.Module) -> nn.Module:
     their input where it is quantized. A batch norm that alone sees such a layer's output goes into its scales and bias and leaves an
     nn.Identity (the forward is traced for that, in eval mode; hooks, shared layers, other dtypes than float32 and DiffQ's
     range="group" prevent it). Before inputs that become signs the batch norm goes into the signs' thresholds, with a ReLU before it and a
-    clip behind it; a layer whose output nothing but such signs see hands on bits instead of floats.
+    clip behind it; a layer whose output nothing but such signs see hands on bits instead of floats, and a sum right behind a binary
+    convolution (a residual block's) becomes part of it.
 
     What else compressed training put in is taken out. Prepared weights of other modules (nn.MultiheadAttention, nn.LSTM, subclasses with a
     forward of their own) become decoded float weights, and are packed in files. A tied weight is packed once.
@@ -103,6 +105,7 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
             source.feed(path.layer, layer)
     for name in removed:
         become_identity(result.get_submodule(name))
+    find_sums(result)
     return result
 
 

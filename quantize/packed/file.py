@@ -18,6 +18,7 @@ from .modules import PackedLayer
 from .plain import refuse_wrappers
 from .plan import Plan, Step, make_plan
 from .replace import become_decoded, become_identity, become_packed
+from .sums import find_sums
 from .weight import PackedWeight
 
 
@@ -209,3 +210,4 @@ def _apply(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], weights: li
             step.module.feed(step.entry["feeds"], model.get_submodule(step.entry["feeds"]))
     for module in plan.folded:
         become_identity(module)
+    find_sums(model)

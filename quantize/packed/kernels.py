@@ -15,6 +15,7 @@ from .form import GROUPED
 from .grid import SignGrid
 from .layout import storage_bits
 from .panels import integers, panels, sums
+from .pending import Pending
 from .thresholds import HALF, of_products
 
 FLOAT_ROWS = 4  # float inputs of more rows are faster through the decoded weight and a matrix product
@@ -132,7 +133,7 @@ def _make_plan(layer) -> _Plan:
         if unit and threshold is None:
             threshold, flip = _above_half(channels * groups, codes.device)
         weight = (unit, codes, binary_panels(codes, length, groups), tap_sums(codes, taps, channels), scales, bias)
-        op, rest = "packed_binary_conv2d" if geometry else "packed_binary_linear", (channels * groups, *geometry)
+        op, rest = ("packed_binary_conv2d", (channels * groups, *geometry, None)) if geometry else ("packed_binary_linear", (channels,))
         following, inputs, outputs = _following(layer), {False: (threshold, flip), True: (None, None)}, {False: (None, None)}
         if following is not None:
             outputs[True] = following
@@ -217,6 +218,8 @@ def _binary(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     x = input if bits_in else _image(layer, plan, input)
     if x is None:
         return None
+    if layer._summed and not layer._forward_hooks and (bits_in or input.dim() == 4) and not torch.compiler.is_compiling():
+        return Pending(call, x)
     return call(x) if bits_in or bits_out else _like(input, layer, call(x))
 
 

@@ -101,6 +101,7 @@ class PackedLayer(OnGrid):
     plain: type[nn.Module]
     form: Form
     _next, _fed = None, False  # feed()
+    _summed = False  # sums.py
     spatial = 0
     transposed = False
 
@@ -114,7 +115,7 @@ class PackedLayer(OnGrid):
         for name in ("weight", *TENSORS):
             module._parameters.pop(name, None)
             module._buffers.pop(name, None)
-        for name in (*MADE, "_next", "_fed"):
+        for name in (*MADE, "_next", "_fed", "_summed"):
             vars(module).pop(name, None)
         drop_pre_hook(module, _no_fused_path)
         module.form, module.dtype = weight.form, dtype

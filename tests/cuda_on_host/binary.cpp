@@ -58,6 +58,8 @@ int64_t check(const Layer& l, bool unit, bool bits_in, bool bits_out, bool chann
     }
 
   std::vector<float> wanted(out_rows * l.outputs);
+  const bool added = thresholds && !bits_out;
+  const Buffer<float> residual(added ? wanted.size() : 0, 0);
   std::vector<uint32_t> bits(out_rows * c.out_words());
   for (int64_t row = 0; row < out_rows; ++row)
     for (int n = 0; n < l.outputs; ++n) {
@@ -73,6 +75,7 @@ int64_t check(const Layer& l, bool unit, bool bits_in, bool bits_out, bool chann
       const int64_t place = channels_together ? row * l.outputs + n : (int64_t(sample) * l.outputs + n) * c.out_pixels() + at;
       const float product = float(dot) * scales.data()[n];
       wanted[place] = product + (thresholds ? bias.data()[n] : 0.f);
+      if (added) wanted[place] += residual.data()[place] = pattern_value(Pattern::noise, place + 3000);
       if ((dot < next_threshold.data()[n]) != (thresholds && next_flip.data()[n])) set_bit(&bits[row * c.out_words()], n);
     }
 
@@ -84,6 +87,7 @@ int64_t check(const Layer& l, bool unit, bool bits_in, bool bits_out, bool chann
   if (thresholds) c.bias = bias.data(), c.next_flip = next_flip.data();
   if (thresholds && !bits_in) c.threshold = threshold.data(), c.flip = flip.data();
   if (bits_out) c.next_threshold = next_threshold.data();
+  if (added) c.residual = residual.data();
   int64_t count = 0;
   for (const BinaryPath path : {BinaryPath::rows, BinaryPath::small_tiles, BinaryPath::wide_tiles, BinaryPath::direct}) {
     if (!takes(c, path)) continue;

@@ -48,6 +48,8 @@ def test_conv(case, unit):
     sources.append((packed_bits(bits_of(x, threshold, flip)), None, None))
     for source in sources:
         assert_same(ops.packed_binary_conv2d, *source, unit, *packed, scales, bias, None, None, *geometry)
+        residual = torch.randn_like(ops.packed_binary_conv2d(*source, unit, *packed, scales, bias, None, None, *geometry))
+        assert_same(ops.packed_binary_conv2d, *source, unit, *packed, scales, bias, None, None, *geometry, residual)
         assert_same(ops.packed_binary_conv2d, *source, unit, *packed, scales, None, next_threshold, None, *geometry)
         assert_same(ops.packed_binary_conv2d, *source, unit, *packed, scales, None, next_threshold, next_flip, *geometry)
 

@@ -17,6 +17,7 @@ CONVS = [
     (17, 3, (3, 3), 1, (1, 1), (1, 1), (1, 1), 11, 13),
     (33, 16, (3, 3), 1, (1, 1), (1, 1), (1, 1), 9, 31),
     (16, 16, (1, 1), 1, (2, 2), (0, 0), (1, 1), 9, 9),
+    (12, 130, (1, 1), 2, (3, 2), (0, 0), (1, 1), 2, 31),
     (8, 17, (3, 3), 1, (2, 2), (1, 1), (1, 1), 8, 7),
     (5, 63, (5, 5), 1, (1, 1), (2, 2), (2, 2), 12, 9),
     (65, 64, (3, 3), 1, (1, 1), (1, 1), (1, 1), 14, 14),
@@ -77,11 +78,13 @@ def weights(weight, groups=1):
     return codes, binary_panels(codes, rows.shape[1], groups), tap_sums(codes, taps, channels)
 
 
-def conv(x, weight, case, *, threshold=None, flip=None, unit=False, scales=None, bias=None, next_threshold=None, next_flip=None):
+def conv(
+    x, weight, case, *, threshold=None, flip=None, unit=False, scales=None, bias=None, next_threshold=None, next_flip=None, residual=None
+):
     outputs, inputs, kernel, groups, stride, padding, dilation, *_ = case
     scales = torch.ones(outputs) if scales is None else scales
     geometry = [list(pair) for pair in (kernel, stride, padding, dilation)]
-    after = (scales, bias, next_threshold, next_flip, inputs, *geometry, groups)
+    after = (scales, bias, next_threshold, next_flip, inputs, *geometry, groups, residual)
     return ops.packed_binary_conv2d(x, threshold, flip, unit, *weights(weight, groups), *after)
 
 
@@ -128,6 +131,26 @@ def test_conv_from_bits_to_bits(each_isa, case, unit):
         want = packed_bits(bits_of(dot, threshold.double(), f))
         for source in (x, x.contiguous(memory_format=torch.channels_last), packed):
             assert torch.equal(conv(source, weight, case, unit=unit, next_threshold=threshold, next_flip=f), want)
+
+
+@pytest.mark.parametrize("case", CONVS)
+def test_residual_is_the_sum_afterwards(each_isa, case):
+    x, weight, scales, bias = made(case)
+    packed, rest = packed_bits(bits_of(x)), {"scales": scales, "bias": bias}
+    shortcut = torch.randn_like(conv(packed, weight, case))
+    shortcut[0, 0, 0, 0] = torch.nan
+    for source in (x, x.contiguous(memory_format=torch.channels_last), packed):
+        for layout in LAYOUTS:
+            residual = shortcut.contiguous(memory_format=layout)
+            out = conv(source, weight, case, residual=residual, **rest)
+            assert torch.equal((conv(source, weight, case, **rest) + shortcut).nan_to_num(7.0), out.nan_to_num(7.0))
+            assert source is not packed or out.stride() == residual.stride()  # bits have no memory format
+    for other in (shortcut[:1], torch.tensor(2.0), shortcut.double(), shortcut.half(), shortcut.int()):  # as torch.add has it
+        want = conv(packed, weight, case, **rest) + other
+        got = conv(packed, weight, case, residual=other, **rest)
+        assert got.dtype == want.dtype and torch.equal(got.nan_to_num(7.0), want.nan_to_num(7.0))
+    with pytest.raises(ValueError, match="residual must be None where bits go out"):
+        conv(packed, weight, case, residual=shortcut, next_threshold=torch.zeros(case[0], dtype=torch.int32))
 
 
 def test_padding_is_zero_not_a_sign(each_isa):
@@ -222,6 +245,10 @@ def samples():
     yield op, (x, threshold, flip, False, *made_of, scales, bias, None, None, *geometry)
     yield op, (x.contiguous(memory_format=torch.channels_last), None, None, True, *made_of, scales, None, None, None, *geometry)
     yield op, (packed_bits(bits_of(x)), None, None, False, *made_of, scales, None, next_threshold, None, *geometry)
+    residual = torch.randn(2, case[0], 11, 13).contiguous(memory_format=torch.channels_last)
+    bare = (packed_bits(bits_of(x)), None, None, False, *made_of, scales, None, None, None, *geometry)
+    yield op, (*bare, residual)
+    yield op, (*bare, residual[:1].double())
     made_of, linear = weights(signs(17, 40)), ops.packed_binary_linear
     x, scales, next_threshold = torch.randn(3, 40), torch.rand(17), torch.zeros(17, dtype=torch.int32)
     yield linear, (x, None, None, False, *made_of, scales, None, None, None, 40)

@@ -139,6 +139,7 @@ int64_t check_lookup(Isa isa, Fence fence, int64_t channels, int64_t step, int64
 int64_t check_finishing(Isa isa, Fence fence, int64_t pixels, int channels) {
   const Buffer<int32_t> counts(channels * row, fence), base(pixels, fence), shift(channels, fence), limit(channels, fence);
   const Buffer<float> scale(channels, fence), bias(channels, fence);
+  const Noise<float> residual(channels * pixels, fence, 9);
   for (int64_t i = 0; i < channels * row; ++i) counts[i] = int32_t(quantize::hash32(uint32_t(i)) >> 20);
   for (int64_t i = 0; i < pixels; ++i) base[i] = int32_t(3000 + i);
   for (int c = 0; c < channels; ++c) shift[c] = -c, limit[c] = 40 * c - 300, scale[c] = 0.37f * float(c - 3), bias[c] = 1.3f * float(c);
@@ -147,10 +148,11 @@ int64_t check_finishing(Isa isa, Fence fence, int64_t pixels, int channels) {
   for (bool unit : {false, true}) {
     const BinaryFinish finish{unit, base.data(), shift.data()};
     for (bool rows : {false, true})
-      count += compare<float>(isa, fence, channels * pixels, "floats, " + what, [&](const BinaryKernels& k, const Buffer<float>& out) {
-        k.finish_floats(counts.data(), channels, pixels, finish, scale.data(), bias.data(), out.data(), rows ? 1 : pixels,
-                        rows ? channels : 1);
-      });
+      for (const float* more : {static_cast<const float*>(nullptr), static_cast<const float*>(residual.data())})
+        count += compare<float>(isa, fence, channels * pixels, "floats, " + what, [&](const BinaryKernels& k, const Buffer<float>& out) {
+          k.finish_floats(counts.data(), channels, pixels, finish, scale.data(), bias.data(), out.data(), more, rows ? 1 : pixels,
+                          rows ? channels : 1);
+        });
     count += compare<uint16_t>(isa, fence, pixels, "bits, " + what, [&](const BinaryKernels& k, const Buffer<uint16_t>& bits) {
       k.finish_bits(counts.data(), channels, pixels, finish, limit.data(), bits.data());
     });

@@ -224,13 +224,15 @@ def binary(r: dict) -> list[str]:
 def binary_models(r: dict) -> list[str]:
     """Whole networks, each side in its best memory format."""
     rows = []
-    for row in r["results"]:
-        best = {kind: min(t["median_s"] for side, t in row["sides"].items() if kind in side) * 1e3 for kind in ("binary", "fp32")}
-        others = "; ".join(f"{side} {t['median_s'] * 1e3:.2f}" for side, t in row["sides"].items() if side.endswith("int8"))
-        rows.append(
-            f"| Binary {row['model']}, batch 1, {r['threads']} thread, ms | {best['binary']:.2f} | {best['fp32']:.2f} | "
-            f"{best['fp32'] / best['binary']:.1f} times faster; {others} |"
-        )
+    for results in ("results", "avx512_alone", "avx2_alone"):
+        for row in r.get(results, []):
+            isa = r["isa"] if results == "results" else f"everything on {results.removesuffix('_alone')}"
+            best = {kind: min(t["median_s"] for side, t in row["sides"].items() if kind in side) * 1e3 for kind in ("binary", "fp32")}
+            others = "; ".join(f"{side} {t['median_s'] * 1e3:.2f}" for side, t in row["sides"].items() if side.endswith("int8"))
+            rows.append(
+                f"| Binary {row['model']}, batch 1, {r['threads']} thread, {isa}, ms | {best['binary']:.2f} | {best['fp32']:.2f} | "
+                f"{best['fp32'] / best['binary']:.1f} times faster; {others} |"
+            )
     return rows
 
 
@@ -262,7 +264,7 @@ SECTIONS = {
 # The rows that README opens with.
 HEADLINES = {
     memory: [0], step_time: [0, 1], accuracy: [0], other_models: [0], packed: [0, 1], diffq_reliability: [0], binary: [0],
-    binary_models: [1],
+    binary_models: [1, 5],
 }  # fmt: skip
 HEADER = ["| | compressed | plain | | command |", "|---|---|---|---|---|"]
 

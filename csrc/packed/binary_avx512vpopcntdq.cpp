@@ -1,5 +1,6 @@
 // Binary layers in AVX-512 with its popcount of 64-bit words.
 #include "binary_image_run.h"
+#include "binary_lookup_run.h"
 
 namespace quantize::packed {
 namespace {
@@ -22,7 +23,7 @@ struct Popcount {
 }  // namespace
 
 const BinaryKernels binary_avx512vpopcntdq{
-    pack_planes, pack_rows, gather, multiply<Popcount>, leave_out, multiply_row<Popcount>, finish_floats, finish_bits, 0, 0,
-    nullptr,     nullptr,   nullptr};
+    pack_planes, pack_rows, gather, multiply<Popcount>, leave_out, multiply_row<Popcount>, finish_floats, finish_bits,
+    64,          128,       index,  gather_index,       lookup};
 
 }  // namespace quantize::packed

@@ -23,7 +23,7 @@ struct BinaryTraits {
   static constexpr int channels = 16;           // whose counts lie together before they are finished
   static constexpr int quad = 4;                // bits of a nibble, and channels of a panel
   static constexpr int slack = 64;              // pixels behind an image that vectors may read
-  static constexpr int row_bytes_ahead = 2048;  // prefetched in products of one row
+  static constexpr int row_bytes_ahead = 4096;  // prefetched in products of one row
 };
 
 // Where the bits of an output pixel lie.

@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t row = BinaryTraits::stride, quad = BinaryTraits::quad, slack = BinaryTraits::slack;
 constexpr int64_t fewest_pixels = 16;  // of a linear layer's batch: fewer go through multiply_row
 constexpr int32_t none[TileTraits::together * TileTraits::columns] = {};
-constexpr int64_t fewest_tile_rows = 8;  // pixels of a sample: fewer leave more than half of a tile empty
+constexpr int64_t fewest_tile_rows = 48;  // pixels of a sample: fewer are sooner counted than weights are spread to bytes
 
 // What a call prepares for all its blocks.
 struct Prepared {

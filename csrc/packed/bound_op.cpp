@@ -71,6 +71,42 @@ class Watch {
   std::vector<Entry> entries_;
 };
 
+// One kind of input that a layer takes, and what is done with it.
+struct Case {
+  at::ScalarType dtype;
+  int64_t dims, axis, size;  // of the input, and of its dimension `axis`
+  pybind11::object op;       // a BoundOp
+};
+
+// A layer's usual call, whose conditions Python would take longer to look at than small layers take to compute.
+class Call {
+ public:
+  Call(pybind11::object watch, std::vector<pybind11::object> empty, pybind11::object wrap) : watch_(watch), empty_(empty), wrap_(wrap) {}
+
+  void add(at::ScalarType dtype, int64_t dims, int64_t axis, int64_t size, pybind11::object op) {
+    cases_.push_back({dtype, dims, axis, size, op});
+  }
+
+  pybind11::object operator()(const pybind11::object& input) const {
+    if (!THPVariable_CheckExact(input.ptr()) || !watch_.cast<const Watch&>().unchanged()) return pybind11::none();
+    const at::Tensor& x = THPVariable_Unpack(input.ptr());
+    if (x.numel() == 0 || (x.requires_grad() && at::GradMode::is_enabled())) return pybind11::none();
+    for (const auto& hooks : empty_)
+      if (PyObject_Size(hooks.ptr()) != 0) return pybind11::none();
+    for (const Case& c : cases_) {
+      if (x.scalar_type() != c.dtype || x.dim() != c.dims || x.size(c.axis) != c.size) continue;
+      return wrap_.is_none() ? pybind11::cast(c.op.cast<const BoundOp&>()(x, std::nullopt)) : wrap_(c.op, input);
+    }
+    return pybind11::none();
+  }
+
+ private:
+  pybind11::object watch_;
+  std::vector<pybind11::object> empty_;
+  pybind11::object wrap_;
+  std::vector<Case> cases_;
+};
+
 }  // namespace
 
 void define_bound_op(pybind11::module_& m) {
@@ -80,6 +116,12 @@ void define_bound_op(pybind11::module_& m) {
   pybind11::class_<Watch>(m, "Watch", "Whether dictionaries still hold the same tensors with the same values.")
       .def(pybind11::init<const std::vector<std::tuple<pybind11::dict, pybind11::str, at::Tensor>>&>(), pybind11::arg("entries"))
       .def("unchanged", &Watch::unchanged);
+  pybind11::class_<Call>(m, "Call", "A layer's usual call; None where it is not the usual one.")
+      .def(pybind11::init<pybind11::object, std::vector<pybind11::object>, pybind11::object>(), pybind11::arg("watch"),
+           pybind11::arg("empty"), pybind11::arg("wrap"))
+      .def("add", &Call::add, pybind11::arg("dtype"), pybind11::arg("dims"), pybind11::arg("axis"), pybind11::arg("size"),
+           pybind11::arg("op"))
+      .def("__call__", &Call::operator(), pybind11::arg("x"));
 }
 
 }  // namespace quantize::packed

@@ -244,7 +244,10 @@ Tensor packed_linear_cpu(const Tensor& input, const Tensor& step, const Tensor& 
   const Tensor x = input.contiguous();
   Tensor out = at::empty({batch, out_channels}, x.options());
   if (out.numel() == 0) return out;
-  std::unique_ptr<uint8_t[]> image(new uint8_t[(batch + TileRows::slack) * row + 64]());
+  const bool tiles = tile_kernels() && batch >= fewest_tile_rows;
+  const int64_t behind = 64 + (tiles ? TileRows::slack * row : 0);
+  std::unique_ptr<uint8_t[]> image(new uint8_t[batch * row + behind]);
+  if (row != channels) std::memset(image.get(), 0, batch * row);
   at::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
     image_kernels().from_rows(x.const_data_ptr<float>() + begin * channels, channels, channels, end - begin, act.range,
                               image.get() + begin * row, row);
@@ -255,7 +258,7 @@ Tensor packed_linear_cpu(const Tensor& input, const Tensor& step, const Tensor& 
       product(image.get() + first * row, 0, part, scratch, target + first * out_channels, out_channels, 1);
     });
   };
-  if (tile_kernels() && batch >= fewest_tile_rows) {
+  if (tiles) {
     const int64_t one[] = {1, 1};
     multiply(TileProduct{panels, epilogue, TileRows(1, batch, row, row, one), TileTaps(one, 1, panels.quads), {0}, out_channels}, 0);
     return out;

@@ -90,8 +90,30 @@ def _kept(layer, name: str, make: Callable):
     buffers = [(layer._buffers, part, layer._buffers.get(part)) for part in USED]
     if layer._next is not None:
         buffers += [(layer._next._buffers, part, layer._next._buffers[part]) for part in ("threshold", "flip")]
-    kept = layer.__dict__[name] = (_C.Watch([entry for entry in buffers if entry[2] is not None]), make(layer))
-    return kept[1]
+    watch, made = _C.Watch([entry for entry in buffers if entry[2] is not None]), make(layer)
+    layer.__dict__[name] = (watch, made)
+    if name == "_plan":
+        layer.__dict__["_call"] = _usual_call(layer, made, watch)
+    return made
+
+
+def _usual_call(layer, plan: _Plan, watch) -> Callable[[Tensor], Tensor | Pending | None] | None:
+    """What run() does with the input that a layer usually has, without Python in between."""
+    if plan.reason or plan.pad is not None or plan.half is not None or plan.floats or layer.spatial == 1:
+        return None
+    dims, axis, channels = (2, 1, layer.in_features) if layer.spatial == 0 else (4, 1, layer.in_channels)
+    if plan.bits is None:
+        call = _C.Call(watch, [], None)
+        call.add(torch.float32, dims, axis, channels, plan.call)
+        return call
+    bits_out = (False, True) in plan.bits
+    hooks = [layer._forward_hooks] if bits_out or layer._summed else []
+    hooks += [layer._next._forward_pre_hooks, layer._next._forward_hooks] if bits_out else []
+    call = _C.Call(watch, hooks, Pending if layer._summed and layer.spatial == 2 else None)
+    call.add(torch.float32, dims, axis, channels, plan.bits[False, bits_out])
+    if layer._fed:
+        call.add(torch.uint8, dims, dims - 1, -(-channels // 64) * 8, plan.bits[True, bits_out])
+    return call
 
 
 def run(layer, input: Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ from .grid import PARTS, Grid, grid_of
 from .weight import PackedWeight
 
 TENSORS = ("codes", "group_bits", "scales", "bias", *PARTS)  # what is stored of a layer; they keep their dtype
-MADE = ("_plan", "_table")  # what kernels.py makes of them at the first use
+MADE = ("_plan", "_table", "_call")  # what kernels.py makes of them at the first use
 ATTRIBUTES = {  # what tells one layer of a kind from another, with the defaults that files leave out
     "stride": 1,
     "padding": 0,
@@ -166,6 +166,9 @@ class PackedLayer(OnGrid):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the float layer's with the quantized weight."""
+        call = None if torch.compiler.is_compiling() else self.__dict__.get("_call")
+        if call is not None and (found := call(input)) is not None:
+            return found
         self._check_input(input)
         found = kernels.run(self, input)
         return functional.run(self, self._quantized(input)) if found is None else found

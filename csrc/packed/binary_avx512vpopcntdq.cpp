@@ -1,4 +1,4 @@
-// Binary layers in AVX-512 with its popcount of 64-bit words.
+// Binary layers in AVX-512 with its popcount of 64-bit words; lookup while K is short, and joining taps in words would take longer.
 #include "binary_image_run.h"
 #include "binary_lookup_run.h"
 
@@ -24,6 +24,6 @@ struct Popcount {
 
 const BinaryKernels binary_avx512vpopcntdq{
     pack_planes, pack_rows, gather, multiply<Popcount>, leave_out, multiply_row<Popcount>, finish_floats, finish_bits,
-    64,          128,       index,  gather_index,       lookup};
+    12,          128,       index,  gather_index,       lookup};
 
 }  // namespace quantize::packed

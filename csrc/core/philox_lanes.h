@@ -43,10 +43,12 @@ QUANTIZE_INLINE Product wide_product(Words::Part a, uint32_t b) {
 // word[w] of the counters first, first + 1, ..., first + 15; the second counter word is the same for all.
 QUANTIZE_INLINE void philox_lanes(uint32_t first, uint32_t second, Seed seed, Words (&word)[4]) {
   using T = PhiloxTraits;
+  static constexpr uint32_t numbers[lanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int i = 0; i < Lanes::parts; ++i) {
     Words::Part c0, c1 = Words::Part{} + second, c2 = Words::Part{} + uint32_t(seed.offset),
                     c3 = Words::Part{} + uint32_t(seed.offset >> 32);
-    for (int l = 0; l < Lanes::width; ++l) c0[l] = first + uint32_t(i * Lanes::width + l);
+    std::memcpy(&c0, numbers + i * Lanes::width, sizeof c0);
+    c0 += first;
     uint32_t k0 = uint32_t(seed.seed), k1 = uint32_t(seed.seed >> 32);
     for (int round = 0; round < T::rounds; ++round) {
       const Product p0 = wide_product(c0, T::multiplier0), p1 = wide_product(c2, T::multiplier1);

@@ -11,21 +11,36 @@ namespace {
 
 constexpr int block = DiffQTraits::block, piece = DiffQTraits::piece;
 
-// noise_of for a block of elements.
-QUANTIZE_INLINE void draw_noise(Seed seed, uint32_t stream, const float* quantiles, int64_t index, float* noise) {
+QUANTIZE_INLINE Lanes::Part looked_up(const float* table, Words::Part places) {
+  float values[Lanes::width];
+  for (int l = 0; l < Lanes::width; ++l) values[l] = table[places[l]];
+  Lanes::Part v;
+  std::memcpy(&v, values, sizeof v);
+  return v;
+}
+
+// use(i, noise_of) for lanes i to i + 15 of a block of elements.
+template <bool uniform, typename Use>
+QUANTIZE_INLINE void each_noise(Seed seed, uint32_t stream, const float* quantiles, int64_t index, const Use& use) {
   Words word[4];
   philox_lanes(uint32_t(index) * DiffQTraits::counters, stream, seed, word);
+#pragma GCC unroll 16
   for (int slot = 0; slot < DiffQTraits::slots; ++slot) {
     Lanes v;
     for (int p = 0; p < Lanes::parts; ++p) {
       const Words::Part own = word[slot % 8 / 2].part[p], w = slot < 8 ? own : exchange_bytes(own), u = slot % 2 ? w >> 16 : w & 0xffffu;
-      if (quantiles)
-        for (int l = 0; l < Lanes::width; ++l) v.part[p][l] = quantiles[u[l]];
-      else
+      if constexpr (uniform)
         v.part[p] = __builtin_convertvector((Lanes::Whole)u, Lanes::Part) * 0x1p-16f + (0x1p-17f - 0.5f);
+      else
+        v.part[p] = looked_up(quantiles, u);
     }
-    store_lanes(v, noise + slot * lanes);
+    use(slot * lanes, v);
   }
+}
+
+QUANTIZE_INLINE void draw_noise(Seed seed, uint32_t stream, const float* quantiles, int64_t index, float* noise) {
+  const auto store = [&](int i, Lanes v) __attribute__((always_inline)) { store_lanes(v, noise + i); };
+  quantiles ? each_noise<false>(seed, stream, quantiles, index, store) : each_noise<true>(seed, stream, quantiles, index, store);
 }
 
 QUANTIZE_INLINE Lanes over(Lanes a, Lanes b) {
@@ -170,7 +185,8 @@ template <typename T>
 void add_noise(const DiffQTensor& t, const void* source, int64_t begin, int64_t end, void* target) {
   const T* w = static_cast<const T*>(source);
   T* y = static_cast<T*>(target);
-  alignas(64) float noise[piece + 2 * block], scale[room], range[room], inverse[room];
+  alignas(64) float noise[block + lanes], scale[room], range[room], inverse[room];
+  const int64_t ahead = end - begin;
   for (int64_t next; begin < end; begin = next) {
     next = std::min(end, begin / piece * piece + piece);
     const int64_t first = begin / t.group_size, n = next - begin;
@@ -186,9 +202,21 @@ void add_noise(const DiffQTensor& t, const void* source, int64_t begin, int64_t 
       spread_ranges(t, 1, begin, next, range);
       for (int64_t i = 0; i < n; i += lanes) store_lanes(load_lanes(range + i) * load_lanes(scale + i), scale + i);
     }
-    const float* own = draw(t.seed, t.stream, t.quantiles, begin, next, noise);
-    for (int64_t i = 0; i < n; i += lanes)
-      store_part(load_part(w + begin + i, n - i) + load_lanes(own + i) * load_lanes(scale + i), y + begin + i, n - i);
+    for (int64_t from = begin / block * block; from < next; from += block) {
+      // What is read from memory is the next stretch: it comes while this one's noise is made.
+      for (int64_t i = 0; i < block; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(w + from + i + ahead, 0, 2);
+      if (from >= begin && from + block <= next && !t.quantiles) {
+        each_noise<true>(
+            t.seed, t.stream, nullptr, from / block, [&](int i, Lanes v) __attribute__((always_inline)) {
+              store_lanes(load_lanes(w + from + i) + v * load_lanes(scale + (from - begin) + i), y + from + i);
+            });
+        continue;
+      }
+      draw_noise(t.seed, t.stream, t.quantiles, from / block, noise);
+      const int64_t stop = std::min(from + block, next);
+      for (int64_t i = std::max(from, begin); i < stop; i += lanes)
+        store_part(load_part(w + i, stop - i) + load_lanes(noise + (i - from)) * load_lanes(scale + (i - begin)), y + i, stop - i);
+    }
   }
 }
 
@@ -275,8 +303,18 @@ void backward_piece(const DiffQTensor& t, const void* source, int64_t index, Dif
   const int64_t first = begin / t.group_size, groups = (end - 1) / t.group_size - first + 1;
   const Place place{begin, end, t.n};
   noise_scales<true>(t, first, groups, inverse, slope);
-  draw(t.seed, t.stream, t.quantiles, begin, end, noise);
-  for (int64_t i = 0; i < n; i += lanes) store_lanes(load_part(grad + begin + i, n - i) * load_lanes(noise + i), noise + i);
+  for (int64_t from = 0; from < n; from += block) {  // noise becomes its products
+    const auto multiply = [&](int i, Lanes v) __attribute__((always_inline)) {
+      store_lanes(load_lanes(grad + begin + from + i) * v, noise + from + i);
+    };
+    if (from + block <= n && !t.quantiles) {
+      each_noise<true>(t.seed, t.stream, nullptr, (begin + from) / block, multiply);
+      continue;
+    }
+    draw_noise(t.seed, t.stream, t.quantiles, (begin + from) / block, noise + from);
+    for (int64_t i = from; i < std::min(n, from + block); i += lanes)
+      store_lanes(load_part(grad + begin + i, n - i) * load_lanes(noise + i), noise + i);
+  }
   if (t.span % t.group_size == 0) {  // groups lie within rows: a row's sum is of its groups' sums
     sum_groups(noise, begin, end, t.group_size, by_group);
     for (int64_t g = 0; g < groups; g += lanes) {

@@ -112,7 +112,7 @@ def first_logit(low: float, high: float, first: float) -> float:
 
 
 def _rows(quantizer: DiffQQuantizer, weight: Tensor) -> Tensor:
-    return weight.movedim(quantizer.axis, 0).contiguous()
+    return (weight.movedim(quantizer.axis, 0) if quantizer.axis else weight).contiguous()
 
 
 def _lists(quantizers: list[DiffQQuantizer]) -> tuple[list, ...]:

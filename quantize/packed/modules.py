@@ -190,6 +190,12 @@ class PackedLayer(OnGrid):
         """Without what is made of the codes at the first use."""
         return {key: value for key, value in self.__dict__.items() if key not in MADE}
 
+    def _replicate_for_data_parallel(self):
+        replica = super()._replicate_for_data_parallel()
+        for name in MADE:  # of the original's buffers
+            vars(replica).pop(name, None)
+        return replica
+
     def extra_repr(self) -> str:
         """The float layer's, then method and bits."""
         activations = "" if self.activation_bits is None else f", activation_bits={self.activation_bits}"

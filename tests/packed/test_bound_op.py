@@ -61,3 +61,18 @@ def test_layers_see_new_buffers():
     assert torch.equal(packed(x), 2 * before)
     packed[0].scales = -packed[0].scales
     assert not torch.equal(packed(x), 2 * before)
+
+
+@pytest.mark.parametrize("config", [quantize.XNOR(), quantize.Uniform(4, activation_bits=8)])
+def test_replicas_use_their_own_buffers(config):
+    """As DataParallel makes them: attributes copied, then other buffers put in."""
+    prepared = quantize.prepare(nn.Sequential(nn.Linear(64, 8)), config)
+    prepared(torch.randn(4, 64))
+    (layer,) = quantize.convert(prepared)
+    x = torch.randn(2, 64)
+    before = layer(x)
+    replica = layer._replicate_for_data_parallel()
+    replica._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in layer._buffers.items()}
+    with torch.no_grad():
+        replica.scales.zero_()
+    assert torch.equal(replica(x), replica.bias.expand(2, -1)) and torch.equal(layer(x), before)

@@ -13,14 +13,6 @@ using quantize::Isa;
 
 constexpr int64_t row = BinaryTraits::stride;
 
-template <typename T>
-struct Noise : Buffer<T> {
-  Noise(size_t count, Fence fence, uint32_t salt) : Buffer<T>(count, fence) {
-    auto* bytes = reinterpret_cast<uint8_t*>(this->data());
-    for (size_t i = 0; i < count * sizeof(T); ++i) bytes[i] = uint8_t(quantize::hash32(uint32_t(i) + salt) >> 8);
-  }
-};
-
 // Runs `kernel` on this ISA and on the portable one, and compares what it writes.
 template <typename T, typename Kernel>
 int64_t compare(Isa isa, Fence fence, size_t count, const std::string& what, Kernel kernel) {

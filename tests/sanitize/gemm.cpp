@@ -12,13 +12,6 @@ namespace {
 using namespace quantize::packed;
 using quantize::Isa;
 
-template <typename T>
-struct Noise : Buffer<T> {
-  Noise(size_t count, Fence fence, uint32_t salt) : Buffer<T>(count, fence) {
-    for (size_t i = 0; i < count; ++i) (*this)[i] = T(quantize::hash32(uint32_t(i) + salt));
-  }
-};
-
 // Codes of a panel and the table they are looked up in.
 int64_t check_products(Isa isa, Fence fence, int bits, int largest, int64_t channels, int tap_count, int64_t pixels) {
   const int share = 8 / bits;

@@ -59,6 +59,15 @@ class Buffer {
   T* data_;
 };
 
+// Of random bytes.
+template <typename T>
+struct Noise : Buffer<T> {
+  Noise(size_t count, Fence fence, uint32_t salt) : Buffer<T>(count, fence) {
+    auto* bytes = reinterpret_cast<uint8_t*>(this->data());
+    for (size_t i = 0; i < this->bytes(); ++i) bytes[i] = uint8_t(quantize::hash32(uint32_t(i) + salt) >> 8);
+  }
+};
+
 [[noreturn]] inline void fail(const std::string& what) {
   std::fprintf(stderr, "FAILED: %s\n", what.c_str());
   std::exit(1);

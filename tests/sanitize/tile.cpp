@@ -13,13 +13,6 @@ namespace {
 using namespace quantize::packed;
 using quantize::Isa;
 
-template <typename T>
-struct Noise : Buffer<T> {
-  Noise(size_t count, Fence fence, uint32_t salt) : Buffer<T>(count, fence) {
-    for (size_t i = 0; i < count; ++i) (*this)[i] = T(quantize::hash32(uint32_t(i) + salt));
-  }
-};
-
 constexpr int64_t tile_bytes = TileTraits::quads * TileTraits::bytes;
 
 int64_t check_products(const TileKernels& tiles, Fence fence, int row_tiles, int panels, int64_t line_count, int64_t chunks) {

@@ -81,7 +81,7 @@ struct Case {
 // A layer's usual call, whose conditions Python would take longer to look at than small layers take to compute.
 class Call {
  public:
-  Call(pybind11::object watch, std::vector<pybind11::object> empty, pybind11::object wrap) : watch_(watch), empty_(empty), wrap_(wrap) {}
+  Call(pybind11::object watch, pybind11::object wrap) : watch_(watch), wrap_(wrap) {}
 
   void add(at::ScalarType dtype, int64_t dims, int64_t axis, int64_t size, pybind11::object op) {
     cases_.push_back({dtype, dims, axis, size, op});
@@ -91,8 +91,6 @@ class Call {
     if (!THPVariable_CheckExact(input.ptr()) || !watch_.cast<const Watch&>().unchanged()) return pybind11::none();
     const at::Tensor& x = THPVariable_Unpack(input.ptr());
     if (x.numel() == 0 || (x.requires_grad() && at::GradMode::is_enabled())) return pybind11::none();
-    for (const auto& hooks : empty_)
-      if (PyObject_Size(hooks.ptr()) != 0) return pybind11::none();
     for (const Case& c : cases_) {
       if (x.scalar_type() != c.dtype || x.dim() != c.dims || x.size(c.axis) != c.size) continue;
       return wrap_.is_none() ? pybind11::cast(c.op.cast<const BoundOp&>()(x, std::nullopt)) : wrap_(c.op, input);
@@ -101,9 +99,7 @@ class Call {
   }
 
  private:
-  pybind11::object watch_;
-  std::vector<pybind11::object> empty_;
-  pybind11::object wrap_;
+  pybind11::object watch_, wrap_;  // nothing that leads back to the layer: Python's collector does not look in here
   std::vector<Case> cases_;
 };
 
@@ -117,8 +113,7 @@ void define_bound_op(pybind11::module_& m) {
       .def(pybind11::init<const std::vector<std::tuple<pybind11::dict, pybind11::str, at::Tensor>>&>(), pybind11::arg("entries"))
       .def("unchanged", &Watch::unchanged);
   pybind11::class_<Call>(m, "Call", "A layer's usual call; None where it is not the usual one.")
-      .def(pybind11::init<pybind11::object, std::vector<pybind11::object>, pybind11::object>(), pybind11::arg("watch"),
-           pybind11::arg("empty"), pybind11::arg("wrap"))
+      .def(pybind11::init<pybind11::object, pybind11::object>(), pybind11::arg("watch"), pybind11::arg("wrap"))
       .def("add", &Call::add, pybind11::arg("dtype"), pybind11::arg("dims"), pybind11::arg("axis"), pybind11::arg("size"),
            pybind11::arg("op"))
       .def("__call__", &Call::operator(), pybind11::arg("x"));

@@ -103,13 +103,11 @@ def _usual_call(layer, plan: _Plan, watch) -> Callable[[Tensor], Tensor | Pendin
         return None
     dims, axis, channels = (2, 1, layer.in_features) if layer.spatial == 0 else (4, 1, layer.in_channels)
     if plan.bits is None:
-        call = _C.Call(watch, [], None)
+        call = _C.Call(watch, None)
         call.add(torch.float32, dims, axis, channels, plan.call)
         return call
     bits_out = (False, True) in plan.bits
-    hooks = [layer._forward_hooks] if bits_out or layer._summed else []
-    hooks += [layer._next._forward_pre_hooks, layer._next._forward_hooks] if bits_out else []
-    call = _C.Call(watch, hooks, Pending if layer._summed and layer.spatial == 2 else None)
+    call = _C.Call(watch, Pending if layer._summed and layer.spatial == 2 else None)
     call.add(torch.float32, dims, axis, channels, plan.bits[False, bits_out])
     if layer._fed:
         call.add(torch.uint8, dims, dims - 1, -(-channels // 64) * 8, plan.bits[True, bits_out])
@@ -240,17 +238,19 @@ def _binary(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     x = input if bits_in else _image(layer, plan, input)
     if x is None:
         return None
-    if layer._summed and not layer._forward_hooks and (bits_in or input.dim() == 4) and not torch.compiler.is_compiling():
+    if layer._summed and not watched(layer) and (bits_in or input.dim() == 4) and not torch.compiler.is_compiling():
         return Pending(call, x)
     return call(x) if bits_in or bits_out else _like(input, layer, call(x))
 
 
 def _hands_bits_on(layer, plan: _Plan) -> bool:
-    """Not where hooks would see them."""
+    return layer._next is not None and (False, True) in plan.bits and not watched(layer)
+
+
+def watched(layer) -> bool:
+    """Whether hooks would see what `layer` hands on, which is not always a float tensor."""
     other = layer._next
-    if other is None or (False, True) not in plan.bits:
-        return False
-    return not (layer._forward_hooks or other._forward_pre_hooks or other._forward_hooks)
+    return bool(layer._forward_hooks) or (other is not None and bool(other._forward_pre_hooks or other._forward_hooks))
 
 
 def _following(layer) -> tuple[Tensor, Tensor] | None:

@@ -1,6 +1,8 @@
 """Sums behind binary convolutions: computed with them, the same to the bit, and only where nothing comes between."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -129,3 +131,36 @@ def test_gradient_of_the_shortcut():
     shortcut = torch.randn(2, 16, 9, 9, requires_grad=True)
     (out + shortcut).sum().backward()
     assert torch.equal(shortcut.grad, torch.ones_like(shortcut))
+
+
+def test_empty_batches_and_other_dtypes():
+    model, x = packed(lambda out, x: out + x), torch.randn(2, 16, 9, 9)
+    assert model(x[:0]).shape == (0, 16, 9, 9)
+    with torch.no_grad():
+        assert isinstance(model.path(x), Pending)
+        for dtype in (torch.bfloat16, torch.float64):
+            shortcut = torch.randn_like(x, dtype=dtype)
+            shortcut[0, 0, 0, :2] = torch.tensor([torch.nan, torch.inf])
+            want = without_sums(model).path(x) + shortcut
+            got = model.path(x) + shortcut
+            assert got.dtype == want.dtype and torch.equal(got.nan_to_num(7.0), want.nan_to_num(7.0))
+
+
+def test_layer_that_is_called_twice():
+    model = trained_norms(Residual(lambda out, x: out + x)).eval()
+    again = nn.Sequential(model, model)
+    prepared = quantize.convert(quantize.prepare(again, quantize.XNOR()))
+    x = torch.randn(2, 16, 9, 9)
+    assert torch.equal(prepared(x), without_sums(prepared)(x))
+
+
+def test_layers_with_hooks_are_freed():
+    model, x = packed(lambda out, x: out + x), torch.randn(2, 16, 9, 9)
+    model(x)
+    (layer,) = layers_of(model)
+    layer.register_forward_hook(lambda module, args, output, own=layer: None)  # a cycle, as hooks often are
+    model(x)
+    seen = weakref.ref(layer)
+    del model, layer
+    gc.collect()
+    assert seen() is None

@@ -43,7 +43,7 @@ def measure_op(rounds: int, group_size: int) -> dict:
     sides = {
         "eager": lambda: run(lambda: eager(weight, logits, group_size)),
         "fused": lambda: run(
-            lambda: torch.ops.quantize.diffq([weight], [logits], seed, [0], [group_size], [columns], [2.0], [15.0], None)[0]
+            lambda: torch.ops.quantize.diffq([weight], [logits], seed, [0], [group_size], [columns], [2.0], [15.0], None)[0][0]
         ),
         "copy": lambda: (grad.clone(), grad.clone()),  # 16 bytes moved a weight
     }

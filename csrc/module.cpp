@@ -9,6 +9,7 @@
 #include "core/cpu_isa.h"
 #include "mixed_precision/bind.h"
 #include "packed/bound_op.h"
+#include "weight/walk.h"
 
 #if defined(__clang__)
 #define QUANTIZE_COMPILER "clang " __clang_version__
@@ -52,6 +53,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   quantize::packed::define_bound_op(m);
   quantize::mixed_precision::define_allocate(m);
+  quantize::weight::define_walk(m);
   m.def(
       "packed_strides",
       [](const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {

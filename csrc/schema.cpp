@@ -54,17 +54,19 @@ TORCH_LIBRARY(quantize, m) {
   // DiffQ, for all weights of a step at once: lists have an entry a weight, `logits` float32, one for each group_sizes[i] weights in a row.
   // spans[i] weights in a row share a range (csrc/weight/diffq.h). streams[i]: which noise of `seed` the weight gets. quantiles: float32
   // [65536], of noise that is not uniform. y: the weights with noise; ranges: float32 [rows, 2], lowest and highest - lowest; extremes:
-  // int32 [rows, 2], where those two are.
+  // int32 [rows, 2], where those two are; bits: float32 [weights, 2], of each one's elements together, those of the noise and whole ones.
   m.def(
       "diffq_noise(Tensor[] weights, Tensor[] logits, Tensor seed, int[] streams, int[] group_sizes, int[] spans, float[] min_bits, "
-      "float[] max_bits, Tensor? quantiles) -> (Tensor[] y, Tensor[] ranges, Tensor[] extremes)");
+      "float[] max_bits, Tensor? quantiles) -> (Tensor[] y, Tensor[] ranges, Tensor[] extremes, Tensor bits)");
+  // grad_bits: the gradient of `bits`, which goes straight through where they are rounded.
   m.def(
       "diffq_backward(Tensor[] grads, Tensor[] logits, Tensor[] ranges, Tensor[] extremes, Tensor seed, int[] streams, int[] group_sizes, "
-      "int[] spans, float[] min_bits, float[] max_bits, Tensor? quantiles) -> (Tensor[] grad_weights, Tensor[] grad_logits)");
+      "int[] spans, float[] min_bits, float[] max_bits, Tensor? quantiles, Tensor? grad_bits) -> (Tensor[] grad_weights, Tensor[] "
+      "grad_logits)");
   // The same in place: the weights' gradient differs from that of y at the ranges' ends only. Returns the logits'.
   m.def(
       "diffq_backward_(Tensor(a!)[] grads, Tensor[] logits, Tensor[] ranges, Tensor[] extremes, Tensor seed, int[] streams, int[] "
-      "group_sizes, int[] spans, float[] min_bits, float[] max_bits, Tensor? quantiles) -> Tensor[]");
+      "group_sizes, int[] spans, float[] min_bits, float[] max_bits, Tensor? quantiles, Tensor? grad_bits) -> Tensor[]");
   // The weights on the grid of their rounded bits, as files store them.
   m.def(
       "diffq_round(Tensor[] weights, Tensor[] logits, int[] group_sizes, int[] spans, float[] min_bits, float[] max_bits) -> (Tensor[] y, "
@@ -111,7 +113,7 @@ TORCH_LIBRARY(quantize, m) {
   // diffq_noise, diffq_round and diffq_bits with their gradients; rounding passes them straight through.
   m.def(
       "diffq(Tensor[] weights, Tensor[] logits, Tensor seed, int[] streams, int[] group_sizes, int[] spans, float[] min_bits, float[] "
-      "max_bits, Tensor? quantiles) -> Tensor[]");
+      "max_bits, Tensor? quantiles) -> (Tensor[] y, Tensor bits)");
   m.def("diffq_on_grid(Tensor[] weights, Tensor[] logits, int[] group_sizes, int[] spans, float[] min_bits, float[] max_bits) -> Tensor[]");
   m.def("diffq_total_bits(Tensor[] logits, int[] numels, int[] group_sizes, float[] min_bits, float[] max_bits, bool rounded) -> Tensor");
 

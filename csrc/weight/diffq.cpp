@@ -1,4 +1,4 @@
-// diffq_noise, diffq_round, diffq_backward_, diffq_bits: CPU and Meta.
+// diffq_noise, diffq_round, diffq_backward, diffq_bits: CPU and Meta.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -33,10 +33,11 @@ void run(const vector<Task>& tasks, const Body& body) {
   });
 }
 
-// Tensors in stretches of whole units of `size` elements.
+// Elements of a task: whole units of `size`.
+int64_t step_of(int64_t size) { return std::max<int64_t>(1, stretch / size) * size; }
+
 void split(vector<Task>& tasks, size_t tensor, int64_t n, int64_t size) {
-  const int64_t step = std::max<int64_t>(1, stretch / size) * size;
-  for (int64_t begin = 0; begin < n; begin += step) tasks.push_back({tensor, begin, std::min(n, begin + step)});
+  for (int64_t begin = 0, step = step_of(size); begin < n; begin += step) tasks.push_back({tensor, begin, std::min(n, begin + step)});
 }
 
 const uint8_t* bytes(const Tensor& x) { return static_cast<const uint8_t*>(x.const_data_ptr()); }
@@ -80,9 +81,8 @@ void over_weights(const vector<DiffQTensor>& tensors, const Tensors& weights, Ra
   };
   vector<Task> rows, all;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const bool is_long = tensors[i].span > stretch;
-    if (is_long) split(rows, i, tensors[i].n, tensors[i].span);
-    split(all, i, tensors[i].n, is_long ? stretch : tensors[i].span);
+    if (tensors[i].span > stretch) split(rows, i, tensors[i].n, tensors[i].span);
+    split(all, i, tensors[i].n, std::min(tensors[i].span, stretch));
   }
   run(rows, extents);
   run(all, [&](const Task& task) {
@@ -100,9 +100,17 @@ vector<DiffQTensor> tensors_of(const char* op, const DiffQLists& lists, const Te
   return tensors;
 }
 
-tuple<Tensors, Tensors, Tensors> noise_cpu(at::TensorList weights, at::TensorList logits, const Tensor& seed, at::IntArrayRef streams,
-                                           at::IntArrayRef group_sizes, at::IntArrayRef spans, at::ArrayRef<double> min_bits,
-                                           at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles) {
+// The bits of n elements, from the sum over their groups, of which the last may be short.
+float of_elements(double sum, int64_t n, const float* logits, int64_t group_size, BitsBounds bounds, bool rounded) {
+  const int64_t groups = count_of(n, group_size), missing = groups * group_size - n;
+  const double of_last = diffq_kernels(cpu_isa(), Scalar::f32).bits(logits + groups - 1, 1, bounds, rounded, nullptr, nullptr, 1.f);
+  return float(sum * double(group_size) - of_last * double(missing));
+}
+
+tuple<Tensors, Tensors, Tensors, Tensor> noise_cpu(at::TensorList weights, at::TensorList logits, const Tensor& seed,
+                                                   at::IntArrayRef streams, at::IntArrayRef group_sizes, at::IntArrayRef spans,
+                                                   at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits,
+                                                   const std::optional<Tensor>& quantiles) {
   const char* op = "diffq_noise";
   const DiffQLists lists{logits, streams, group_sizes, spans, min_bits, max_bits};
   check_lists(op, lists, weights.size());
@@ -111,10 +119,21 @@ tuple<Tensors, Tensors, Tensors> noise_cpu(at::TensorList weights, at::TensorLis
   const auto tensors = tensors_of(op, lists, w, made.ranges, read_seed(op, seed), quantiles);
   Tensors y;
   for (const Tensor& t : w) y.push_back(at::empty_like(t));
+  vector<vector<DiffQBits>> parts;
+  for (const DiffQTensor& t : tensors) parts.emplace_back(count_of(t.n, step_of(std::min(t.span, stretch))));
   over_weights(tensors, w, made, [&](const DiffQKernels& kernels, const DiffQTensor& t, const Task& task) {
-    kernels.noise(t, bytes(w[task.tensor]), task.begin, task.end, bytes(y[task.tensor]));
+    parts[task.tensor][task.begin / step_of(std::min(t.span, stretch))] =
+        kernels.noise(t, bytes(w[task.tensor]), task.begin, task.end, bytes(y[task.tensor]));
   });
-  return {y, made.ranges, made.extremes};
+  Tensor bits = at::empty({int64_t(tensors.size()), 2}, at::TensorOptions().dtype(at::kFloat));
+  float* totals = bits.mutable_data_ptr<float>();
+  for (const DiffQTensor& t : tensors) {
+    DiffQBits sums;
+    for (const DiffQBits& part : parts[&t - tensors.data()]) sums.learned += part.learned, sums.rounded += part.rounded;
+    *totals++ = of_elements(sums.learned, t.n, t.logits, t.group_size, t.bounds, false);
+    *totals++ = of_elements(sums.rounded, t.n, t.logits, t.group_size, t.bounds, true);
+  }
+  return {y, made.ranges, made.extremes, bits};
 }
 
 tuple<Tensors, Tensors> round_cpu(at::TensorList weights, at::TensorList logits, at::IntArrayRef group_sizes, at::IntArrayRef spans,
@@ -160,14 +179,16 @@ void join_cut(int64_t n, int64_t size, const vector<float>& cut, float* sums) {
 
 Tensors backward_cpu_(at::TensorList grads, at::TensorList logits, at::TensorList range_list, at::TensorList extremes, const Tensor& seed,
                       at::IntArrayRef streams, at::IntArrayRef group_sizes, at::IntArrayRef spans, at::ArrayRef<double> min_bits,
-                      at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles) {
+                      at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles, const std::optional<Tensor>& grad_bits) {
   const char* op = "diffq_backward_";
   const DiffQLists lists{logits, streams, group_sizes, spans, min_bits, max_bits};
   check_lists(op, lists, grads.size());
   check_made(op, lists, grads, range_list, extremes);
   const Tensors g = grads.vec();
   Tensors ranges = contiguous(range_list), grad_logits;
-  const auto tensors = tensors_of(op, lists, g, ranges, read_seed(op, seed), quantiles);
+  auto tensors = tensors_of(op, lists, g, ranges, read_seed(op, seed), quantiles);
+  check_grad_bits(op, grads, grad_bits);
+  for (size_t i = 0; grad_bits && i < tensors.size(); ++i) tensors[i].grad_bits = grad_bits->const_data_ptr<float>() + 2 * i;
   vector<vector<float>> row_sums, cut_groups, cut_rows;
   vector<Task> tasks;
   for (size_t i = 0; i < g.size(); ++i) {
@@ -206,9 +227,11 @@ Tensors backward_cpu_(at::TensorList grads, at::TensorList logits, at::TensorLis
 
 tuple<Tensors, Tensors> backward_cpu(at::TensorList grads, at::TensorList logits, at::TensorList ranges, at::TensorList extremes,
                                      const Tensor& seed, at::IntArrayRef streams, at::IntArrayRef group_sizes, at::IntArrayRef spans,
-                                     at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles) {
+                                     at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles,
+                                     const std::optional<Tensor>& grad_bits) {
   const Tensors changed = cloned(grads);
-  return {changed, backward_cpu_(changed, logits, ranges, extremes, seed, streams, group_sizes, spans, min_bits, max_bits, quantiles)};
+  return {changed,
+          backward_cpu_(changed, logits, ranges, extremes, seed, streams, group_sizes, spans, min_bits, max_bits, quantiles, grad_bits)};
 }
 
 // Weights of all groups of a tensor times their bits; the last group may be short.
@@ -233,10 +256,8 @@ Tensor bits_cpu(at::TensorList logits, at::IntArrayRef numels, at::IntArrayRef g
   for (size_t i = 0; i < numels.size(); ++i) {
     double sum = 0;
     for (double part : parts[i]) sum += part;
-    const int64_t last = logits[i].numel() - 1, missing = (last + 1) * group_sizes[i] - numels[i];
-    const double of_last = kernels.bits(logits[i].const_data_ptr<float>() + last, 1, bits_bounds(op, min_bits[i], max_bits[i]), rounded,
-                                        nullptr, nullptr, 1.f);
-    total.mutable_data_ptr<float>()[i] = float(sum * double(group_sizes[i]) - of_last * double(missing));
+    total.mutable_data_ptr<float>()[i] =
+        of_elements(sum, numels[i], logits[i].const_data_ptr<float>(), group_sizes[i], bits_bounds(op, min_bits[i], max_bits[i]), rounded);
   }
   return total;
 }
@@ -291,11 +312,11 @@ Ranges traced_ranges(at::TensorList weights, at::IntArrayRef spans) {
   return made;
 }
 
-tuple<Tensors, Tensors, Tensors> noise_meta(at::TensorList weights, at::TensorList, const Tensor&, at::IntArrayRef, at::IntArrayRef,
-                                            at::IntArrayRef spans, at::ArrayRef<double>, at::ArrayRef<double>,
-                                            const std::optional<Tensor>&) {
+tuple<Tensors, Tensors, Tensors, Tensor> noise_meta(at::TensorList weights, at::TensorList, const Tensor&, at::IntArrayRef, at::IntArrayRef,
+                                                    at::IntArrayRef spans, at::ArrayRef<double>, at::ArrayRef<double>,
+                                                    const std::optional<Tensor>&) {
   Ranges made = traced_ranges(weights, spans);
-  return {like(weights), made.ranges, made.extremes};
+  return {like(weights), made.ranges, made.extremes, at::empty({int64_t(weights.size()), 2}, weights[0].options().dtype(at::kFloat))};
 }
 
 tuple<Tensors, Tensors> round_meta(at::TensorList weights, at::TensorList, at::IntArrayRef, at::IntArrayRef spans, at::ArrayRef<double>,
@@ -307,12 +328,13 @@ Tensor group_bits_meta(const Tensor& logits, double, double, bool) { return at::
 
 tuple<Tensors, Tensors> backward_meta(at::TensorList grads, at::TensorList logits, at::TensorList, at::TensorList, const Tensor&,
                                       at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, at::ArrayRef<double>, at::ArrayRef<double>,
-                                      const std::optional<Tensor>&) {
+                                      const std::optional<Tensor>&, const std::optional<Tensor>&) {
   return {like(grads), like(logits)};
 }
 
 Tensors backward_meta_(at::TensorList, at::TensorList logits, at::TensorList, at::TensorList, const Tensor&, at::IntArrayRef,
-                       at::IntArrayRef, at::IntArrayRef, at::ArrayRef<double>, at::ArrayRef<double>, const std::optional<Tensor>&) {
+                       at::IntArrayRef, at::IntArrayRef, at::ArrayRef<double>, at::ArrayRef<double>, const std::optional<Tensor>&,
+                       const std::optional<Tensor>&) {
   return like(logits);
 }
 

@@ -51,20 +51,25 @@ DiffQDeviceTensor begin(const char* op, Call& call, Made& made, const DiffQLists
   return own;
 }
 
-tuple<Tensors, Tensors, Tensors> noise_cuda(at::TensorList weights, at::TensorList logits, const Tensor& seed, at::IntArrayRef streams,
-                                            at::IntArrayRef group_sizes, at::IntArrayRef spans, at::ArrayRef<double> min_bits,
-                                            at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles) {
+tuple<Tensors, Tensors, Tensors, Tensor> noise_cuda(at::TensorList weights, at::TensorList logits, const Tensor& seed,
+                                                    at::IntArrayRef streams, at::IntArrayRef group_sizes, at::IntArrayRef spans,
+                                                    at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits,
+                                                    const std::optional<Tensor>& quantiles) {
   const char* op = "diffq_noise";
   const DiffQLists lists{logits, streams, group_sizes, spans, min_bits, max_bits};
   check_lists(op, lists, weights.size());
   Launcher launch(weights[0]);
   Call call;
   Made made;
-  for (size_t i = 0; i < weights.size(); ++i)
-    call.by_type[int(check_scalar(op, "weights", weights[i].scalar_type()))].push_back(
-        begin(op, call, made, lists, i, weights[i], read_seed(op, seed), quantiles));
+  Tensor bits = floats(2 * int64_t(weights.size()), weights[0]).view({-1, 2});
+  for (size_t i = 0; i < weights.size(); ++i) {
+    DiffQDeviceTensor own = begin(op, call, made, lists, i, weights[i], read_seed(op, seed), quantiles);
+    own.bits = bits.mutable_data_ptr<float>() + 2 * i;
+    own.piece_bits = call.keep<float>(floats(2 * pieces_of(own.t), weights[i]));
+    call.by_type[int(check_scalar(op, "weights", weights[i].scalar_type()))].push_back(own);
+  }
   for (int type = 0; type < 3; ++type) with_type(Scalar(type), [&]<typename T>(T) { launch_diffq_noise<T>(call.by_type[type], launch); });
-  return {made.y, made.ranges, made.extremes};
+  return {made.y, made.ranges, made.extremes, bits};
 }
 
 tuple<Tensors, Tensors> round_cuda(at::TensorList weights, at::TensorList logits, at::IntArrayRef group_sizes, at::IntArrayRef spans,
@@ -85,11 +90,12 @@ tuple<Tensors, Tensors> round_cuda(at::TensorList weights, at::TensorList logits
 
 Tensors backward_cuda_(at::TensorList grads, at::TensorList logits, at::TensorList ranges, at::TensorList extremes, const Tensor& seed,
                        at::IntArrayRef streams, at::IntArrayRef group_sizes, at::IntArrayRef spans, at::ArrayRef<double> min_bits,
-                       at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles) {
+                       at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles, const std::optional<Tensor>& grad_bits) {
   const char* op = "diffq_backward_";
   const DiffQLists lists{logits, streams, group_sizes, spans, min_bits, max_bits};
   check_lists(op, lists, grads.size());
   check_made(op, lists, grads, ranges, extremes);
+  check_grad_bits(op, grads, grad_bits);
   Launcher launch(grads[0]);
   Call call;
   Tensors grad_logits;
@@ -97,6 +103,7 @@ Tensors backward_cuda_(at::TensorList grads, at::TensorList logits, at::TensorLi
     const Tensor &g = grads[i], range = ranges[i].contiguous();
     grad_logits.push_back(at::empty_like(logits[i]));
     DiffQDeviceTensor own{diffq_tensor(op, lists, i, g, call.keep<float>(range), read_seed(op, seed), quantiles)};
+    own.t.grad_bits = grad_bits ? grad_bits->const_data_ptr<float>() + 2 * i : nullptr;
     own.source = own.target = g.mutable_data_ptr();
     own.extremes = call.keep<int32_t>(extremes[i]), own.logits = grad_logits[i].mutable_data_ptr<float>();
     own.rows = call.keep<float>(floats(rows_of(own.t), g));
@@ -111,10 +118,11 @@ Tensors backward_cuda_(at::TensorList grads, at::TensorList logits, at::TensorLi
 
 tuple<Tensors, Tensors> backward_cuda(at::TensorList grads, at::TensorList logits, at::TensorList ranges, at::TensorList extremes,
                                       const Tensor& seed, at::IntArrayRef streams, at::IntArrayRef group_sizes, at::IntArrayRef spans,
-                                      at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits,
-                                      const std::optional<Tensor>& quantiles) {
+                                      at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles,
+                                      const std::optional<Tensor>& grad_bits) {
   const Tensors changed = cloned(grads);
-  return {changed, backward_cuda_(changed, logits, ranges, extremes, seed, streams, group_sizes, spans, min_bits, max_bits, quantiles)};
+  return {changed,
+          backward_cuda_(changed, logits, ranges, extremes, seed, streams, group_sizes, spans, min_bits, max_bits, quantiles, grad_bits)};
 }
 
 Tensor group_bits_cuda(const Tensor& input, double min_bits, double max_bits, bool rounded) {

@@ -23,6 +23,7 @@ struct DiffQDeviceTensor {
   void* target;
   int32_t* extremes;
   float *logits, *rows, *cut_groups, *cut_rows;  // as DiffQSums; cut: [pieces, 2]
+  float *bits, *piece_bits;                      // [2], as DiffQBits; [pieces, 2]
 };
 
 struct DiffQBatch {
@@ -100,18 +101,52 @@ __global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_ranges(DiffQ
   }
 }
 
+template <typename T>
+QUANTIZE_DEVICE T warp_sum(T value) {
+  for (int mask = Warp::lanes / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(Warp::all, value, mask);
+  return value;
+}
+
 // Work items: pieces, a block each.
 template <typename T>
 __global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_add_noise(DiffQBatch batch) {
+  constexpr int warps = DiffQDeviceTraits::threads / Warp::lanes;
+  __shared__ float learned_sums[warps], rounded_sums[warps];
   for (int64_t item = blockIdx.x; item < batch.first[batch.count]; item += gridDim.x) {
     const DiffQItem work = find_item(batch, item);
     const DiffQTensor& t = work.own.t;
     const T* w = static_cast<const T*>(work.own.source);
     T* y = static_cast<T*>(work.own.target);
+    float learned = 0.f, rounded = 0.f;
     for_noise(t, work.index, [&](int64_t i, float noise) {
-      const float inverse = noise_scale(learned_bits(t.logits[unit_of(i, t.group_size)], t.bounds)).inverse;
-      y[i] = round_nearest(to_float_device(w[i]) + noise * (t.ranges[2 * unit_of(i, t.span) + 1] * inverse), T{});
+      const LearnedBits bits = learned_bits(t.logits[unit_of(i, t.group_size)], t.bounds);
+      learned += bits.bits, rounded += rounded_bits(bits.bits, t.bounds);
+      y[i] = round_nearest(to_float_device(w[i]) + noise * (t.ranges[2 * unit_of(i, t.span) + 1] * noise_scale(bits).inverse), T{});
     });
+    learned = warp_sum(learned), rounded = warp_sum(rounded);
+    if (threadIdx.x % Warp::lanes == 0)
+      learned_sums[threadIdx.x / Warp::lanes] = learned, rounded_sums[threadIdx.x / Warp::lanes] = rounded;
+    __syncthreads();
+    if (threadIdx.x < 2) {
+      const float* sums = threadIdx.x == 0 ? learned_sums : rounded_sums;
+      float sum = 0.f;
+      for (int warp = 0; warp < warps; ++warp) sum += sums[warp];
+      work.own.piece_bits[2 * work.index + threadIdx.x] = sum;
+    }
+    __syncthreads();
+  }
+}
+
+// Work items: tensors, a block each, whose first two warps work.
+template <typename T>
+__global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_join_bits(DiffQBatch batch) {
+  const int which = threadIdx.x / Warp::lanes, lane = threadIdx.x % Warp::lanes;
+  for (int64_t item = blockIdx.x; item < batch.first[batch.count] && which < 2; item += gridDim.x) {
+    const DiffQDeviceTensor& own = find_item(batch, item).own;
+    double sum = 0;
+    for (int64_t p = lane; p * DiffQTraits::piece < own.t.n; p += Warp::lanes) sum += double(own.piece_bits[2 * p + which]);
+    sum = warp_sum(sum);
+    if (lane == 0) own.bits[which] = float(sum);
   }
 }
 
@@ -173,9 +208,14 @@ __global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_gradients(Di
     __syncthreads();
     const int64_t first = begin / t.group_size, groups = (end - 1) / t.group_size - first + 1;
     sum_units(by_group, begin, end, t.group_size, [&](int64_t group, float sum) {
-      const NoiseScale scale = noise_scale(learned_bits(t.logits[group], t.bounds));
+      const LearnedBits bits = learned_bits(t.logits[group], t.bounds);
+      const NoiseScale scale = noise_scale(bits);
       if (in_rows) by_row[group - first] = sum * scale.inverse;
-      write_group(group, in_rows ? sum * scale.slope * t.ranges[2 * (group / (t.span / t.group_size)) + 1] : sum * scale.slope);
+      float slope = in_rows ? sum * scale.slope * t.ranges[2 * (group / (t.span / t.group_size)) + 1] : sum * scale.slope;
+      const int64_t group_begin = group * t.group_size, left = t.n - group_begin;
+      if (t.grad_bits && group_begin >= begin)  // where it begins
+        slope += bits.slope * ((t.grad_bits[0] + t.grad_bits[1]) * float(left < t.group_size ? left : t.group_size));
+      write_group(group, slope);
     });
     if (in_rows) __syncthreads();
     if (in_rows)
@@ -245,6 +285,8 @@ template <typename T, typename Launcher>
 void launch_diffq_noise(const std::vector<DiffQDeviceTensor>& tensors, Launcher& launch) {
   launch_diffq(diffq_ranges<T>, tensors, rows_of, DiffQDeviceTraits::threads / Warp::lanes, launch);
   launch_diffq(diffq_add_noise<T>, tensors, pieces_of, 1, launch);
+  launch_diffq(
+      diffq_join_bits<T>, tensors, [](const DiffQTensor&) -> int64_t { return 1; }, 1, launch);
 }
 
 template <typename T, typename Launcher>

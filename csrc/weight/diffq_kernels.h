@@ -14,7 +14,13 @@ struct DiffQTensor {
   BitsBounds bounds;
   Seed seed;
   uint32_t stream;
-  const float* quantiles;  // [65536]; null: uniform noise
+  const float* quantiles;            // [65536]; null: uniform noise
+  const float* grad_bits = nullptr;  // [2], of the backward: the gradients of DiffQBits' two numbers; null: of none
+};
+
+// The bits of a tensor's elements together: those of the noise, and whole ones as files have them.
+struct DiffQBits {
+  double learned = 0, rounded = 0;
 };
 
 // Where the sums of one piece go. A group or row of ranges that lies within the piece goes to its own place; one that is cut leaves its
@@ -44,8 +50,8 @@ struct ClippedSums {
 
 struct DiffQKernels {
   DiffQExtent (*extent)(const void* w, int64_t n);
-  // Elements [begin, end).
-  void (*noise)(const DiffQTensor& t, const void* w, int64_t begin, int64_t end, void* y);
+  // Elements [begin, end). Returns the sums over the groups (not their elements) that begin there.
+  DiffQBits (*noise)(const DiffQTensor& t, const void* w, int64_t begin, int64_t end, void* y);
   void (*round)(const DiffQTensor& t, const void* w, int64_t begin, int64_t end, void* y);
   // The sums of one piece.
   void (*backward)(const DiffQTensor& t, const void* grad, int64_t piece, DiffQSums sums);

@@ -76,24 +76,45 @@ QUANTIZE_INLINE BitsLanes bits_lanes(Lanes logit, BitsBounds bounds) {
 
 QUANTIZE_INLINE Lanes rounded_lanes(Lanes bits, BitsBounds bounds) { return lower(higher(to_whole(bits), bounds.least), bounds.greatest); }
 
-// inverse and slope of noise_scale for groups [first, first + count); the arrays have room for `abreast` more lanes.
 constexpr int abreast = 4;  // a chain of two exponentials and two divisions is long: several at a time
 
-template <bool with_slope>
-QUANTIZE_INLINE void noise_scales(const DiffQTensor& t, int64_t first, int64_t count, float* inverse, float* slope) {
+// use(i, b, levels, inverse) for groups [first, first + count), sixteen from the i-th on: their bits, 2^b, 1 / (2^b - 1). Up to `abreast`
+// times as many lanes are touched, so that arrays need room for them.
+template <typename Use>
+QUANTIZE_INLINE void each_scale(const DiffQTensor& t, int64_t first, int64_t count, const Use& use) {
   const auto several = [&](int64_t i, const auto& load) __attribute__((always_inline)) {
     BitsLanes b[abreast];
     for (int j = 0; j < abreast; ++j) b[j] = bits_lanes(load(i + j * lanes), t.bounds);
     for (int j = 0; j < abreast; ++j) {
-      const Lanes levels = exp2_lanes(b[j].bits), own = over(1.f, levels - 1.f);
-      store_lanes(own, inverse + i + j * lanes);
-      if constexpr (with_slope) store_lanes(levels * -0.69314718f * own * own * b[j].slope, slope + i + j * lanes);
+      const Lanes levels = exp2_lanes(b[j].bits);
+      use(i + j * lanes, b[j], levels, over(1.f, levels - 1.f));
     }
   };
   const float* logits = t.logits + first;
   int64_t i = 0;
   for (; i + abreast * lanes <= count; i += abreast * lanes) several(i, [&](int64_t k) { return load_lanes(logits + k); });
   if (i < count) several(i, [&](int64_t k) { return load_part(logits + k, std::max<int64_t>(count - k, 0)); });
+}
+
+// Zeros behind the first `count` lanes.
+QUANTIZE_INLINE Lanes first_lanes(Lanes v, int64_t count) {
+  float values[lanes];
+  store_lanes(v, values);
+  return load_part(values, std::clamp<int64_t>(count, 0, lanes));
+}
+
+// inverse[i] = 1 / (2^b - 1) of groups [first, first + count); the bits of all but the first `skip`, 0 or 1, are added to `sums`.
+QUANTIZE_INLINE void noise_scales(const DiffQTensor& t, int64_t first, int64_t count, int64_t skip, float* inverse, DiffQBits& sums) {
+  Lanes learned = 0.f, rounded = 0.f;
+  each_scale(
+      t, first, count, [&](int64_t i, const BitsLanes& b, Lanes, Lanes own) __attribute__((always_inline)) {
+        store_lanes(own, inverse + i);
+        Lanes bits = b.bits, whole = rounded_lanes(bits, t.bounds);
+        if (i + lanes > count) bits = first_lanes(bits, count - i), whole = first_lanes(whole, count - i);
+        if (i < skip) bits.part[0][0] = whole.part[0][0] = 0.f;
+        learned += bits, rounded += whole;
+      });
+  sums.learned += sum_of(learned), sums.rounded += sum_of(rounded);
 }
 
 // 2^b - 1 with whole b.
@@ -182,17 +203,18 @@ QUANTIZE_INLINE const float* draw(Seed seed, uint32_t stream, const float* quant
 }
 
 template <typename T>
-void add_noise(const DiffQTensor& t, const void* source, int64_t begin, int64_t end, void* target) {
+DiffQBits add_noise(const DiffQTensor& t, const void* source, int64_t begin, int64_t end, void* target) {
   const T* w = static_cast<const T*>(source);
   T* y = static_cast<T*>(target);
+  DiffQBits sums;
   alignas(64) float noise[block + lanes], scale[room], range[room], inverse[room];
   const int64_t ahead = end - begin;
   for (int64_t next; begin < end; begin = next) {
     next = std::min(end, begin / piece * piece + piece);
     const int64_t first = begin / t.group_size, n = next - begin;
     const int64_t groups = (next - 1) / t.group_size - first + 1;
-    noise_scales<false>(t, first, groups, inverse, nullptr);
-    const bool in_rows = t.span % t.group_size == 0;  // groups lie within rows: a factor each
+    noise_scales(t, first, groups, first * t.group_size < begin, inverse, sums);  // a group counts where it begins
+    const bool in_rows = t.span % t.group_size == 0;                              // groups lie within rows: a factor each
     if (in_rows)
       for_units(first, first + groups, t.span / t.group_size, [&](int64_t row, int64_t from, int64_t to) {
         for (int64_t g = from; g < to; ++g) inverse[g] = t.ranges[2 * row + 1] * inverse[g];
@@ -218,6 +240,7 @@ void add_noise(const DiffQTensor& t, const void* source, int64_t begin, int64_t 
         store_part(load_part(w + i, stop - i) + load_lanes(noise + (i - from)) * load_lanes(scale + (i - begin)), y + i, stop - i);
     }
   }
+  return sums;
 }
 
 template <typename T>
@@ -298,11 +321,16 @@ QUANTIZE_INLINE void sum_groups(float* products, int64_t begin, int64_t end, int
 template <typename T>
 void backward_piece(const DiffQTensor& t, const void* source, int64_t index, DiffQSums sums) {
   const T* grad = static_cast<const T*>(source);
-  alignas(64) float noise[piece + 2 * block], by_group[room], by_row[room], inverse[room], slope[room];
+  alignas(64) float noise[piece + 2 * block], by_group[room], by_row[room], inverse[room], slope[room], of_bits[room];
   const int64_t begin = index * piece, end = std::min(t.n, begin + piece), n = end - begin;
   const int64_t first = begin / t.group_size, groups = (end - 1) / t.group_size - first + 1;
   const Place place{begin, end, t.n};
-  noise_scales<true>(t, first, groups, inverse, slope);
+  each_scale(
+      t, first, groups, [&](int64_t i, const BitsLanes& b, Lanes levels, Lanes own) __attribute__((always_inline)) {
+        store_lanes(own, inverse + i);
+        store_lanes(levels * -0.69314718f * own * own * b.slope, slope + i);
+        if (t.grad_bits) store_lanes(b.slope, of_bits + i);
+      });
   for (int64_t from = 0; from < n; from += block) {  // noise becomes its products
     const auto multiply = [&](int i, Lanes v) __attribute__((always_inline)) {
       store_lanes(load_lanes(grad + begin + from + i) * v, noise + from + i);
@@ -340,17 +368,18 @@ void backward_piece(const DiffQTensor& t, const void* source, int64_t index, Dif
     sum_groups(by_group, begin, end, t.group_size, inverse);
     for (int64_t g = 0; g < groups; g += lanes) store_lanes(load_lanes(inverse + g) * load_lanes(slope + g), by_group + g);
   }
+  if (t.grad_bits) {  // of a group: where it begins
+    const float grad = t.grad_bits[0] + t.grad_bits[1], whole = grad * float(t.group_size), begun = by_group[0];
+    const int64_t last = groups - 1;  // the tensor's last group may be short
+    const float of_last = by_group[last] + of_bits[last] * (grad * float(std::min(t.n - (first + last) * t.group_size, t.group_size)));
+    for (int64_t g = 0; g < last; g += lanes) store_lanes(load_lanes(by_group + g) + load_lanes(of_bits + g) * whole, by_group + g);
+    by_group[last] = of_last;
+    if (first * t.group_size < begin) by_group[0] = begun;
+  }
   if (piece % t.group_size == 0)
     std::copy(by_group, by_group + groups, sums.logits + first);
   else
     for (int64_t g = 0; g < groups; ++g) place(first + g, t.group_size, sums.logits, sums.cut_groups) = by_group[g];
-}
-
-// Zeros behind the first `count` lanes.
-QUANTIZE_INLINE Lanes first_lanes(Lanes v, int64_t count) {
-  float values[lanes];
-  store_lanes(v, values);
-  return load_part(values, count);
 }
 
 double find_bits(const float* logits, int64_t n, BitsBounds bounds, bool rounded, float* bits, float* slope, float factor) {
@@ -378,7 +407,7 @@ double find_bits(const float* logits, int64_t n, BitsBounds bounds, bool rounded
       several(
           i, [&](int64_t at) { return load_part(logits + at, left(at)); },
           [&](Lanes v, float* to, int64_t at) { store_part(v, reinterpret_cast<F32*>(to), left(at)); });
-      for (int j = 0; j < abreast; ++j) sum[j] += first_lanes(found[j], std::min<int64_t>(left(i + j * lanes), lanes));
+      for (int j = 0; j < abreast; ++j) sum[j] += first_lanes(found[j], left(i + j * lanes));
     }
     total += sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
   }

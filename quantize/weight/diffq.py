@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .. import _C
 from .config import DiffQ
 from .quantizer import WeightQuantizer
 
@@ -29,12 +30,30 @@ class GroupCodes(NamedTuple):
     scales: Tensor
 
 
+class Drawn(NamedTuple):
+    """What a forward pass made of the weights of several quantizers. `logits`, `versions`: theirs, then.
+
+    `bits`: float32 [quantizers, 2], of each one's weight: those of the noise, and whole ones as files have them.
+    """
+
+    logits: list[Tensor]
+    versions: list[int]
+    bits: Tensor
+
+    def holds(self) -> bool:
+        """Whether the logits are still those, and gradients asked for as then."""
+        unchanged = all(own._version == version for own, version in zip(self.logits, self.versions, strict=True))
+        return unchanged and self.bits.requires_grad == (torch.is_grad_enabled() and any(own.requires_grad for own in self.logits))
+
+
 class DiffQQuantizer(WeightQuantizer):
     """A weight with noise (training) or on its grid (evaluation). `logits`: float32 [groups], by which the bits are learned."""
 
     # Of the forward pass under way; no part of the state.
     ready: Tensor | None = None  # the weight with noise, made together with the others
     beginner: int | None = None  # the id of the module whose call it is
+    # Of the last one.
+    drawn: Drawn | None = None
     optimizer = None  # a weak reference to the one that trains the bits
 
     def __init__(self, config: DiffQ, weight: Tensor, axis: int = 0):
@@ -64,7 +83,7 @@ class DiffQQuantizer(WeightQuantizer):
             or self.ready.requires_grad != (torch.is_grad_enabled() and weight.requires_grad)
         )
         if self.ready is None or in_checkpoint or torch.compiler.is_compiling():
-            return with_noise([(self, weight)])[0]
+            return with_noise([(self, weight)])[0][0]
         return self.ready
 
     @torch.no_grad()
@@ -97,11 +116,11 @@ class DiffQQuantizer(WeightQuantizer):
         return GroupCodes(codes.int(), bits.to(torch.uint8), scales)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        self.ready = None
+        self.ready = self.drawn = None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getstate__(self):
-        return {key: value for key, value in self.__dict__.items() if key not in ("ready", "beginner", "optimizer")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("ready", "beginner", "drawn", "optimizer")}
 
 
 def first_logit(low: float, high: float, first: float) -> float:
@@ -138,14 +157,15 @@ def gaussian_quantiles(device: torch.device) -> Tensor:
     return (torch.special.ndtri(places) / 2).float().to(device)
 
 
-def with_noise(pairs: list[tuple[DiffQQuantizer, Tensor]]) -> list[Tensor]:
-    """The weights of all `pairs` with noise, in one call. They must be on one device and have one kind of noise."""
+def with_noise(pairs: list[tuple[DiffQQuantizer, Tensor]]) -> tuple[list[Tensor], Tensor]:
+    """The weights of all `pairs` with noise, in one call, and Drawn's bits. They must be on one device and have one kind of noise."""
     quantizers, weights = [q for q, _ in pairs], [w for _, w in pairs]
     logits, group_sizes, spans, low, high = _lists(quantizers)
     quantiles = gaussian_quantiles(weights[0].device) if quantizers[0].config.noise == "gaussian" else None
     rows = [_rows(q, w) for q, w in pairs]
-    noisy = torch.ops.quantize.diffq(rows, logits, draw_seed(), list(range(len(rows))), group_sizes, spans, low, high, quantiles)
-    return [y.movedim(0, q.axis) if q.axis else y for q, y in zip(quantizers, noisy, strict=True)]
+    streams = list(range(len(rows)))
+    noisy, bits = torch.ops.quantize.diffq(rows, logits, draw_seed(), streams, group_sizes, spans, low, high, quantiles)
+    return [y.movedim(0, q.axis) if q.axis else y for q, y in zip(quantizers, noisy, strict=True)], bits
 
 
 def on_grid(quantizer: DiffQQuantizer, weight: Tensor) -> Tensor:
@@ -154,20 +174,10 @@ def on_grid(quantizer: DiffQQuantizer, weight: Tensor) -> Tensor:
     return y.movedim(0, quantizer.axis) if quantizer.axis else y
 
 
-def every_module(model: nn.Module) -> Iterator[nn.Module]:
-    """``model.modules()`` without the names that it makes: with hundreds of modules they cost half a millisecond, several times a step."""
-    found, left = {model}, [model]
-    while left:
-        module = left.pop()
-        yield module
-        new = dict.fromkeys(child for child in module._modules.values() if child is not None and child not in found)
-        found.update(new)
-        left += reversed(new)
-
-
 def diffq_quantizers(model: nn.Module) -> Iterator[DiffQQuantizer]:
     """All quantizers of `model` with learned bits, each once, in module order."""
-    return (module for module in every_module(model) if isinstance(module, DiffQQuantizer))
+    modules = model.modules() if torch.compiler.is_compiling() else _C.every_module(model)
+    return (module for module in modules if isinstance(module, DiffQQuantizer))
 
 
 def begin_forward(model: nn.Module, args=None) -> None:
@@ -179,33 +189,67 @@ def begin_forward(model: nn.Module, args=None) -> None:
         if not quantizer.training or quantizer.beginner not in (None, id(model)):
             continue  # frozen; or begun by a module around this one
         quantizer.beginner = id(model)
-        key = (weight.device, quantizer.config.noise)
-        bucket = buckets.setdefault(key, [])
-        bucket.append((quantizer, weight))
-        if sum(q.numel for q, _ in bucket) > BUCKET:
-            _fill(buckets.pop(key))
+        buckets.setdefault((weight.device, quantizer.config.noise), []).append((quantizer, weight))
     for bucket in buckets.values():
-        _fill(bucket)
+        for pairs in _shared_out(bucket):
+            _fill(pairs)
 
 
 def _parameters_with_noise(model: nn.Module) -> Iterator[tuple[DiffQQuantizer, Tensor]]:
     """Every quantizer with the parameter that it alone stands before, once."""
     found = set()
-    for chain in every_module(model):
-        if isinstance(chain, parametrize.ParametrizationList) and len(chain) == 1 and chain.is_tensor:
-            quantizer = chain[0]
+    for chain in _C.every_module(model):
+        if isinstance(chain, parametrize.ParametrizationList) and len(chain._modules) == 1 and chain.is_tensor:
+            (quantizer,) = chain._modules.values()
             if isinstance(quantizer, DiffQQuantizer) and quantizer not in found:
                 found.add(quantizer)
                 yield quantizer, chain.original
 
 
+def _shared_out(pairs: list) -> Iterator[list]:
+    """In their order, some more than BUCKET weights at a time."""
+    begin = weights = 0
+    for end, (quantizer, _) in enumerate(pairs, 1):
+        weights += quantizer.numel
+        if weights > BUCKET or end == len(pairs):
+            yield pairs[begin:end]
+            begin, weights = end, 0
+
+
 def _fill(pairs: list[tuple[DiffQQuantizer, Tensor]]) -> None:
-    for (quantizer, _), ready in zip(pairs, with_noise(pairs), strict=True):
-        quantizer.ready = ready
+    noisy, bits = with_noise(pairs)
+    logits, drawn = [quantizer.logits for quantizer, _ in pairs], None
+    # It outlives the forward pass: not where it would hold a graph, and not without knowing when it is out of date.
+    if all(own.is_leaf and not own.is_inference() for own in (*logits, *(weight for _, weight in pairs))):
+        drawn = Drawn(logits, [own._version for own in logits], bits)
+    for (quantizer, _), ready in zip(pairs, noisy, strict=True):
+        quantizer.ready, quantizer.drawn = ready, drawn
+
+
+def total_bits(quantizers: list[DiffQQuantizer], rounded: bool) -> Tensor:
+    """The bits of all weights of `quantizers` together, float32 scalar: of those of the noise, or whole ones. Differentiable.
+
+    Counted with the noise of the last forward pass where that has drawn it for just these, from logits that are as they were.
+    """
+    drawn = {id(q.drawn): q.drawn for q in quantizers}
+    known = [own for every in drawn.values() if every is not None for own in every.logits]
+    same = len(known) == len(quantizers) and {id(own) for own in known} == {id(q.logits) for q in quantizers}
+    if same and all(every is not None and every.holds() for every in drawn.values()) and not torch.compiler.is_compiling():
+        return sum(every.bits[:, int(rounded)].sum() for every in drawn.values())
+    return torch.ops.quantize.diffq_total_bits(
+        [q.logits.float() for q in quantizers],
+        [q.numel for q in quantizers],
+        [q.group_size for q in quantizers],
+        [float(q.config.min_bits) for q in quantizers],
+        [float(q.config.max_bits) for q in quantizers],
+        rounded,
+    ).sum()
 
 
 def end_forward(model: nn.Module, args=None, output=None) -> None:
     """Forward hook, called after an exception too: what this call made is let go of."""
+    if torch.compiler.is_compiling():
+        return
     for quantizer in diffq_quantizers(model):
         if quantizer.beginner == id(model):
             quantizer.ready = quantizer.beginner = None

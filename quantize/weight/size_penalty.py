@@ -8,7 +8,8 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from .diffq import DiffQQuantizer, diffq_quantizers, every_module
+from .. import _C
+from .diffq import DiffQQuantizer, diffq_quantizers, total_bits
 
 MIB = 1 << 20
 SMOOTH = 0.01  # within this part of the target the penalty is quadratic, so that the size comes to rest
@@ -51,22 +52,10 @@ def size_penalty(model: nn.Module, target_size: float | None = None) -> Tensor:
         raise ValueError("size_penalty: model must have learned bits; call quantize.prepare(model, quantize.DiffQ()) first")
     constant = _other_bytes(model, quantizers) / MIB
     if target_size is None:
-        return _bits(quantizers, not model.training).sum() / (8 * MIB) + constant
+        return total_bits(quantizers, not model.training) / (8 * MIB) + constant
     _check_target(target_size, constant, quantizers)
-    missed = (_bits(quantizers, True).sum() / (8 * MIB) + constant) / target_size - 1
+    missed = (total_bits(quantizers, True) / (8 * MIB) + constant) / target_size - 1
     return nn.functional.huber_loss(missed, torch.zeros_like(missed), delta=SMOOTH) / SMOOTH
-
-
-def _bits(quantizers: list[DiffQQuantizer], rounded: bool) -> Tensor:
-    """float32 [quantizers]: bits of each one's weight."""
-    return torch.ops.quantize.diffq_total_bits(
-        [q.logits.float() for q in quantizers],
-        [q.numel for q in quantizers],
-        [q.group_size for q in quantizers],
-        [float(q.config.min_bits) for q in quantizers],
-        [float(q.config.max_bits) for q in quantizers],
-        rounded,
-    )
 
 
 def _check_target(target_size, constant: float, quantizers: list[DiffQQuantizer]) -> None:
@@ -81,8 +70,11 @@ def _check_target(target_size, constant: float, quantizers: list[DiffQQuantizer]
 
 def _other_bytes(model: nn.Module, quantizers: list[DiffQQuantizer]) -> int:
     """Bytes of the saved model without the codes of learned bits."""
-    held = (part for module in every_module(model) for part in (module._parameters, module._buffers))
-    key = (len(quantizers), sum(tensor.nbytes for part in held for tensor in part.values() if tensor is not None))
+    if torch.compiler.is_compiling():
+        held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    else:
+        held = _C.held_bytes(model)
+    key = (len(quantizers), held)
     if model not in _others or _others[model][0] != key:
         from ..packed.size_report import bytes_beside_learned_bits  # the packed room stands on this one
 

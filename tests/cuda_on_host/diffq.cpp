@@ -28,12 +28,15 @@ struct Side {
         rows(row_count, 0),
         cut_groups(2 * pieces, 0),
         cut_rows(2 * pieces, 0),
-        extremes(2 * row_count, 0) {}
+        extremes(2 * row_count, 0),
+        bits(2, 0),
+        piece_bits(2 * pieces, 0) {}
 
   int64_t groups, row_count, pieces;
   Buffer<T> y, rounded, grad;
   Buffer<float> ranges, grad_logits, rows, cut_groups, cut_rows;
   Buffer<int32_t> extremes;
+  Buffer<float> bits, piece_bits;
 };
 
 // As diffq.cpp's join_cut.
@@ -56,7 +59,12 @@ void on_cpu(DiffQTensor t, const T* w, Side<T>& side) {
     side.extremes.data()[2 * row] = int32_t(row * t.span) + own.lowest,
                              side.extremes.data()[2 * row + 1] = int32_t(row * t.span) + own.highest;
   }
-  add_noise<T>(t, w, 0, t.n, side.y.data());
+  const DiffQBits sums = add_noise<T>(t, w, 0, t.n, side.y.data());
+  const double missing = double(side.groups * t.group_size - t.n);
+  for (bool rounded : {false, true}) {
+    const double last = find_bits(t.logits + side.groups - 1, 1, t.bounds, rounded, nullptr, nullptr, 1.f);
+    side.bits.data()[rounded] = float((rounded ? sums.rounded : sums.learned) * double(t.group_size) - last * missing);
+  }
   round_to_grid<T>(t, w, 0, t.n, side.rounded.data());
   for (int64_t p = 0; p < side.pieces; ++p)
     backward_piece<T>(t, side.grad.data(), p,
@@ -85,10 +93,17 @@ void expect_same_floats(const Buffer<float>& got, const Buffer<float>& want, con
            std::to_string(want.data()[i]));
 }
 
+void expect_near(const Buffer<float>& got, const Buffer<float>& want, const std::string& what) {
+  for (size_t i = 0; i < want.bytes() / sizeof(float); ++i)
+    if (std::abs(got.data()[i] - want.data()[i]) > 1e-6f * want.data()[i])
+      fail(what + ": " + std::to_string(got.data()[i]) + ", expected " + std::to_string(want.data()[i]));
+}
+
 // All shapes in one launch.
 template <typename T>
 int64_t check(const std::vector<Shape>& shapes, Pattern pattern, const float* quantiles) {
   constexpr BitsBounds bounds[] = {{2.f, 13.f, 2.f, 15.f}, {1.f, 15.f, 1.f, 16.f}, {2.5f, 1.75f, 3.f, 4.f}};
+  static const float grad_bits[2] = {0.25f, -1.5f};
   std::vector<std::unique_ptr<Side<T>>> device, host;
   std::vector<std::unique_ptr<Buffer<T>>> weights;
   std::vector<std::unique_ptr<Buffer<float>>> logits;
@@ -102,9 +117,18 @@ int64_t check(const std::vector<Shape>& shapes, Pattern pattern, const float* qu
     for (int64_t j = 0; j < own.groups; ++j)
       logits[i]->data()[j] = j % 19 == 7 ? std::numeric_limits<float>::quiet_NaN() : pattern_value(Pattern::noise, size_t(j)) * 4.f;
     fill(own.grad, Pattern::noise), fill(host[i]->grad, Pattern::noise);
-    const DiffQTensor t{s.n,         s.group_size, s.span, logits[i]->data(), own.ranges.data(), bounds[i % 3], {0x123456789abcdefull, 77},
-                        uint32_t(i), quantiles};
-    noise.push_back({t, weights[i]->data(), own.y.data(), own.extremes.data()});
+    const DiffQTensor t{s.n,
+                        s.group_size,
+                        s.span,
+                        logits[i]->data(),
+                        own.ranges.data(),
+                        bounds[i % 3],
+                        {0x123456789abcdefull, 77},
+                        uint32_t(i),
+                        quantiles,
+                        i % 2 ? grad_bits : nullptr};
+    noise.push_back({t, weights[i]->data(), own.y.data(), own.extremes.data(), nullptr, nullptr, nullptr, nullptr, own.bits.data(),
+                     own.piece_bits.data()});
     round.push_back({t, weights[i]->data(), own.rounded.data(), own.extremes.data()});
     gradients.push_back({t, own.grad.data(), own.grad.data(), own.extremes.data(), own.grad_logits.data(), own.rows.data(),
                          own.cut_groups.data(), own.cut_rows.data()});
@@ -122,12 +146,13 @@ int64_t check(const std::vector<Shape>& shapes, Pattern pattern, const float* qu
     expect_same_floats(got.ranges, want.ranges, what + ", ranges");
     expect_same(got.extremes.data(), values(want.extremes), what + ", extremes");
     expect_same_values(got.y.data(), values(want.y), what + ", noise");
+    expect_near(got.bits, want.bits, what + ", bits");
     expect_same_values(got.rounded.data(), values(want.rounded), what + ", grid");
     expect_same_floats(got.grad_logits, want.grad_logits, what + ", logits");
     expect_same_floats(got.rows, want.rows, what + ", ranges' gradient");
     expect_same_values(got.grad.data(), values(want.grad), what + ", gradient");
   }
-  return int64_t(7 * shapes.size());
+  return int64_t(8 * shapes.size());
 }
 
 int64_t check_bits() {

@@ -98,13 +98,13 @@ def sample(shape, group_size, dtype=torch.float32):
 def call(op, w, logits, group_size, span, low=2.0, high=15.0, stream=0, seed=SEED, quantiles=None):
     """ops.diffq or ops.diffq_on_grid for one weight."""
     if op is ops.diffq:
-        return op([w], [logits], seed, [stream], [group_size], [span], [low], [high], quantiles)[0]
+        return op([w], [logits], seed, [stream], [group_size], [span], [low], [high], quantiles)[0][0]
     return op([w], [logits], [group_size], [span], [low], [high])[0]
 
 
-def backward(grads, *rest):
+def backward(grads, *rest, grad_bits=None):
     """(gradients of the weights, of the logits): the op changes the former in place."""
-    changed = [grad.clone() for grad in grads]
+    changed, rest = [grad.clone() for grad in grads], (*rest, grad_bits)
     grad_logits = ops.diffq_backward_(changed, *rest)
     kept = [grad.clone() for grad in grads]
     for got, want in zip(ops.diffq_backward(grads, *rest), (changed, grad_logits), strict=True):

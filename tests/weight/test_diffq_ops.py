@@ -71,7 +71,7 @@ def test_ranges_and_where_they_end(each_isa, span):
         size, width = sizes(shape, 8, span)
         w, logits = sample(shape, 8)
         w = (w * 4).round() / 4  # many are equal: the first counts
-        _, (ranges,), (places,) = ops.diffq_noise([w], [logits], SEED, [0], [size], [width], [2.0], [15.0], None)
+        _, (ranges,), (places,), _ = ops.diffq_noise([w], [logits], SEED, [0], [size], [width], [2.0], [15.0], None)
         low, extent = extents(w.flatten(), width)
         assert torch.equal(ranges, torch.stack([low, extent], 1))
         begins = torch.arange(len(low)) * width
@@ -92,6 +92,41 @@ def test_bits_as_twin(each_isa):
         rounded = ops.diffq_group_bits(logits, low, high, True)
         assert torch.equal(rounded, rounded_bits_of(whole, low, high).float())
         assert math.ceil(low) <= float(rounded.min()) <= float(rounded.max()) <= math.floor(high)
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_bits_that_come_with_the_noise(each_isa, span):
+    for shape in (*SHAPES, (700, 27)):  # of the last, tasks end within groups
+        for group_size in (*GROUPS, 50_000):
+            size, width = sizes(shape, group_size, span)
+            w, logits = sample(shape, group_size)
+            w.requires_grad_(), logits.requires_grad_()
+            arguments = (SEED, [0], [size], [width], [2.5], [14.0], None)
+            (y,), bits = ops.diffq([w], [logits[: -(-w.numel() // size)]], *arguments)
+            for i, rounded in enumerate((False, True)):
+                want = ops.diffq_total_bits([logits[: -(-w.numel() // size)]], [w.numel()], [size], [2.5], [14.0], rounded)
+                torch.testing.assert_close(bits[:, i], want, rtol=1e-6, atol=0)
+            # Their gradient joins that of the noise, and is there without it.
+            grad, grad_bits = torch.randn(shape), torch.tensor([[0.25, 0.5]])
+            of_noise = torch.autograd.grad(y, (w, logits), grad, retain_graph=True)
+            (of_bits,) = torch.autograd.grad(bits, logits, grad_bits, retain_graph=True)
+            torch.testing.assert_close(of_bits, torch.autograd.grad(want, logits, torch.tensor([0.75]))[0], rtol=1e-6, atol=0)
+            both = torch.autograd.grad((y, bits), (w, logits), (grad, grad_bits))
+            assert torch.equal(both[0], of_noise[0])
+            torch.testing.assert_close(both[1], of_noise[1] + of_bits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_noise_and_its_bits_may_have_a_backward_each():
+    w, logits = (own.requires_grad_() for own in sample((3, 30), 8))
+    want = torch.autograd.grad([call(ops.diffq, w, logits, 8, 30).sum()], (w, logits))
+    for first in (0, 1):
+        (y,), bits = ops.diffq([w], [logits], SEED, [0], [8], [30], [2.0], [15.0], None)
+        w.grad = logits.grad = None
+        for part in (y, bits)[:: 1 - 2 * first]:
+            part.sum().backward()
+        assert torch.equal(w.grad, want[0])
+        slopes = torch.autograd.grad(2 * ops.diffq_total_bits([logits], [90], [8], [2.0], [15.0], False), logits)[0]
+        torch.testing.assert_close(logits.grad, want[1] + slopes)
 
 
 @pytest.mark.parametrize("n", [1, 7, 27, 2049, 40_001])
@@ -162,9 +197,9 @@ def test_weights_that_were_not_used():
     ws, logits = zip(*[sample((3, 30), 8) for _ in range(3)], strict=True)
     ws, logits = [w.requires_grad_() for w in ws], [own.requires_grad_() for own in logits]
     rest = (SEED, [4, 5, 6], [8] * 3, [30] * 3, [2.0] * 3, [15.0] * 3, None)
-    every = torch.autograd.grad([y.sum() for y in ops.diffq(ws, logits, *rest)], (*ws, *logits))
+    every = torch.autograd.grad([y.sum() for y in ops.diffq(ws, logits, *rest)[0]], (*ws, *logits))
     for used in ([1], [0, 2]):
-        ys = ops.diffq(ws, logits, *rest)
+        ys, _ = ops.diffq(ws, logits, *rest)
         some = torch.autograd.grad([ys[i].sum() for i in used], (*ws, *logits), allow_unused=True)
         for i in range(6):
             assert (some[i] is None) == (i % 3 not in used)
@@ -187,7 +222,7 @@ def test_gradients_that_others_hold_are_left_alone():
     w.requires_grad_()
     grad = torch.randn(3, 30)
     mine, seen = grad.clone(), []
-    y, other = ops.diffq([w, w], [logits, logits], SEED, [0, 1], [8, 8], [30, 30], [2.0] * 2, [15.0] * 2, None)
+    (y, other), _ = ops.diffq([w, w], [logits, logits], SEED, [0, 1], [8, 8], [30, 30], [2.0] * 2, [15.0] * 2, None)
     (want,) = torch.autograd.grad(y, w, mine, retain_graph=True)
     assert torch.equal(mine, grad)
     assert not torch.equal(want, grad)
@@ -210,7 +245,7 @@ def test_logits_that_changed_before_the_backward_are_an_error():
     y = call(ops.diffq, w, logits, 8, 30)
     with torch.no_grad():
         logits += 1
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="weight 0 have been modified by an inplace operation"):
         y.sum().backward()
 
 
@@ -218,7 +253,7 @@ def test_logits_that_changed_before_the_backward_are_an_error():
 def test_many_weights_at_once_are_as_each_alone(dtype):
     ws, logits, seed, *lists = batch(dtype)
     made = ops.diffq_noise(ws, logits, seed, *lists, None)
-    grads = backward(ws, logits, *made[1:], seed, *lists, None)
+    grads = backward(ws, logits, *made[1:3], seed, *lists, None)
     rounded = ops.diffq_round(ws, logits, *lists[1:])
     for i in range(len(ws)):
         own = [[values[i]] for values in lists]
@@ -239,8 +274,9 @@ def everything():
         ws, logits, seed, *lists = batch(dtype)
         for quantiles in (None, gaussian_quantiles(ws[0].device)):
             made = ops.diffq_noise(ws, logits, seed, *lists, quantiles)
-            back = backward([w.flip(0).contiguous() for w in ws], logits, *made[1:], seed, *lists, quantiles)
-            results += [patterns(t) for part in (*made, *back) for t in part]
+            back = backward([w.flip(0).contiguous() for w in ws], logits, *made[1:3], seed, *lists, quantiles)
+            more = backward(ws, logits, *made[1:3], seed, *lists, quantiles, grad_bits=made[3])
+            results += [patterns(t) for part in (*made, *back, *more) for t in part]
         results += [patterns(t) for part in ops.diffq_round(ws, logits, *lists[1:]) for t in part]
     numels = [w.numel() for w in ws]
     for rounded in (False, True):
@@ -279,7 +315,7 @@ def test_every_isa_gives_the_same_bits_of_nasty_weights(name):
             for width in (33, 132, size):
                 own = (logits[: -(-132 // size)].contiguous(), size, width)
                 made = ops.diffq_noise([w], [own[0]], SEED, [0], [size], [width], [2.0], [15.0], None)
-                back = backward([grad], [own[0]], *made[1:], SEED, [0], [size], [width], [2.0], [15.0], None)
+                back = backward([grad], [own[0]], *made[1:3], SEED, [0], [size], [width], [2.0], [15.0], None)
                 found += [t.nan_to_num(12345.0) for part in (*made, *back) for t in part]
                 found.append(call(ops.diffq_on_grid, w, *own).nan_to_num(12345.0))
         return found

@@ -194,3 +194,47 @@ def test_training_with_a_target():
     assert F.mse_loss(model(x), target) < 0.05 * target.var()
     bits = torch.cat(list(weight_bits(model).values()))
     assert bits.unique().numel() > 1  # not all alike: the bits were learned
+
+
+def test_walks_find_what_python_finds():
+    model = nn.Sequential(*[nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)) for _ in range(4)])
+    model.append(model[1])
+    model.add_module("none", None)
+    model[2][0].weight = model[3][0].weight
+    assert all(a is b for a, b in zip(quantize._C.every_module(model), model.modules(), strict=True))
+    assert quantize._C.held_bytes(model) == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+def test_bits_are_counted_with_the_noise_where_that_is_up_to_date():
+    model = quantize.prepare(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 5)), quantize.DiffQ(4))
+    logits = [layer.parametrizations.weight[0].logits for layer in model]
+
+    def fresh():
+        return quantize.size_penalty(copy.deepcopy(model))  # a copy has drawn nothing
+
+    def gradients(loss):
+        return torch.autograd.grad(loss, logits, retain_graph=True)
+
+    want = fresh()
+    slopes = gradients(quantize.size_penalty(model))
+    loss = model(torch.randn(3, 16)).square().sum()
+    penalty = quantize.size_penalty(model)
+    torch.testing.assert_close(penalty, want)
+    for both, one, other in zip(gradients(loss + penalty), gradients(loss), slopes, strict=True):
+        torch.testing.assert_close(both, one + other)
+    loss.backward()  # each may have a backward of its own, in any order
+    quantize.size_penalty(model).backward()
+    for own, slope in zip(logits, slopes, strict=True):
+        assert own.grad is not None
+        assert not torch.equal(own.grad, slope)
+    with torch.no_grad():
+        logits[0].add_(1)
+        assert not quantize.size_penalty(model).requires_grad
+    torch.testing.assert_close(quantize.size_penalty(model), fresh())
+    assert float(quantize.size_penalty(model)) > float(want)
+    model(torch.randn(3, 16))
+    model.eval()
+    torch.testing.assert_close(quantize.size_penalty(model), fresh())
+    with torch.no_grad():
+        model.train()(torch.randn(3, 16))
+    assert quantize.size_penalty(model).requires_grad

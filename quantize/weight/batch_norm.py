@@ -28,7 +28,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
         The same object, its training flags and momentums as before.
 
     Raises:
-        TypeError: `model` is no nn.Module. ValueError: no batches. What went wrong leaves the old statistics in place.
+        TypeError: naming the argument. ValueError: no batches. What went wrong leaves the old statistics in place.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -40,6 +40,8 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"reestimate_batch_norm: model must be an nn.Module; got {type(model).__name__}")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"reestimate_batch_norm: batches must be iterable; got {type(batches).__name__}")
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)]
     modes, momentums = [(m, m.training) for m in model.modules()], [norm.momentum for norm in norms]
     before = [[getattr(norm, name).clone() for name in STATISTICS] for norm in norms]

@@ -14,6 +14,7 @@ from .learned_activation import learned_activations
 
 FARTHEST = 8.0  # logits are kept within +-8: bits then lie within 0.04 % of a bound, and still have a slope to come back by
 WINDOW, OFTEN = 100, 10  # a warning for each window of steps in which so many were skipped
+MOVED = 3  # a warning after so many steps in a row between which something else changed the bits
 
 
 class BitGuard:
@@ -27,10 +28,22 @@ class BitGuard:
         self.steps = self.skipped = 0
         self.logits = logits
         self._recent = 0
+        self._left = self._versions()
+        self._moved = 0  # steps in a row before which something else had changed the bits
+
+    def _versions(self) -> list[int]:
+        return [0 if logits.is_inference() else logits._version for logits in self.logits]
 
     def before_step(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         """The optimizer's step pre-hook."""
         self.steps += 1
+        self._moved = self._moved + 1 if self._versions() != self._left else 0
+        if self._moved == MOVED:
+            warnings.warn(
+                f"add_bit_parameters: something else changes the bits between the steps of their optimizer, {MOVED} times in a row; if "
+                "another optimizer holds them too, unguarded and with its weight decay, make that one without them",
+                stacklevel=3,  # the caller of step()
+            )
         owned = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not all_finite([p.grad for p in owned]):
             for parameter in owned:
@@ -42,7 +55,7 @@ class BitGuard:
                 warnings.warn(
                     f"add_bit_parameters: {self._recent} of the last {WINDOW} steps were skipped because of gradients that are NaN or "
                     f"infinite ({self.skipped} of {self.steps} in all); a lower learning rate or loss scale may help",
-                    stacklevel=2,
+                    stacklevel=3,  # the caller of step()
                 )
             self._recent = 0
 
@@ -51,6 +64,7 @@ class BitGuard:
         """The optimizer's step post-hook: projects the bits into their bounds."""
         for logits in self.logits:
             logits.clamp_(-FARTHEST, FARTHEST)
+        self._left = self._versions()
 
     def __repr__(self):
         return f"BitGuard(steps={self.steps}, skipped={self.skipped})"
@@ -69,10 +83,11 @@ def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: f
     A step of `optimizer` is skipped whole, and counted, if one of its gradients is NaN or infinite. That is what keeps a second optimizer
     alive beside a gradient scaler: after an overflow the scaler skips the step of the first one only, while ``clip_grad_norm_`` has
     multiplied the bits' gradients by NaN too. The bits' gradients are small: an optimizer that is invariant to their scale suits them, such
-    as Adam, either for all parameters or as a second one, ``torch.optim.Adam([{"params": []}])``.
+    as Adam, either for all parameters or as a second one, ``torch.optim.Adam([{"params": []}])``; then the first one must be made without
+    the bits (before prepare, or without the parameters whose names end in ``logits``): a warning says when something else changes them.
 
-    Bits that all groups of a weight still share are spread over half a bit up and down, evenly: else groups that move together would change
-    their whole bits together, and the size of the file would jump.
+    Bits that all groups of a weight have as they started are spread over half a bit up and down, evenly: else groups that move together
+    would change their whole bits together, and the size of the file would jump.
 
     Call it after prepare and DistributedDataParallel, and before a learning-rate scheduler is made.
 

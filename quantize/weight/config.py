@@ -260,7 +260,8 @@ class DiffQ(WeightConfig):
     In training ``w + range * n / (2^b - 1)``, with n of the deviation of a true rounding error and ``b = min_bits + (max_bits - min_bits)
     sigmoid(logit)``; in evaluation b is rounded and the weight lies on the grid of 2^b levels between the range's ends. The logits are
     parameters: train them with :func:`quantize.add_bit_parameters`, and add :func:`quantize.size_penalty` to the loss, else nothing keeps
-    the bits down. Equation 4 of the paper, with two changes that `range` and `noise` undo.
+    the bits down. Equation 4 of the paper, with two changes that `range` and `noise` undo. Checkpointing runs code again with the same
+    noise, but for reentrant checkpoints inside of reentrant checkpoints: give those ``use_reentrant=False``.
 
     Args:
         group_size: weights in a row that share their bits, counted over the whole tensor; the last group may be short. 0: the whole tensor.

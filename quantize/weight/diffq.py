@@ -94,12 +94,15 @@ class DiffQQuantizer(WeightQuantizer):
 
     @torch.no_grad()
     def spread(self) -> None:
-        """Spreads bits that are all alike evenly over half a bit up and down: rounded, groups that move together would change together."""
+        """Spreads bits that are all where they started over half a bit up and down: groups that move together would change together."""
         config, groups = self.config, len(self.logits)
-        if config.max_bits == config.min_bits or not bool((self.logits == self.logits[0]).all()):
+        first = torch.tensor(first_logit(config.min_bits, config.max_bits, config.init_bits)).to(self.logits)
+        if groups == 1 or config.max_bits == config.min_bits or not bool((self.logits == first).all()):
             return
-        places = torch.arange(groups, dtype=torch.float64) * (math.sqrt(5) - 1) / 2  # the golden ratio's multiples fill an interval evenly
-        bits = config.min_bits + (config.max_bits - config.min_bits) * torch.sigmoid(self.logits[0].double().cpu()) + places % 1 - 0.5
+        places = (
+            torch.arange(groups, dtype=torch.float64) * (math.sqrt(5) - 1) / 2 % 1
+        )  # the golden ratio's multiples fill an interval evenly
+        bits = config.min_bits + (config.max_bits - config.min_bits) * torch.sigmoid(first.double().cpu()) + places - places.mean()
         part = ((bits - config.min_bits) / (config.max_bits - config.min_bits)).clamp(NEAR, 1 - NEAR)
         self.logits.copy_(torch.logit(part))
 
@@ -150,10 +153,21 @@ def draw_seed() -> Tensor:
     return torch.randint(2**63 - 1, (2,))
 
 
-@cache
 def gaussian_quantiles(device: torch.device) -> Tensor:
     """The 65,536 quantiles of a normal variable of deviation 1/2, float32."""
-    places = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return _make_quantiles(device)  # traced: what is made now may be no more than a shape, and must not be kept
+    return _kept_quantiles(device)
+
+
+@cache
+def _kept_quantiles(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # tensors of inference mode are of no use in training
+        return _make_quantiles(device)
+
+
+def _make_quantiles(device: torch.device) -> Tensor:
+    places = (torch.arange(65536, dtype=torch.float64, device="cpu") + 0.5) / 65536
     return (torch.special.ndtri(places) / 2).float().to(device)
 
 

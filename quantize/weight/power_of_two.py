@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .config import PowerOfTwo
+from .quantizer import check_floats, on_floats
 
 
 def power_of_two(x: Tensor, bits: int | None = None, plus: bool = False) -> Tensor:
@@ -18,7 +19,7 @@ def power_of_two(x: Tensor, bits: int | None = None, plus: bool = False) -> Tens
         x: floating-point Tensor of any shape.
         bits: None rounds every element by itself. 2 to 8: the levels are 0 and ``+-scale * 2^e``, e = 0 .. 2^(bits-1) - 2, with a
             least-squares scale for each entry of dimension 0 (for the whole of a vector), as :class:`quantize.PowerOfTwo` does it; the
-            gradient stops beyond the largest level. Not for float64.
+            gradient stops beyond the largest level. float64 is rounded in float32.
         plus: PO2+.
 
     Returns:
@@ -33,10 +34,9 @@ def power_of_two(x: Tensor, bits: int | None = None, plus: bool = False) -> Tens
         >>> quantize.power_of_two(torch.tensor([0.75, 1.42, 1.5, 1.51, -3.0]))
         tensor([ 1.,  2.,  2.,  2., -4.])
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"power_of_two: x must be a floating-point Tensor; got {getattr(x, 'dtype', type(x).__name__)}")
+    check_floats("power_of_two", "x", x)
     if bits is None:
         return torch.ops.quantize.power_of_two(x, plus)
     config = PowerOfTwo(bits, plus)
     rows = x if x.dim() > 1 else x.reshape(1, -1)
-    return torch.ops.quantize.fake_quantize(rows, config.codebook, bits, True).view_as(x)
+    return on_floats("power_of_two", "x", rows, lambda w: torch.ops.quantize.fake_quantize(w, config.codebook, bits, True)).view_as(x)

@@ -151,6 +151,10 @@ def check_weight(name: str, module: nn.Module, tensor: str, who: str = "prepare"
     at = f"{who}: {tensor} of layer {name!r}"
     if parametrize.is_parametrized(module, tensor) and any(isinstance(q, WeightQuantizer) for q in module.parametrizations[tensor]):
         raise ValueError(f"{at} must not be prepared already; make a new model for another configuration")
+    if module._parameters.get(tensor) is None and not parametrize.is_parametrized(module, tensor):
+        raise ValueError(
+            f"{at} must be a parameter; got {type(getattr(module, tensor, None)).__name__} (remove weight_norm or pruning first)"
+        )
     weight = getattr(module, tensor)
     if isinstance(weight, nn.parameter.UninitializedTensorMixin):
         raise ValueError(f"{at} must be initialized; run a batch through the lazy layer first")
@@ -236,7 +240,7 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
         The same object.
 
     Raises:
-        TypeError: `model` is no nn.Module. ValueError: `method` unknown, no activation quantizers, no batches, or an input not finite.
+        TypeError: naming the argument. ValueError: `method` unknown, no activation quantizers, no batches, or an input not finite.
 
     Example:
         >>> model = quantize.prepare(nn.Sequential(nn.Linear(8, 4)), quantize.Uniform(8, activation_bits=8))
@@ -246,6 +250,8 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"calibrate: model must be an nn.Module; got {type(model).__name__}")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"calibrate: batches must be iterable; got {type(batches).__name__}")
     if method not in METHODS:
         raise ValueError(f"calibrate: method must be one of {', '.join(map(repr, METHODS))}; got {method!r}")
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]

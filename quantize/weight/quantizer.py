@@ -12,10 +12,17 @@ from .config import XNOR, DiffQ, DoReFa, WeightConfig
 SMALLEST_STEP = 2.0**-100  # what a learned step at zero or below counts as (csrc/weight/lsq.h)
 
 
-def on_floats(who: str, name: str, x, function) -> Tensor:
-    """`function` of any floating-point tensor: a float64 one in float32. TypeError for others."""
+def check_floats(who: str, name: str, x) -> None:
+    """TypeError unless `x` is a floating-point tensor with all of its elements in memory."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"{who}: {name} must be a floating-point Tensor; got {getattr(x, 'dtype', type(x).__name__)}")
+    if x.layout != torch.strided or x.is_nested:
+        raise TypeError(f"{who}: {name} must be a dense Tensor; got {'a nested one' if x.is_nested else x.layout}")
+
+
+def on_floats(who: str, name: str, x, function) -> Tensor:
+    """`function` of any floating-point tensor: a float64 one in float32. TypeError for others."""
+    check_floats(who, name, x)
     return function(x.float()).double() if x.dtype == torch.float64 else function(x)
 
 

@@ -21,13 +21,15 @@ def size_penalty(model: nn.Module, target_size: float | None = None) -> Tensor:
     """The size of the file that the model would be saved to, in MiB, as a function of its learned bits; to be added to the loss.
 
     In training it counts the bits of the noise, in evaluation the rounded ones of the file: then it is ``size_report(model).bytes`` to
-    within a byte a tensor. Everything else of the file is a constant, found by converting a copy at the first call. No later call waits
-    for the device, and none raises because of values: a logit that is NaN counts as max_bits, without a gradient.
+    within a byte a tensor. Everything else of the file is a constant, found by converting a copy at the first call and again when tensors
+    come or go; what later keeps a batch norm from being folded, such as a hook, is not seen. No other call waits for the device, and none
+    raises because of values: a logit that is NaN counts as max_bits, without a gradient.
 
     Args:
         model: prepared with :class:`quantize.DiffQ`, DistributedDataParallel around it or not.
         target_size: MiB. If given, the result is instead a penalty for missing that size, ``|size / target_size - 1|`` of the rounded
-            bits (quadratic within 1 %): with a weight of 10 or more the size ends there, from either side.
+            bits (quadratic within 1 %): with a weight of 10 or more the size ends there, from either side, unless a single group is so
+            large that one bit of it is more than that.
 
     Returns:
         float32 scalar on the bits' device.

@@ -197,6 +197,53 @@ def test_many_skipped_steps_are_warned_of():
     assert (guard.steps, guard.skipped) == (300, 22)
 
 
+def test_another_optimizer_that_holds_the_bits_is_warned_of():
+    model = prepare(nn.Linear(64, 64), COARSE)
+    every = torch.optim.SGD(model.parameters(), 0.1, weight_decay=5e-2)
+    own = torch.optim.Adam([{"params": []}])
+    add_bit_parameters(own, model)
+
+    def run(*optimizers):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(own)
+        model.load_state_dict(copy.deepcopy(model.state_dict()))  # once is no sign of it
+        run(own), run(own), run(every, own), run(every, own)
+    with pytest.warns(UserWarning, match="something else changes the bits between the steps of their optimizer") as caught:
+        run(every, own)
+    assert caught[0].filename == __file__
+
+
+def test_bits_that_are_all_alike_start_apart_and_are_left_alone_later():
+    def bits(model):
+        return weight_bits(model)["weight"]
+
+    def added(model):
+        add_bit_parameters(torch.optim.Adam([{"params": []}]), model)
+        return bits(model)
+
+    model = prepare(nn.Linear(64, 64), DiffQ(8, init_bits=6))
+    started = added(model).clone()
+    assert len(set(started.tolist())) > 500
+    assert 5.4 < float(started.min()) < 5.6 < 6.4 < float(started.max()) < 6.6
+    assert abs(float(started.mean()) - 6) < 1e-3
+    again = prepare(nn.Linear(64, 64), DiffQ(8, init_bits=6))
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(added(again), started)
+    with torch.no_grad():
+        for group in again.parameters():
+            group.fill_(-8)
+    resumed = prepare(nn.Linear(64, 64), DiffQ(8, init_bits=6))
+    resumed.load_state_dict(again.state_dict())  # at their least, all of them
+    assert torch.equal(added(resumed), bits(again))
+    assert added(prepare(nn.Linear(16, 16), DiffQ(0))).tolist() == pytest.approx([8])
+
+
 def test_bits_are_projected_into_their_bounds():
     model = prepare(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4)), DiffQ())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from diffq_models import COARSE, Net, assert_same, at_rest, gradients, images, logits_of
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from quantize import ActivationConfig, DiffQ, QModule, add_bit_parameters, prepare, size_penalty, weight_bits
+from quantize.weight import diffq
 from quantize.weight.diffq import begin_forward
 
 
@@ -371,3 +373,18 @@ def test_two_processes(gloo):
             torch.testing.assert_close(a[name], b[name], rtol=0, atol=0, equal_nan=True)
     assert all(g.any() for name, g in first[0].items() if name.endswith("logits"))
     assert all(p.isfinite().all() for p in first[-1].values())
+
+
+def test_gaussian_noise_after_inference_and_tracing():
+    # The table of quantiles is kept: not one that inference mode or a trace has made.
+    diffq._kept_quantiles.cache_clear()
+    model = prepare(nn.Sequential(nn.Linear(8, 8)), DiffQ(noise="gaussian"))
+    x = torch.randn(2, 8)
+    torch.export.export(model, (x,))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model(torch.randn(2, 8))
+    with torch.inference_mode():
+        model(x)
+    y = model(x)
+    assert type(y) is torch.Tensor
+    y.sum().backward()

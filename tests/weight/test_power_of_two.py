@@ -170,13 +170,21 @@ def test_gradients():
         ((torch.ones(3), True), TypeError, "bits must be an integer from 2 to 8; got True"),
         ((torch.ones(3), 1), ValueError, "bits must be an integer from 2 to 8; got 1"),
         ((torch.ones(3), 9), ValueError, "bits must be an integer from 2 to 8; got 9"),
-        ((torch.ones(3).double(), 4), TypeError, "w must be float32, float16 or bfloat16; got Double"),
+        ((torch.ones(3).to_sparse(),), TypeError, "power_of_two: x must be a dense Tensor; got torch.sparse_coo"),
         ((torch.ones(3), 4, 1), TypeError, "plus must be a bool; got 1"),
     ],
 )
 def test_errors(arguments, error, message):
     with pytest.raises(error, match=message):
         quantize.power_of_two(*arguments)
+
+
+def test_levels_of_float64_are_those_of_float32():
+    x = torch.randn(5, 40, dtype=torch.float64, requires_grad=True)
+    y = quantize.power_of_two(x, 4)
+    assert torch.equal(y, quantize.power_of_two(x.float(), 4).double())
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert grad.dtype == torch.float64
 
 
 def test_threads_do_not_matter():

@@ -52,4 +52,6 @@ def test_errors_leave_the_model_as_it_was():
     assert model.training and model[1].momentum == 0.3
     with pytest.raises(TypeError, match="reestimate_batch_norm: model must be an nn.Module; got int"):
         reestimate_batch_norm(4, [])
+    with pytest.raises(TypeError, match="reestimate_batch_norm: batches must be iterable; got NoneType"):
+        reestimate_batch_norm(model, None)
     assert reestimate_batch_norm(nn.Linear(2, 2), [torch.randn(3, 2)]).training

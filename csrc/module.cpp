@@ -9,7 +9,7 @@
 #include "core/cpu_isa.h"
 #include "mixed_precision/bind.h"
 #include "packed/bound_op.h"
-#include "weight/walk.h"
+#include "weight/step.h"
 
 #if defined(__clang__)
 #define QUANTIZE_COMPILER "clang " __clang_version__
@@ -53,7 +53,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   quantize::packed::define_bound_op(m);
   quantize::mixed_precision::define_allocate(m);
-  quantize::weight::define_walk(m);
+  quantize::weight::define_step(m);
   m.def(
       "packed_strides",
       [](const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {

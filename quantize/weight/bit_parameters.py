@@ -9,6 +9,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from .. import _C
 from .diffq import diffq_quantizers
 from .learned_activation import learned_activations
 
@@ -45,7 +46,7 @@ class BitGuard:
                 stacklevel=3,  # the caller of step()
             )
         owned = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not all_finite([p.grad for p in owned]):
+        if not _C.all_finite([p.grad for p in owned]):
             for parameter in owned:
                 parameter.grad = None
             self.skipped += 1
@@ -68,13 +69,6 @@ class BitGuard:
 
     def __repr__(self):
         return f"BitGuard(steps={self.steps}, skipped={self.skipped})"
-
-
-@torch.no_grad()
-def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether no element is NaN or infinite (nor a tensor's sum). Waits for the device once."""
-    sums = [(t._values() if t.is_sparse else t).sum(dtype=torch.float32) for t in tensors]
-    return not sums or bool(torch.stack([s.to(sums[0].device) for s in sums]).isfinite().all())
 
 
 def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: float = 1e-3) -> BitGuard:

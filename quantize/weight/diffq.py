@@ -76,15 +76,22 @@ class DiffQQuantizer(WeightQuantizer):
         """The weight as training or evaluation sees it: shape and dtype as given."""
         if not self.training:
             return on_grid(self, weight)
-        # Inside a checkpoint the weight is made inside as well: code that is run again must save the same tensors, and finds the generator
-        # as it was, hence the same noise.
-        in_checkpoint = self.ready is not None and (
+        ready = self.usable(weight)
+        return with_noise([(self, weight)])[0][0] if ready is None else ready
+
+    def usable(self, weight: Tensor) -> Tensor | None:
+        """What this forward pass has ready, unless the weight must be made where it is used.
+
+        So it must inside a checkpoint: code that is run again must save the same tensors, and finds the generator as it was, hence the same
+        noise.
+        """
+        if self.ready is None or torch.compiler.is_compiling():
+            return None
+        in_checkpoint = (
             torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
             or self.ready.requires_grad != (torch.is_grad_enabled() and weight.requires_grad)
         )
-        if self.ready is None or in_checkpoint or torch.compiler.is_compiling():
-            return with_noise([(self, weight)])[0][0]
-        return self.ready
+        return None if in_checkpoint else self.ready
 
     @torch.no_grad()
     def bits(self) -> Tensor:
@@ -190,8 +197,9 @@ def on_grid(quantizer: DiffQQuantizer, weight: Tensor) -> Tensor:
 
 def diffq_quantizers(model: nn.Module) -> Iterator[DiffQQuantizer]:
     """All quantizers of `model` with learned bits, each once, in module order."""
-    modules = model.modules() if torch.compiler.is_compiling() else _C.every_module(model)
-    return (module for module in modules if isinstance(module, DiffQQuantizer))
+    if torch.compiler.is_compiling():
+        return (module for module in model.modules() if isinstance(module, DiffQQuantizer))
+    return iter(_C.modules_of(model, DiffQQuantizer))
 
 
 def begin_forward(model: nn.Module, args=None) -> None:
@@ -202,7 +210,7 @@ def begin_forward(model: nn.Module, args=None) -> None:
     for quantizer, weight in _parameters_with_noise(model):
         if not quantizer.training or quantizer.beginner not in (None, id(model)):
             continue  # frozen; or begun by a module around this one
-        quantizer.beginner = id(model)
+        vars(quantizer)["beginner"] = id(model)  # Module's own way to set an attribute looks through all of its dictionaries first
         buckets.setdefault((weight.device, quantizer.config.noise), []).append((quantizer, weight))
     for bucket in buckets.values():
         for pairs in _shared_out(bucket):
@@ -212,8 +220,8 @@ def begin_forward(model: nn.Module, args=None) -> None:
 def _parameters_with_noise(model: nn.Module) -> Iterator[tuple[DiffQQuantizer, Tensor]]:
     """Every quantizer with the parameter that it alone stands before, once."""
     found = set()
-    for chain in _C.every_module(model):
-        if isinstance(chain, parametrize.ParametrizationList) and len(chain._modules) == 1 and chain.is_tensor:
+    for chain in _C.modules_of(model, parametrize.ParametrizationList):
+        if len(chain._modules) == 1 and chain.is_tensor:
             (quantizer,) = chain._modules.values()
             if isinstance(quantizer, DiffQQuantizer) and quantizer not in found:
                 found.add(quantizer)
@@ -237,7 +245,7 @@ def _fill(pairs: list[tuple[DiffQQuantizer, Tensor]]) -> None:
     if all(own.is_leaf and not own.is_inference() for own in (*logits, *(weight for _, weight in pairs))):
         drawn = Drawn(logits, [own._version for own in logits], bits)
     for (quantizer, _), ready in zip(pairs, noisy, strict=True):
-        quantizer.ready, quantizer.drawn = ready, drawn
+        vars(quantizer).update(ready=ready, drawn=drawn)
 
 
 def total_bits(quantizers: list[DiffQQuantizer], rounded: bool) -> Tensor:
@@ -260,13 +268,30 @@ def total_bits(quantizers: list[DiffQQuantizer], rounded: bool) -> Tensor:
     ).sum()
 
 
+def read_when_ready(module: nn.Module, tensor: str) -> None:
+    """Lets `module` read its parametrized `tensor` at once where this forward pass has it ready: parametrize takes 40 us for it in a step."""
+    kind = type(module)  # its own: parametrize gives each module a class
+    usual = vars(kind)[tensor]
+
+    def read(own: nn.Module) -> Tensor:
+        chain = own._modules["parametrizations"]._modules[tensor]
+        quantizer = chain._modules.get("0")
+        if len(chain._modules) == 1 and isinstance(quantizer, DiffQQuantizer) and quantizer.ready is not None and chain.is_tensor:
+            ready = quantizer.usable(chain._parameters["original"])
+            if ready is not None and quantizer.training:
+                return ready
+        return usual.fget(own)
+
+    setattr(kind, tensor, property(read, usual.fset))
+
+
 def end_forward(model: nn.Module, args=None, output=None) -> None:
     """Forward hook, called after an exception too: what this call made is let go of."""
     if torch.compiler.is_compiling():
         return
     for quantizer in diffq_quantizers(model):
         if quantizer.beginner == id(model):
-            quantizer.ready = quantizer.beginner = None
+            vars(quantizer).update(ready=None, beginner=None)
 
 
 def draw_together(model: nn.Module) -> None:

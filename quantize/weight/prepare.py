@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from ..activation.intercept import keep_two_values
 from ..patterns import check, resolve, unmatched
 from .config import XNOR, DiffQ, DoReFa, PowerOfTwo, Ternary, Uniform, WeightConfig
-from .diffq import DiffQQuantizer, draw_together
+from .diffq import DiffQQuantizer, draw_together, read_when_ready
 from .dorefa import quantize_gradient_of
 from .lsq import METHODS, ActivationQuantizer, Observer
 from .quantizer import WeightQuantizer, make_activation_quantizer, make_quantizer
@@ -178,6 +178,8 @@ def _prepare_layer(module: nn.Module, config: WeightConfig, shared: dict[tuple, 
             shared[key] = quantizer
         parametrize.register_parametrization(module, tensor, quantizer, unsafe=True)  # safe: drawing noise to check the shape would not be
         quantizer.train(module.training)
+        if isinstance(quantizer, DiffQQuantizer):
+            read_when_ready(module, tensor)
     if isinstance(module, nn.RNNBase):
         _flatten_at_use(module)
     if not quantizes_input(module):

@@ -201,7 +201,9 @@ def test_walks_find_what_python_finds():
     model.append(model[1])
     model.add_module("none", None)
     model[2][0].weight = model[3][0].weight
-    assert all(a is b for a, b in zip(quantize._C.every_module(model), model.modules(), strict=True))
+    for kind in (nn.Module, nn.Conv2d, nn.modules.batchnorm._BatchNorm):
+        want = [m for m in model.modules() if isinstance(m, kind)]
+        assert all(a is b for a, b in zip(quantize._C.modules_of(model, kind), want, strict=True))
     assert quantize._C.held_bytes(model) == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
 
 

@@ -3,61 +3,12 @@
 
 #include <algorithm>
 
-#include "../core/philox_lanes.h"
+#include "clipped_noise_run.h"
 #include "diffq_kernels.h"
+#include "noise_run.h"
 
 namespace quantize::weight {
 namespace {
-
-constexpr int block = DiffQTraits::block, piece = DiffQTraits::piece;
-
-QUANTIZE_INLINE Lanes::Part looked_up(const float* table, Words::Part places) {
-  float values[Lanes::width];
-  for (int l = 0; l < Lanes::width; ++l) values[l] = table[places[l]];
-  Lanes::Part v;
-  std::memcpy(&v, values, sizeof v);
-  return v;
-}
-
-// use(i, noise_of) for lanes i to i + 15 of a block of elements.
-template <bool uniform, typename Use>
-QUANTIZE_INLINE void each_noise(Seed seed, uint32_t stream, const float* quantiles, int64_t index, const Use& use) {
-  Words word[4];
-  philox_lanes(uint32_t(index) * DiffQTraits::counters, stream, seed, word);
-#pragma GCC unroll 16
-  for (int slot = 0; slot < DiffQTraits::slots; ++slot) {
-    Lanes v;
-    for (int p = 0; p < Lanes::parts; ++p) {
-      const Words::Part own = word[slot % 8 / 2].part[p], w = slot < 8 ? own : exchange_bytes(own), u = slot % 2 ? w >> 16 : w & 0xffffu;
-      if constexpr (uniform)
-        v.part[p] = __builtin_convertvector((Lanes::Whole)u, Lanes::Part) * 0x1p-16f + (0x1p-17f - 0.5f);
-      else
-        v.part[p] = looked_up(quantiles, u);
-    }
-    use(slot * lanes, v);
-  }
-}
-
-QUANTIZE_INLINE void draw_noise(Seed seed, uint32_t stream, const float* quantiles, int64_t index, float* noise) {
-  const auto store = [&](int i, Lanes v) __attribute__((always_inline)) { store_lanes(v, noise + i); };
-  quantiles ? each_noise<false>(seed, stream, quantiles, index, store) : each_noise<true>(seed, stream, quantiles, index, store);
-}
-
-QUANTIZE_INLINE Lanes over(Lanes a, Lanes b) {
-  for (int i = 0; i < Lanes::parts; ++i) a.part[i] /= b.part[i];
-  return a;
-}
-
-QUANTIZE_INLINE Lanes to_whole(Lanes x) { return (x + 12582912.f) - 12582912.f; }
-
-QUANTIZE_INLINE Lanes exp2_lanes(Lanes x) {
-  const Lanes whole = to_whole(x), f = x - whole;
-  Lanes p = 1.5403530e-4f;
-  for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.f}) p = p * f + c;
-  for (int i = 0; i < Lanes::parts; ++i)
-    p.part[i] = (Lanes::Part)((Lanes::Whole)p.part[i] + (__builtin_convertvector(whole.part[i], Lanes::Whole) << 23));
-  return p;
-}
 
 struct BitsLanes {
   Lanes bits, slope;
@@ -96,13 +47,6 @@ QUANTIZE_INLINE void each_scale(const DiffQTensor& t, int64_t first, int64_t cou
   if (i < count) several(i, [&](int64_t k) { return load_part(logits + k, std::max<int64_t>(count - k, 0)); });
 }
 
-// Zeros behind the first `count` lanes.
-QUANTIZE_INLINE Lanes first_lanes(Lanes v, int64_t count) {
-  float values[lanes];
-  store_lanes(v, values);
-  return load_part(values, std::clamp<int64_t>(count, 0, lanes));
-}
-
 // inverse[i] = 1 / (2^b - 1) of groups [first, first + count); the bits of all but the first `skip`, 0 or 1, are added to `sums`.
 QUANTIZE_INLINE void noise_scales(const DiffQTensor& t, int64_t first, int64_t count, int64_t skip, float* inverse, DiffQBits& sums) {
   Lanes learned = 0.f, rounded = 0.f;
@@ -122,17 +66,6 @@ QUANTIZE_INLINE void grid_steps(const DiffQTensor& t, int64_t first, int64_t cou
   for (int64_t i = 0; i < count; i += lanes)
     store_lanes(exp2_lanes(rounded_lanes(bits_lanes(load_part(t.logits + first + i, count - i), t.bounds).bits, t.bounds)) - 1.f,
                 steps + i);
-}
-
-// body(unit, from, to): the parts of [begin, end) that lie in one unit of `size` elements each; counted from begin.
-template <typename Body>
-QUANTIZE_INLINE void for_units(int64_t begin, int64_t end, int64_t size, const Body& body) {
-  int64_t unit = begin / size, next = (unit + 1) * size;
-  for (int64_t i = begin; i < end; ++unit, next += size) {
-    const int64_t stop = std::min(next, end);
-    body(unit, i - begin, stop - begin);
-    i = stop;
-  }
 }
 
 template <int size>
@@ -193,13 +126,6 @@ DiffQExtent find_extent(const void* source, int64_t n) {
     return int32_t(i);
   };
   return {low, high - low, find(low, low_part), find(high, high_part)};
-}
-
-// The noise of elements [begin, end), at most a piece, all of one block-aligned stretch or the ends of it.
-QUANTIZE_INLINE const float* draw(Seed seed, uint32_t stream, const float* quantiles, int64_t begin, int64_t end, float* buffer) {
-  const int64_t first = begin / block;
-  for (int64_t index = first; index * block < end; ++index) draw_noise(seed, stream, quantiles, index, buffer + (index - first) * block);
-  return buffer + begin % block;
 }
 
 template <typename T>
@@ -412,42 +338,6 @@ double find_bits(const float* logits, int64_t n, BitsBounds bounds, bool rounded
     total += sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
   return total;
-}
-
-template <typename T>
-void clip_with_noise(const ClippedNoise& t, const void* source, int64_t begin, int64_t end, void* target) {
-  const T* x = static_cast<const T*>(source);
-  T* y = static_cast<T*>(target);
-  alignas(64) float noise[piece + 2 * block];
-  for (int64_t next; begin < end; begin = next) {
-    next = std::min(end, begin / piece * piece + piece);
-    const float* own = draw(t.seed, 0, nullptr, begin, next, noise);
-    for (int64_t i = begin; i < next; i += lanes)
-      store_part(lower(higher(load_part(x + i, next - i), t.low), t.high) + load_lanes(own + i - begin) * t.scale, y + i, next - i);
-  }
-}
-
-template <typename T>
-ClippedSums clip_backward(const ClippedNoise& t, const void* gradient, const void* source, int64_t n, int64_t index, void* target) {
-  const T *grad = static_cast<const T*>(gradient), *x = static_cast<const T*>(source);
-  T* grad_x = static_cast<T*>(target);
-  alignas(64) float noise[piece + 2 * block];
-  const int64_t begin = index * piece, end = std::min(n, begin + piece);
-  draw(t.seed, 0, nullptr, begin, end, noise);
-  Lanes by_noise = 0.f, above = 0.f, below = 0.f;
-  for (int64_t i = begin; i < end; i += lanes) {
-    const Lanes g = load_part(grad + i, end - i), v = load_part(x + i, end - i);
-    Lanes high, low, inside;
-    for (int p = 0; p < Lanes::parts; ++p) {
-      const auto is_above = v.part[p] > t.high, is_below = v.part[p] < t.low;
-      high.part[p] = is_above ? g.part[p] : Lanes::Part{};
-      low.part[p] = is_below ? g.part[p] : Lanes::Part{};
-      inside.part[p] = is_above | is_below ? Lanes::Part{} : g.part[p];
-    }
-    by_noise += g * load_lanes(noise + i - begin), above += high, below += low;
-    store_part(inside, grad_x + i, end - i);
-  }
-  return {sum_of(by_noise), sum_of(above), sum_of(below)};
 }
 
 template <typename T>

@@ -3,11 +3,8 @@
 
 #include <algorithm>
 
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function"
-#include "diffq_run.h"  // its noise and its exponential
-#pragma GCC diagnostic pop
 #include "dorefa_kernels.h"
+#include "noise_run.h"
 
 namespace quantize::weight {
 namespace {

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..layers.base import CompressedLayer
 from ..patterns import resolve
+from ..weight.lsq import ActivationQuantizer, alone
 from .state import LayerState, note_op, noted_op, override
 
 SMALL = 4096  # bytes: what a channel-wise statistic or a loss takes, not worth a reason
@@ -69,7 +70,8 @@ class MemoryReport:
 def memory_report(model: nn.Module, *inputs) -> MemoryReport:
     """Runs ``model(*inputs)`` forward, twice, and reports what was saved for the backward with compression and without.
 
-    Nothing of the model changes: buffers (BatchNorm statistics), random generators and what adaptive bits have learned are as before.
+    Nothing of the model changes: buffers (BatchNorm statistics), random generators, what adaptive bits have learned and activation
+    quantizers that have not started are as before.
 
     Args:
         model: any module, in the mode (train or eval) that matters. inputs: its positional arguments.
@@ -97,16 +99,19 @@ def memory_report(model: nn.Module, *inputs) -> MemoryReport:
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Restores buffers, generators and adaptive states on leaving."""
+    """Restores buffers, generators, adaptive states and what starts with the first input on leaving. Asks no other process."""
+    quantizers = [(m, m.snapshot()) for m in model.modules() if isinstance(m, ActivationQuantizer)]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     states = [(s, s.snapshot()) for s in _states(model)]
     control = getattr(model, "_control", None)
     held = (dict(control.functional), control.indices, control.arriving) if control is not None else None
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), alone():
         try:
             yield
         finally:
+            for quantizer, values in quantizers:
+                quantizer.restore(values)
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..packed.convert import convert
 from ..packed.plain import refuse_wrappers
-from ..weight.lsq import ActivationQuantizer
+from ..weight.lsq import ActivationQuantizer, Observer, alone
 from ..weight.prepare import calibrate
 from .costs import prepared_at
 from .replay import call
@@ -66,8 +66,13 @@ def _converted(model: nn.Module, names: list[str], config, inputs) -> nn.Module:
     if config is None:
         return copy.deepcopy(model).eval()
     prepared = prepared_at(model, dict.fromkeys(names, config))
-    if any(isinstance(module, ActivationQuantizer) for module in prepared.modules()):
-        calibrate(_Called(prepared), [(inputs,)])
+    quantizers = [module for module in prepared.modules() if isinstance(module, ActivationQuantizer)]
+    if quantizers:
+        with alone():
+            calibrate(_Called(prepared), [(inputs,)])
+    for quantizer in quantizers:
+        if not quantizer.initialized:  # zeros came, or nothing: any grid takes as long
+            quantizer.start(Observer(), "mse")
     return convert(prepared)
 
 

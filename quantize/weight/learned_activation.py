@@ -58,12 +58,15 @@ class LearnedBitsQuantizer(ActivationQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with noise in training and on the grid in evaluation; shape and dtype as given."""
-        if self.observer is not None or not x.numel() or not self.training:
+        if self.observer is not None or not self.training:
             return super().forward(x)
+        if x.numel():
+            self.features = x.shape[1:].numel() if x.dim() > 1 else x.numel()
         if not self.initialized:
-            super().forward(x)
-        self.features = x.shape[1:].numel() if x.dim() > 1 else x.numel()
-        part = 1 / math.sqrt(max(self.features, 1) * (2**self.most - 1))
+            started = super().forward(x)
+            if not self.initialized:  # nothing but zeros, which get no noise
+                return started
+        part = 1 / math.sqrt(max(self.features or 1, 1) * (2**self.most - 1))
         bound = self.bound.float()
         # Straight through: a bound that training drove to zero or below can come back.
         bound = bound * part + (bound.clamp(min=SMALLEST_STEP) - bound * part).detach()

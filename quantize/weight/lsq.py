@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 
 import torch
 import torch.distributed as dist
@@ -13,12 +15,36 @@ METHODS = ("mse", "minmax", "percentile")
 PERCENTILE = 0.9999
 
 
+class _Local(threading.local):
+    alone = False
+
+
+_local = _Local()
+
+
+@contextlib.contextmanager
+def alone():
+    """For reports: within it this thread's quantizers ask no other process, which need not be making the same report."""
+    previous, _local.alone = _local.alone, True
+    try:
+        yield
+    finally:
+        _local.alone = previous
+
+
+def _has_partners() -> bool:
+    return not _local.alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 class ActivationQuantizer(nn.Module):
     """``x`` on the grid ``step * (0 .. 2^bits - 1 - zero_point)`` with a learned step (LSQ, arXiv 1902.08153).
 
-    The first tensor decides where the step starts (the smallest squared error, as LSQ+, arXiv 2004.09576) and where zero lies, which is
-    on the grid, so that padding is exact; :func:`quantize.calibrate` does it from several batches. The step's gradient is scaled by
-    1/sqrt(features of a sample * (2^bits - 1)).
+    The first tensor that is not all zeros decides where the step starts (the smallest squared error, as LSQ+, arXiv 2004.09576) and where
+    zero lies, which is on the grid, so that padding is exact; :func:`quantize.calibrate` does it from several batches. The step's gradient
+    is scaled by 1/sqrt(features of a sample * (2^bits - 1)).
+
+    In a distributed run the first tensors in training decide together. In evaluation, where the other processes need not follow, each
+    tensor gets a grid of its own until then.
     """
 
     def __init__(self, bits: int, device=None):
@@ -40,15 +66,23 @@ class ActivationQuantizer(nn.Module):
         if self.observer is not None:
             self.observer.observe(x)
             return x
-        if not self.initialized and x.numel():
-            observer = Observer()
-            for _ in range(2):
-                observer.observe(x)
-                observer.advance()
-            self.start(observer, "mse")
+        if not self.initialized:
+            self._start_from(x)
         features = x.shape[1:].numel() if x.dim() > 1 else x.numel()
         scale = 1 / math.sqrt(max(features, 1) * self.levels)
         return torch.ops.quantize.lsq(x, self.step.float(), self.zero_point.float(), self.levels, scale)  # model.half() takes them along
+
+    def _start_from(self, x: Tensor) -> None:
+        partners = _has_partners()
+        observer = Observer(shared=partners and self.training)  # an empty `x` too: the others wait for this process
+        for _ in range(2):
+            observer.observe(x)
+            observer.advance()
+        if observer.reached:
+            self.start(observer, "mse")
+            if partners and not self.training:
+                self.seen.fill_(False)
+                self.initialized = False
 
     @torch.no_grad()
     def start(self, observer: Observer, method: str) -> None:
@@ -58,6 +92,20 @@ class ActivationQuantizer(nn.Module):
         self.zero_point.fill_(zero_point)
         self.seen.fill_(True)
         self.initialized = True
+
+    def snapshot(self) -> tuple[dict, list[Tensor]]:
+        """What :meth:`restore` takes: all that a first tensor sets, less the buffers."""
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return own, [] if self.initialized else [p.detach().clone() for p in self.parameters(recurse=False)]
+
+    @torch.no_grad()
+    def restore(self, values: tuple[dict, list[Tensor]]) -> None:
+        """Back to a :meth:`snapshot`. Parameters that were trained already are not written to: a graph may hold them."""
+        own, parameters = values
+        vars(self).update(own)
+        if parameters:
+            for parameter, value in zip(self.parameters(recurse=False), parameters, strict=True):
+                parameter.copy_(value)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -69,13 +117,18 @@ class ActivationQuantizer(nn.Module):
 
 
 class Observer:
-    """Range and then histogram of the tensors seen, over all processes: two rounds over the same data."""
+    """Range and then histogram of the tensors seen, over all processes if `shared`: two rounds over the same data."""
 
-    def __init__(self):
+    def __init__(self, shared: bool = True):
+        self.shared = shared
         self.round = 0
         self.low, self.high = 0.0, 0.0  # zero is always on the grid
-        self.reached = False  # by anything at all
         self.counts: Tensor | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Whether anything but zeros was seen, which say nothing about a range."""
+        return self.high > self.low
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -87,35 +140,35 @@ class Observer:
             low, high = (float(v) for v in x.aminmax())
             if not math.isfinite(low + high):
                 raise ValueError(f"ActivationQuantizer: input must be finite; got values from {low} to {high}")
-            self.low, self.high, self.reached = min(self.low, low), max(self.high, high), True
-        elif self.high > self.low:
+            self.low, self.high = min(self.low, low), max(self.high, high)
+        elif self.reached:
             counts = torch.histc(x, BINS, self.low, self.high).double().cpu()
             self.counts = counts if self.counts is None else self.counts + counts
 
     def advance(self) -> None:
         """Ends a round: what the processes saw is put together."""
         self.round += 1
-        if not (dist.is_available() and dist.is_initialized()):
+        if not self.shared or not _has_partners():
             return
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         if self.round == 1:
-            ends = torch.tensor([-self.low, self.high, self.reached], device=device, dtype=torch.float64)
+            ends = torch.tensor([-self.low, self.high], device=device, dtype=torch.float64)
             dist.all_reduce(ends, dist.ReduceOp.MAX)
-            self.low, self.high, self.reached = -float(ends[0]), float(ends[1]), bool(ends[2])
-        elif self.high > self.low:
-            counts = torch.zeros(BINS, dtype=torch.float64) if self.counts is None else self.counts
+            self.low, self.high = -float(ends[0]), float(ends[1])
+        elif self.reached:
+            counts = torch.zeros(BINS, dtype=torch.float64, device="cpu") if self.counts is None else self.counts
             counts = counts.to(device)
             dist.all_reduce(counts)
             self.counts = counts.cpu()
 
     def grid(self, levels: int, method: str) -> tuple[float, int]:
         """(step, zero point) for a grid of `levels` steps."""
-        if self.high <= self.low or self.counts is None:  # nothing but zeros
+        if not self.reached or self.counts is None:
             return 1.0, 0
         low, high = self.low, self.high
         if method == "minmax":
             return _grid(low, high, levels)
-        centers = torch.linspace(low, high, 2 * BINS + 1, dtype=torch.float64)[1::2]
+        centers = torch.linspace(low, high, 2 * BINS + 1, dtype=torch.float64, device="cpu")[1::2]
         if method == "percentile":
             order = centers.abs().argsort()
             inside = self.counts[order].cumsum(0) <= PERCENTILE * self.counts.sum()

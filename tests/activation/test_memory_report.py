@@ -119,6 +119,29 @@ def test_nothing_changes(config):
     assert not handles
 
 
+PREPARED = [quantize.Uniform(8, activation_bits=8), quantize.DiffQ(activation_bits="learned"), quantize.DoReFa(4, 4), quantize.XNOR()]
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("config", PREPARED, ids=str)
+def test_quantizers_start_after_the_report(config, compress):
+    # A report's input, which may be random, must not decide where the first layer's grid starts.
+    model, x = quantize.prepare(nn.Sequential(nn.Linear(64, 32)), config), torch.randn(16, 64)
+    untouched = copy.deepcopy(model)
+    if compress:
+        QModule(model, FIXED)
+    attributes = {k: v for k, v in vars(model[0].activation_quantizer).items() if not k.startswith("_")}
+    quantize.memory_report(model, 100 * x)
+    quantize.variance_report(model, [(100 * x, x)], lambda y, _: y.sum(), draws=1)
+    assert {k: v for k, v in vars(model[0].activation_quantizer).items() if not k.startswith("_")} == attributes
+    assert all(torch.equal(v, untouched.state_dict()[k]) for k, v in model.state_dict().items())
+    torch.manual_seed(3)
+    y = model(x)
+    torch.manual_seed(3)
+    assert torch.equal(y, untouched(x))
+    assert all(torch.equal(v, untouched.state_dict()[k]) for k, v in model.state_dict().items())
+
+
 def test_under_no_grad_and_in_evaluation():
     model, x = QModule(network(), FIXED), torch.randn(4, 3, 32, 32)
     with torch.no_grad():

@@ -56,6 +56,11 @@ def test_calls_of_one_layer_add_up_and_layers_without_calls_take_no_time(batch, 
     assert quantize.measure_latency(model, inputs, sensitivity, repeats=2).tolist() == [[2], [0], [1]]
 
 
+def test_zeros_will_do(model, batch):
+    sensitivity = quantize.measure_sensitivity(model, [batch], CHOICES[:1], progress=False)
+    assert bool((quantize.measure_latency(model, torch.zeros_like(batch[0]), sensitivity, repeats=1) > 0).all())
+
+
 def test_a_budget_of_seconds(model, batch):
     sensitivity = quantize.measure_sensitivity(model, [batch], CHOICES[:2], progress=False)
     latency = torch.tensor([[1.0, 4.0], [1.0, 2.0], [1.0, 2.0]])

@@ -10,7 +10,7 @@ import quantize
 from quantize.weight.lsq import METHODS, ActivationQuantizer
 
 # name: samples of each process
-CASES = {"equal": (40, 40), "unequal": (70, 10), "one has zeros only": (40, 40), "after a ReLU": (40, 40)}
+CASES = {"equal": (40, 40), "unequal": (70, 10), "one has zeros only": (40, 40), "after a ReLU": (40, 40), "one has none": (0, 40)}
 
 
 def joint(name):
@@ -54,11 +54,30 @@ def trained(name, rank):
     return model.state_dict()
 
 
+def reported(rank):
+    """The first process reports and evaluates, the second does not; then both train."""
+    torch.manual_seed(7)
+    model = quantize.prepare(nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU()), quantize.Uniform(8, 4))
+    if rank == 0:
+        x = joint("unequal")
+        quantize.memory_report(model, x)
+        quantize.variance_report(model, [(x, x)], lambda y, _: y.sum(), draws=1)
+        quantize.summary(model, x)
+        model.eval()(x)
+        data = [(x.flatten(1), torch.zeros(len(x), dtype=torch.long))]
+        plain = nn.Sequential(nn.Linear(15, 2))
+        sensitivity = quantize.Sensitivity(["0"], [(4, 4)], torch.ones(1, 1), torch.ones(1, 1), torch.ones(1, 1))
+        quantize.measure_latency(plain, data[0][0], sensitivity, repeats=1)
+    assert not model[0].activation_quantizer.initialized
+    model.train()(share("equal", rank))
+    return model[0].activation_quantizer.state_dict()
+
+
 def main():
     rank, world, file, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    results = {"trained": trained("equal", rank)}
+    results = {"trained": trained("equal", rank), "reported": reported(rank)}
     for name in CASES:
         results[name] = {"start": started(share(name, rank))}
         for method in METHODS:

@@ -71,6 +71,23 @@ def test_nothing_is_learned_from_nothing():
     assert quantizer.step.grad == 0
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "config", [quantize.Uniform(8, activation_bits=8), quantize.DiffQ(activation_bits="learned")], ids=["8", "learned"]
+)
+def test_nothing_is_learned_from_zeros(config, training):
+    model = quantize.prepare(nn.Sequential(nn.Linear(64, 4)), config).train(training)
+    quantizer = model[0].activation_quantizer
+    assert quantizer(torch.zeros(1, 64)).eq(0).all()
+    quantize.calibrate(model, [torch.zeros(1, 64)])
+    assert not quantizer.initialized and not quantizer.seen
+    with pytest.raises(ValueError, match="must have seen data"):
+        quantize.convert(copy.deepcopy(model))
+    x = torch.randn(32, 64)
+    assert relative_error(quantizer(x), x) < 1e-3
+    assert quantizer.initialized and quantizer.seen
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_the_first_tensor_must_be_finite(bad):
     quantizer = ActivationQuantizer(4)
@@ -242,6 +259,12 @@ def test_two_processes_are_one_batch(results, name):
             for key, value in alone.items():
                 # fp32 matrix products of other batch sizes move the second layer's inputs by their rounding
                 torch.testing.assert_close(result[name][method][key], value, rtol=0 if "0.activation" in key else 1e-4, atol=0)
+
+
+def test_reports_of_one_process_wait_for_no_other(results):
+    alone = processes.started(processes.joint("equal"))
+    for result in results:
+        assert all(torch.equal(value, alone[key]) for key, value in result["reported"].items())
 
 
 def test_training_in_two_processes_is_training_on_the_joint_batch(results):

@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
+
 #include "../core/checks.h"
 #include "pool_indices.h"
 
@@ -16,6 +18,10 @@ inline PoolWindow read_pool_window(const char* op, const at::Tensor& x, at::IntA
   for (const at::IntArrayRef window : {kernel, stride, padding, dilation})
     TORCH_CHECK_VALUE(static_cast<int64_t>(window.size()) == n, op, ": kernel, stride, padding and dilation must each have ", n,
                       " numbers, as input_size ", input_size, "; got ", kernel, ", ", stride, ", ", padding, ", ", dilation);
+  for (int64_t i = 0; i < n; ++i)
+    TORCH_CHECK_VALUE(input_size[i] > 0 && kernel[i] > 0 && stride[i] > 0 && padding[i] >= 0 && dilation[i] > 0, op,
+                      ": input_size, kernel, stride and dilation must be positive and padding not negative; got ", input_size, ", ", kernel,
+                      ", ", stride, ", ", dilation, " and ", padding);
   PoolWindow window;
   int64_t positions = 1;
   for (int64_t d = 0; d < 3; ++d) {
@@ -27,7 +33,7 @@ inline PoolWindow read_pool_window(const char* op, const at::Tensor& x, at::IntA
     window.stride[d] = present ? stride[i] : 1;
     window.padding[d] = present ? padding[i] : 0;
     window.dilation[d] = present ? dilation[i] : 1;
-    positions *= window.kernel[d];
+    positions *= std::min<int64_t>(window.kernel[d], 257);  // more would do for an overflow
   }
   TORCH_CHECK_VALUE(positions <= 256, op, ": kernel must have at most 256 positions for 8-bit indices; got ", kernel);
   return window;

@@ -81,12 +81,12 @@ Tensor apply_mask_cpu(const Tensor& input, const Tensor& mask, double on, double
   const Scalar scalar = check_scalar("apply_mask", "grad", input.scalar_type());
   check_dtype("apply_mask", "mask", mask, at::kByte);
   check_numel("apply_mask", "mask", mask, mask_bytes(input.numel()));
-  const Tensor grad = packed_memory(input);
+  const Tensor grad = packed_memory(input), own_mask = mask.contiguous();
   Tensor out = at::empty_strided(grad.sizes(), grad.strides(), grad.options());
   const int64_t item = grad.element_size();
   const auto* source = static_cast<const uint8_t*>(grad.const_data_ptr());
   auto* target = static_cast<uint8_t*>(out.data_ptr());
-  const auto* bits = mask.const_data_ptr<uint8_t>();
+  const auto* bits = own_mask.const_data_ptr<uint8_t>();
   for_each_span(grad.numel(), [&](int64_t first, int64_t n) {
     mask_kernels(cpu_isa(), scalar).apply(source + first * item, bits + first / 8, n, float(on), float(off), target + first * item);
   });

@@ -63,6 +63,23 @@ Tensor generic_energy(const Tensor& x, const Arguments& a, const Tensor& grad_in
   return energy;
 }
 
+// What both ways rely on, and read memory by.
+void check_arguments(const Arguments& a) {
+  const char* op = "batch_norm_backward";
+  const auto size = C10_AS_INTARRAYREF_SLOW(a.size), stride = C10_AS_INTARRAYREF_SLOW(a.stride);
+  TORCH_CHECK_VALUE(a.grad.sizes() == size && size.size() >= 2, op, ": grad must have the shape ", size, "; got ", a.grad.sizes());
+  TORCH_CHECK_VALUE(stride.size() == size.size() && activation::packed_strides(size, stride) == stride.vec(), op,
+                    ": stride must be dense with samples outermost; got ", stride, " for ", size);
+  TORCH_CHECK_VALUE(a.training || (a.running_mean && a.running_var), op, ": running_mean and running_var must be given in evaluation");
+  const std::pair<const char*, const OptionalTensor&> optional[] = {
+      {"weight", a.weight}, {"running_mean", a.running_mean}, {"running_var", a.running_var}};
+  for (const auto& [name, t] : optional)
+    if (t) check_numel(op, name, *t, size[1]);
+  if (!a.training && !a.wants_energy) return;  // in evaluation there is no batch's mean
+  check_numel(op, "mean", a.mean, size[1]);
+  check_numel(op, "inverse_std", a.inverse_std, size[1]);
+}
+
 Gradients generic_backward(const Arguments& a) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("quantize::group_dequantize", "")
@@ -277,7 +294,6 @@ Gradients packed_backward(const Arguments& a) {
   const char* op = "batch_norm_backward";
   const Scalar scalar = check_scalar(op, "grad", a.grad.scalar_type());
   const auto size = C10_AS_INTARRAYREF_SLOW(a.size), stride = C10_AS_INTARRAYREF_SLOW(a.stride);
-  TORCH_CHECK_VALUE(a.grad.sizes() == size && size.size() >= 2, op, ": grad must have the shape ", size, "; got ", a.grad.sizes());
   if (!a.sample_bits) check_bits(op, a.bits);
   const auto layout = activation::group_layout<int64_t>(op, size, a.group_size);
   check_dtype(op, "codes", a.codes, at::kByte);
@@ -295,7 +311,14 @@ Gradients packed_backward(const Arguments& a) {
   return PackedBackward(own, packed, size, stride, *inner).run();
 }
 
+template <Gradients (*backward)(const Arguments&)>
+Gradients checked(const Arguments& a) {
+  check_arguments(a);
+  return backward(a);
+}
+
 Gradients meta_backward(const Arguments& a) {
+  TORCH_CHECK_VALUE(a.size.size() >= 2, "batch_norm_backward: size must be [N, C, ...]; got ", a.size);
   Gradients result;
   const auto like = (a.weight ? *a.weight : a.mean).options();
   if (a.mask[0]) std::get<0>(result) = at::empty_strided_symint(a.size, a.stride, a.grad.options());
@@ -317,8 +340,8 @@ Gradients batch_norm_backward(const Tensor& grad, const Tensor& codes, const Ten
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(quantize, CPU, m) { m.impl("batch_norm_backward", batch_norm_backward<packed_backward>); }
-TORCH_LIBRARY_IMPL(quantize, CUDA, m) { m.impl("batch_norm_backward", batch_norm_backward<generic_backward>); }
+TORCH_LIBRARY_IMPL(quantize, CPU, m) { m.impl("batch_norm_backward", batch_norm_backward<checked<packed_backward>>); }
+TORCH_LIBRARY_IMPL(quantize, CUDA, m) { m.impl("batch_norm_backward", batch_norm_backward<checked<generic_backward>>); }
 TORCH_LIBRARY_IMPL(quantize, Meta, m) { m.impl("batch_norm_backward", batch_norm_backward<meta_backward>); }
 
 }  // namespace quantize::layers

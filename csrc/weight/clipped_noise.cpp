@@ -18,7 +18,8 @@ using std::tuple;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-ClippedNoise read_ends(const Tensor& ends, const Tensor& seed) {
+ClippedNoise read_ends(const Tensor& given, const Tensor& seed) {
+  const Tensor ends = given.contiguous();
   const float* end = ends.const_data_ptr<float>();
   return {end[0], end[1], end[2], read_seed("clipped_noise", seed)};
 }

@@ -25,12 +25,12 @@ dim3 grid_of_pieces(const Launcher& launch, int64_t n) { return dim3(unsigned(gr
 Tensor clipped_noise_cuda(const Tensor& input, const Tensor& ends, const Tensor& seed) {
   const Scalar scalar = check_clipped(input, ends);
   Launcher launch(input);
-  const Tensor x = input.contiguous();
+  const Tensor x = input.contiguous(), own_ends = ends.contiguous();
   Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
   with_type(scalar, [&]<typename T>(T) {
     launch(clip_with_noise_on_device<T>, grid_of_pieces(launch, x.numel()), DiffQDeviceTraits::threads, tensor_of(x, seed),
-           static_cast<const T*>(x.const_data_ptr()), ends.const_data_ptr<float>(), static_cast<T*>(y.mutable_data_ptr()));
+           static_cast<const T*>(x.const_data_ptr()), own_ends.const_data_ptr<float>(), static_cast<T*>(y.mutable_data_ptr()));
   });
   return y;
 }
@@ -41,13 +41,13 @@ std::tuple<Tensor, Tensor> clipped_noise_backward_cuda(const Tensor& input_grad,
   check_dtype("clipped_noise_backward", "grad", input_grad, input.scalar_type());
   check_numel("clipped_noise_backward", "grad", input_grad, input.numel());
   Launcher launch(input);
-  const Tensor grad = input_grad.contiguous(), x = input.contiguous();
+  const Tensor grad = input_grad.contiguous(), x = input.contiguous(), own_ends = ends.contiguous();
   const int64_t pieces = (x.numel() + DiffQTraits::piece - 1) / DiffQTraits::piece;
   Tensor grad_x = at::empty_like(x), sums = at::empty({pieces, 3}, ends.options());
   if (x.numel() == 0) return {grad_x, sums.sum(0)};
   with_type(scalar, [&]<typename T>(T) {
     launch(clip_gradients_on_device<T>, grid_of_pieces(launch, x.numel()), DiffQDeviceTraits::threads, tensor_of(x, seed),
-           static_cast<const T*>(grad.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()), ends.const_data_ptr<float>(),
+           static_cast<const T*>(grad.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()), own_ends.const_data_ptr<float>(),
            static_cast<T*>(grad_x.mutable_data_ptr()), sums.mutable_data_ptr<float>());
   });
   return {grad_x, sums.sum(0)};

@@ -58,3 +58,22 @@ def test_round_trip(case, kind):
 def test_bad_input_is_named(op, x, kernel, error, message):
     with pytest.raises(error, match=message):
         getattr(ops, op)(x, [4, 4], kernel, [2, 2], [0, 0], [1, 1])
+
+
+@pytest.mark.parametrize("op", [ops.pack_pool_indices, ops.unpack_pool_indices], ids=lambda op: op.__name__)
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("bad", [0, -1])
+def test_windows_are_positive(op, place, bad):
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.int64 if op is ops.pack_pool_indices else torch.uint8)
+    window = [[4, 4], [2, 2], [2, 2], [0, 0], [1, 1]]
+    window[place][1] = bad
+    if (place, bad) == (3, 0):
+        assert op(x, *window).shape == x.shape
+        return
+    with pytest.raises(ValueError, match="input_size, kernel, stride and dilation must be positive and padding not negative; got"):
+        op(x, *window)
+
+
+def test_a_kernel_whose_positions_overflow():
+    with pytest.raises(ValueError, match="kernel must have at most 256 positions"):
+        ops.pack_pool_indices(torch.zeros(1, 1, 2, 2).long(), [4, 4], [2**62, 4], [2, 2], [0, 0], [1, 1])

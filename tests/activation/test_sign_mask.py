@@ -112,3 +112,9 @@ def test_memory_formats(each_isa, make):
 def test_bad_input_is_named(op, arguments, error, message):
     with pytest.raises(error, match=message):
         getattr(ops, op)(*arguments)
+
+
+def test_masks_with_gaps_in_memory():
+    mask = torch.randint(256, (20,), dtype=torch.uint8)
+    grad = torch.randn(160)
+    assert torch.equal(ops.apply_mask(grad, mask.repeat_interleave(2)[::2], 1.0, 0.0), ops.apply_mask(grad, mask, 1.0, 0.0))

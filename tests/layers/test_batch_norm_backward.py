@@ -141,3 +141,17 @@ def test_bad_arguments_are_named():
         ops.batch_norm_backward(own[0][..., 0], *own[1:])
     with pytest.raises(ValueError, match="batch_norm_backward: ranges must have 4 elements; got"):
         ops.batch_norm_backward(*own[:2], own[2][:0], *own[3:])
+    for stride in ([1296, 81, 3, 1], [60, 20, 5], [60, 1, 20, 4], [60, 20, 5, 0]):
+        with pytest.raises(
+            ValueError, match=r"batch_norm_backward: stride must be dense with samples outermost; got .* for \[2, 3, 4, 5\]"
+        ):
+            ops.batch_norm_backward(*own[:7], stride, *own[8:])
+    for place, name in ((9, "weight"), (12, "mean"), (13, "inverse_std")):
+        with pytest.raises(ValueError, match=rf"batch_norm_backward: {name} must have 3 elements; got \[0\]"):
+            ops.batch_norm_backward(*own[:place], torch.empty(0), *own[place + 1 :])
+    own = list(arguments(torch.randn(2, 3, 4, 5), training=False)[0])
+    for place, name in ((10, "running_mean"), (11, "running_var")):
+        with pytest.raises(ValueError, match=rf"batch_norm_backward: {name} must have 3 elements; got \[2\]"):
+            ops.batch_norm_backward(*own[:place], torch.ones(2), *own[place + 1 :])
+        with pytest.raises(ValueError, match="running_mean and running_var must be given in evaluation"):
+            ops.batch_norm_backward(*own[:place], None, *own[place + 1 :])

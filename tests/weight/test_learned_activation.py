@@ -54,6 +54,14 @@ def test_isas_and_threads_agree():
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
+def test_ends_with_gaps_in_memory():
+    x, ends = torch.randn(100), torch.tensor([-1.0, 1.0, 0.2])
+    apart = ends.repeat_interleave(2)[::2]
+    assert torch.equal(ops.clipped_noise(x, apart, SEED), ops.clipped_noise(x, ends, SEED))
+    for got, want in zip(ops.clipped_noise_backward(x, x, apart, SEED), ops.clipped_noise_backward(x, x, ends, SEED), strict=True):
+        assert torch.equal(got, want)
+
+
 def test_op_errors():
     with pytest.raises(ValueError, match="ends must have 3 elements"):
         ops.clipped_noise(torch.randn(3), torch.ones(2), SEED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import weakref
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ class Packed(NamedTuple):
     energy: Tensor | None
 
 
+LEARNED = ("budget", "curve", "updates", "sample_weight", "elements")  # what a checkpoint keeps of a LayerState
 NOT_KEPT = Packed(None, None, None, 0, 0, None, None)
 
 
@@ -80,6 +82,10 @@ class LayerState:
         self.__dict__.clear()
         self.__dict__.update(values)
 
+    def learned(self) -> dict:
+        """What a checkpoint keeps; allocation.py checks it."""
+        return {name: getattr(self, name) for name in LEARNED}
+
     def used_bits(self) -> float:
         """Average bits per element in the last packing."""
         return float(self.used.float().mean()) if isinstance(self.used, Tensor) else self.used
@@ -117,7 +123,10 @@ class LayerState:
         if indices is not None and indices.numel() != samples:
             indices = None  # a layer that folds other axes into its batch: those are no samples of the data set
         weighted = variance if indices is None else variance * self._weights(indices).to(variance.device)[:, None]
-        budget = min(max(round(self.budget * samples), samples), self.config.max_bits * samples)
+        if session and not under_checkpoint():
+            budget = session.whole_bits(self.budget, samples, x.numel() // samples, self.config.max_bits)
+        else:
+            budget = min(max(round(self.budget * samples), samples), self.config.max_bits * samples)
         bits = _ops.allocate_bits(weighted, budget, self.config.max_bits)
         codes, ranges = _ops.group_quantize_mixed(x, bits, budget, group, seed)
         self.used = bits
@@ -133,19 +142,19 @@ class LayerState:
         """Gradient magnitudes of the samples' last visit; unseen ones count as the mean of the others."""
         known = self.sample_weight
         if known is None:
-            return torch.ones(indices.numel())
+            return torch.ones(indices.numel(), dtype=torch.float32, device="cpu")
         inside = indices < known.numel()
-        weight = torch.where(inside, known[indices.clamp(max=known.numel() - 1)], torch.full((), float("nan")))
-        mean = weight.nanmean()
-        return torch.where(weight.isnan(), torch.where(mean.isnan(), torch.ones(()), mean), weight)
+        weight = torch.where(inside, known[indices.clamp(max=known.numel() - 1)], float("nan"))
+        return torch.where(weight.isnan(), weight.nanmean().nan_to_num(1.0), weight)
 
     def remember_gradients(self, indices: Tensor, weight: Tensor) -> None:
         """Keeps the samples' gradient magnitudes for their next visit; 4 bytes a sample of the data set and layer."""
         size = int(indices.max()) + 1
         if self.sample_weight is None or self.sample_weight.numel() < size:
-            grown = torch.full((max(size, 2 * (0 if self.sample_weight is None else self.sample_weight.numel())),), float("nan"))
-            if self.sample_weight is not None:
-                grown[: self.sample_weight.numel()] = self.sample_weight
+            before = 0 if self.sample_weight is None else self.sample_weight.numel()
+            grown = torch.full((max(size, 2 * before),), float("nan"), dtype=torch.float32, device="cpu")
+            if before:
+                grown[:before] = self.sample_weight
             self.sample_weight = grown
         self.sample_weight[indices] = weight.to("cpu", torch.float32)
 
@@ -154,7 +163,7 @@ def _join(record: Record | None, is_norm: bool) -> Tensor | None:
     """A new consumer's energy buffer; NaN until its backward has run."""
     if record is None:
         return None
-    energy = torch.full((record.variance.shape[0], 2), float("nan"), device=record.variance.device)
+    energy = torch.full((record.variance.shape[0], 2), float("nan"), dtype=torch.float32, device=record.variance.device)
     record.energies.append(energy)
     record.is_norm.append(is_norm)
     return energy
@@ -165,6 +174,7 @@ class Session:
 
     def __init__(self, indices: Tensor | None, learning: bool):
         self.indices, self.learning = indices, learning
+        self.owed = 0.0  # bits that the layers so far got too little by rounding; of a batch of few samples that adds up
         self._packed: dict[tuple, tuple] = {}
         self._count = 0
 
@@ -172,6 +182,24 @@ class Session:
         """Numbers the packings in the order of the forward."""
         self._count += 1
         return self._count
+
+    def whole_bits(self, average: float, samples: int, elements: int, most: int) -> int:
+        """A number of bits near `average` a sample that `samples` of `elements` each can have.
+
+        Of the nearest ones that with which the layers so far have, all together, as much as they should.
+        """
+
+        def possible(total: int) -> bool:  # as a sum of `samples` numbers out of 1, 2, 4, ..., most
+            return samples <= total and total // most + (total % most).bit_count() <= samples
+
+        wanted = min(max(average, 1.0), float(most)) * samples
+        near = {next((b for b in range(math.ceil(wanted) - 1, samples, -1) if possible(b)), samples)}
+        near |= {next((b for b in range(math.floor(wanted) + 1, most * samples) if possible(b)), most * samples)}
+        if wanted.is_integer() and possible(int(wanted)):
+            near.add(int(wanted))
+        total = min(near, key=lambda b: (abs(self.owed + elements * (wanted - b)), abs(wanted - b), b))
+        self.owed += elements * (wanted - total)
+        return total
 
     def learns(self, config: ActivationConfig) -> bool:
         """Whether the step records variances and gradient energies for `config`'s layers."""

@@ -63,6 +63,22 @@ def test_bytes_asked_for_are_bytes_used(bits, per_layer):
         assert all(float(u.float().mean()) == pytest.approx(bits, rel=0.05) for u in used.values())
 
 
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("samples", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [1.25, 2, 2.5, 3])
+def test_few_samples_too(bits, samples, per_layer):
+    # Twelve layers round to what whole bits allow, some up and some down: off by half the widest step, from 4 to 8, of one sample in one.
+    model = QModule(nn.Sequential(*[nn.Linear(64, 64) for _ in range(12)]), ActivationConfig(bits=bits, per_layer=per_layer))
+    x = torch.randn(samples, 64)
+    for _ in range(15):
+        model(x).square().sum().backward()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        model(x)
+    kept = sum(t.nbytes for t in saved if t.dtype == torch.uint8 and t.numel() > samples)
+    assert 8 * kept / (12 * 64 * samples) == pytest.approx(bits, abs=2.001 / (12 * samples) if per_layer else 0.001)
+
+
 @pytest.mark.parametrize(
     ("config", "steps"),
     [

@@ -3,6 +3,7 @@
 #include <ATen/ops/convolution_backward.h>
 #include <torch/library.h>
 
+#include "autocast.h"
 #include "energy.h"
 
 namespace quantize::layers {
@@ -74,8 +75,20 @@ Tensor conv(const Tensor& input, const Tensor& weight, const OptionalTensor& bia
                      sample_bits, bits, group_size, seed, energy);
 }
 
+template <at::DeviceType device>
+Tensor conv_in_autocast(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, SymIntArrayRef stride,
+                        SymIntArrayRef padding, SymIntArrayRef dilation, bool transposed, SymIntArrayRef output_padding, SymInt groups,
+                        const OptionalTensor& codes, const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits,
+                        int64_t group_size, const OptionalTensor& seed, const OptionalTensor& energy) {
+  const Autocast<device> cast;
+  return conv(cast(input), cast(weight), cast(bias), stride, padding, dilation, transposed, output_padding, std::move(groups), codes,
+              ranges, sample_bits, bits, group_size, seed, energy);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) { m.impl("conv", conv); }
+TORCH_LIBRARY_IMPL(quantize, AutocastCPU, m) { m.impl("conv", conv_in_autocast<at::kCPU>); }
+TORCH_LIBRARY_IMPL(quantize, AutocastCUDA, m) { m.impl("conv", conv_in_autocast<at::kCUDA>); }
 
 }  // namespace quantize::layers

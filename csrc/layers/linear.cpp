@@ -2,6 +2,7 @@
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
 
+#include "autocast.h"
 #include "energy.h"
 
 namespace quantize::layers {
@@ -51,8 +52,18 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   return Linear::apply(input, weight, bias, codes, ranges, sample_bits, bits, group_size, seed, energy);
 }
 
+template <at::DeviceType device>
+Tensor linear_in_autocast(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& codes,
+                          const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits, int64_t group_size,
+                          const OptionalTensor& seed, const OptionalTensor& energy) {
+  const Autocast<device> cast;
+  return linear(cast(input), cast(weight), cast(bias), codes, ranges, sample_bits, bits, group_size, seed, energy);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) { m.impl("linear", linear); }
+TORCH_LIBRARY_IMPL(quantize, AutocastCPU, m) { m.impl("linear", linear_in_autocast<at::kCPU>); }
+TORCH_LIBRARY_IMPL(quantize, AutocastCUDA, m) { m.impl("linear", linear_in_autocast<at::kCUDA>); }
 
 }  // namespace quantize::layers

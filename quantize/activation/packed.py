@@ -77,6 +77,8 @@ def pack_activations(x: Tensor, bits: int, group_size: int | str = 256, seed: in
         raise TypeError(f"pack_activations: x must be a Tensor; got {type(x).__name__}")
     if x.dtype not in FLOATS:
         raise TypeError(f"pack_activations: x must be float32, float16 or bfloat16; got {x.dtype}")
+    if x.layout != torch.strided or x.is_nested:
+        raise TypeError(f"pack_activations: x must be a dense Tensor; got {'a nested one' if x.is_nested else x.layout}")
     if isinstance(bits, bool) or not isinstance(bits, Integral):
         raise TypeError(f"pack_activations: bits must be 1, 2, 4 or 8; got {bits!r}")
     if bits not in BIT_WIDTHS:
@@ -86,7 +88,7 @@ def pack_activations(x: Tensor, bits: int, group_size: int | str = 256, seed: in
         if not isinstance(value, Integral):
             raise TypeError(f"pack_activations: {name} must be an integer; got {value!r}")
     x = x.detach()
-    state = torch.tensor([_wrap(seed), _wrap(offset)], dtype=torch.int64)
+    state = torch.tensor([_wrap(seed), _wrap(offset)], dtype=torch.int64, device="cpu")
     codes, ranges = torch.ops.quantize.group_quantize(x, bits, op_group_size(group_size), state)
     if codes.nbytes + ranges.nbytes >= x.nbytes and x.numel():
         codes, ranges = x.clone(), ranges.new_empty(0, 2)

@@ -40,7 +40,8 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
         loss_fn: ``loss_fn(output, target) -> scalar Tensor``. draws: of the noise, a batch; 10 or more for a usable figure.
 
     Raises:
-        ValueError: no batches, or draws < 1. TypeError: a batch is not a pair, or an argument of another type.
+        ValueError: no batches, draws < 1, no parameter that requires a gradient, or in torch.inference_mode(). TypeError: a
+            batch is not a pair, or an argument of another type.
 
     Example:
         >>> model = quantize.QModule(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2)))
@@ -68,6 +69,10 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
     if draws < 1:
         raise ValueError(f"variance_report: draws must be at least 1; got {draws}")
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("variance_report: model must have parameters that require gradients; it has none")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("variance_report: model must not be run in torch.inference_mode(), where there are no gradients")
     noise = torch.Generator().manual_seed(torch.initial_seed() & (2**63 - 1))
 
     def gradient(number: int, disabled: bool) -> Tensor:
@@ -75,7 +80,7 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
         torch.manual_seed(number)  # the same dropout in every draw
         if not disabled and _wants_indices(model):
             first = sum(len(b[1]) for b in batches[:number])
-            model.set_sample_indices(torch.arange(first, first + len(target)))
+            model.set_sample_indices(torch.arange(first, first + len(target), device="cpu"))
         with override(disabled, noise), torch.enable_grad():
             loss = loss_fn(model(inputs), target)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -42,13 +42,14 @@ def tracks(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """What autocast does to the arguments of a convolution or a linear layer: before packing, so that what is kept is what is used."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return tensors
+def _autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, torch.dtype]:
+    """`input` as autocast makes it for a convolution or a linear layer: before packing, so that what is kept is what is used. And the dtype
+    that `weight` will have: the op casts it, through autocast's cache (csrc/layers/autocast.h)."""
+    kind = input.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # there is no autocast of meta tensors
+        return input, weight.dtype
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+    return input.to(dtype), dtype if weight.is_floating_point() and weight.dtype != torch.float64 else weight.dtype
 
 
 def _pack(state: LayerState, x: Tensor, is_norm: bool = False) -> Packed | None:
@@ -83,8 +84,8 @@ def conv(
     reason = compressible(input)
     n = weight.dim() - 2
     if not isinstance(padding, str) and reason is None and tracks(input, weight, bias) and input.dim() in (n + 1, n + 2):
-        input, weight, bias = _autocast(input, weight, bias)
-        if input.dtype == weight.dtype and input.device == weight.device and n in (1, 2, 3):
+        input, weight_dtype = _autocast(input, weight)
+        if input.dtype == weight_dtype and input.device == weight.device and n in (1, 2, 3):
             unbatched = input.dim() == n + 1
             x = input.unsqueeze(0) if unbatched else input
             packed = _pack(state, x) if weight.requires_grad else NOT_KEPT
@@ -120,8 +121,8 @@ def _resolve_padding(input: Tensor, weight: Tensor, padding: str, dilation: list
 def linear(state, input, weight, bias=None) -> Tensor:
     """F.linear on inputs of any rank."""
     if compressible(input) is None and tracks(input, weight, bias) and weight.dim() == 2:
-        input, weight, bias = _autocast(input, weight, bias)
-        if input.dtype == weight.dtype and input.device == weight.device and input.shape[-1:] == weight.shape[1:]:
+        input, weight_dtype = _autocast(input, weight)
+        if input.dtype == weight_dtype and input.device == weight.device and input.shape[-1:] == weight.shape[1:]:
             x = input.unsqueeze(0) if input.dim() == 1 else input
             packed = _pack(state, x) if weight.requires_grad else NOT_KEPT
             if packed is not None:

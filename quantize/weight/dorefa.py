@@ -97,7 +97,7 @@ class UnitQuantizer(nn.Module):
     def __init__(self, bits: int, device=None):
         super().__init__()
         self.bits = bits
-        self.register_buffer("zero_point", torch.zeros((), device=device), persistent=False)
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.float32, device=device), persistent=False)
 
     @property
     def levels(self) -> int:

@@ -28,7 +28,7 @@ class LearnedBitsQuantizer(ActivationQuantizer):
     def __init__(self, config: DiffQ, device=None):
         nn.Module.__init__(self)
         self.least, self.most = config.min_bits, min(config.max_bits, MOST_BITS)
-        self.bound = nn.Parameter(torch.ones((), device=device))
+        self.bound = nn.Parameter(torch.ones((), dtype=torch.float32, device=device))
         first = first_logit(self.least, self.most, min(config.init_bits, self.most))
         self.logits = nn.Parameter(torch.full((1,), first, dtype=torch.float32, device=device))
         self.register_buffer("signed", torch.zeros((), dtype=torch.bool, device=device))

@@ -50,8 +50,8 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, bits: int, device=None):
         super().__init__()
         self.bits = bits
-        self.step = nn.Parameter(torch.ones((), device=device))
-        self.register_buffer("zero_point", torch.zeros((), device=device))
+        self.step = nn.Parameter(torch.ones((), dtype=torch.float32, device=device))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.float32, device=device))
         self.register_buffer("seen", torch.zeros((), dtype=torch.bool, device=device))
         self.initialized = False  # what `seen` holds, known without waiting for the device
         self.observer: Observer | None = None

@@ -137,3 +137,10 @@ def test_bad_input_is_named(changes, error, message):
     arguments = {"model": QModule(network()), "batches": batches(1), "loss_fn": F.cross_entropy, **changes}
     with pytest.raises(error, match=f"variance_report: {message}"):
         quantize.variance_report(**arguments)
+
+
+def test_a_model_without_gradients_is_named():
+    with pytest.raises(ValueError, match="variance_report: model must have parameters that require gradients; it has none"):
+        report(2, batches(1), network().requires_grad_(False))
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"variance_report: model must not be run in torch.inference_mode"):
+        report(2, batches(1))

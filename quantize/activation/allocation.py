@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -59,6 +60,33 @@ def update_curve(state: LayerState, curve: list[float]) -> None:
     keep = min(MEMORY, 1 - 1 / state.updates)
     old = state.curve or [0.0] * len(curve)
     state.curve = [keep * o + (1 - keep) * c for o, c in zip(old, curve, strict=True)]
+
+
+def check_learned(name: str, values: Mapping) -> None:
+    """ValueError if `values` are not what :meth:`LayerState.learned` gives for a layer `name`, or a part of it."""
+    expected = {
+        "budget": ("a number from 1 to 8", lambda v: _is_finite(v) and 1 <= v <= 8),
+        "curve": (
+            f"None or a list of {len(AVERAGES)} finite numbers",
+            lambda v: v is None or (isinstance(v, (list, tuple)) and len(v) == len(AVERAGES) and all(map(_is_finite, v))),
+        ),
+        "updates": ("an integer from 0", lambda v: isinstance(v, int) and v >= 0),
+        "sample_weight": (
+            "None or a float32 Tensor[N] on the CPU",
+            lambda v: v is None or (isinstance(v, Tensor) and v.dtype == torch.float32 and v.dim() == 1 and v.device.type == "cpu"),
+        ),
+        "elements": ("an integer from 0", lambda v: isinstance(v, int) and v >= 0),
+    }
+    for key, value in values.items():
+        if key not in expected:
+            raise ValueError(f"load_activation_state: layer {name!r} must have no entries but {', '.join(expected)}; got {key!r}")
+        form, fits = expected[key]
+        if not fits(value):
+            raise ValueError(f"load_activation_state: {key} of layer {name!r} must be {form}; got {value!r}")
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def share_bits(states: list[LayerState]) -> None:

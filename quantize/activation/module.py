@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils._pytree import tree_leaves
 
 from .. import layers as q
 from ..layers.base import CompressedLayer
-from ..patterns import resolve
-from .allocation import learn, share_bits, update_curve
+from ..patterns import resolve, unmatched
+from .allocation import check_learned, learn, share_bits, update_curve
 from .config import ActivationConfig, check_config
-from .intercept import LOSSY, SUPPORTED, Interceptor, keep_two_values, name_calls_of
+from .intercept import LOSSY, SUPPORTED, Interceptor, keep_two_values, name_calls_of, state_of
 from .state import LayerState, Session, is_disabled, swap_session
+
+LARGEST_INDEX = 2**28  # of a sample: at 4 bytes for each one up to it, 1 GiB a layer
 
 # Plain layer to compressed one, by exact type: a subclass may have a forward of its own, which it keeps.
 COUNTERPARTS = {cls.plain: cls for name in q.__all__ if (cls := getattr(q, name)).plain is not None}
@@ -60,7 +65,7 @@ class Control:
         owners = [state for state, _ in learned]
         if figures.is_cuda:
             if self.arriving is None:
-                host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True).copy_(figures, non_blocking=True)
+                host = torch.empty(figures.shape, dtype=figures.dtype, device="cpu", pin_memory=True).copy_(figures, non_blocking=True)
                 event = torch.cuda.Event()
                 event.record()
                 self.arriving = (owners, host, event)
@@ -117,7 +122,8 @@ class QModule(nn.Module, metaclass=_Converting):
     Returns:
         The same object, whose class is now a subclass of QModule and of its own: with ``config``, :meth:`layer_bits`,
         :meth:`set_sample_indices`, :meth:`activation_state` and :meth:`load_activation_state`. A model that has an attribute ``config``
-        already keeps it; ours is ``activation_config`` in any case.
+        already keeps it; ours is ``activation_config`` in any case. Copies and pickles are converted too, unless a ``__deepcopy__`` or
+        ``__reduce__`` of the model's own makes them: ``type(self)(...)`` constructs a plain model.
 
     Raises:
         TypeError: `model` is no nn.Module or a compiled (ScriptModule) one, or `config` is of another type.
@@ -133,6 +139,7 @@ class QModule(nn.Module, metaclass=_Converting):
     def __call__(self, *args, **kwargs):
         if not torch.is_grad_enabled() or is_disabled() or torch.compiler.is_compiling():
             return super().__call__(*args, **kwargs)
+        self._check_indices(args, kwargs)
         with self._compressing():
             return super().__call__(*args, **kwargs)
 
@@ -156,6 +163,15 @@ class QModule(nn.Module, metaclass=_Converting):
         finally:
             swap_session(previous)
 
+    def _check_indices(self, args, kwargs) -> None:
+        indices = self._control.indices
+        if indices is None or getattr(self, "_is_replica", False):  # DataParallel's replicas get a part of the batch
+            return
+        samples = [t.shape[0] for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()]
+        if samples and indices.numel() not in samples:
+            self._control.indices = None
+            raise ValueError(f"set_sample_indices: indices must be one for each of the {samples[0]} samples; got {indices.numel()}")
+
     def _parameter_owners(self) -> dict[int, str]:
         """Name of the module that holds a parameter or buffer, by identity."""
         owners = {}
@@ -173,7 +189,8 @@ class QModule(nn.Module, metaclass=_Converting):
         """Tells which samples of the data set the next forward gets: integer Tensor[N], for configs with ``use_gradient``.
 
         Raises:
-            TypeError: not an integer tensor. ValueError: not one-dimensional, or a negative index.
+            TypeError: not an integer tensor. ValueError: not one-dimensional, or an index that is negative or 2^28 and more; and, by the
+                next forward, where its input has another number of samples.
         """
         if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
             raise TypeError(
@@ -181,34 +198,37 @@ class QModule(nn.Module, metaclass=_Converting):
             )
         if indices.dim() != 1 or (indices.numel() and int(indices.min()) < 0):
             raise ValueError(f"set_sample_indices: indices must be Tensor[N] of numbers from 0; got shape {list(indices.shape)}")
+        if indices.numel() and int(indices.max()) >= LARGEST_INDEX:
+            raise ValueError(
+                f"set_sample_indices: indices must be below 2^28, as 4 bytes are kept for each one up to it; got {int(indices.max())}"
+            )
         self._control.indices = indices.detach().to("cpu", torch.int64)
 
     def layer_bits(self) -> dict[str, float]:
         """Average bits per element in each lossy layer's last packing (before the first: as configured), by module name."""
-        names = {id(m._state): n for n, m in self.named_modules() if isinstance(m, CompressedLayer) and m.lossy and m.compresses}
-        found = dict.fromkeys(names.values(), 0.0)
-        for state in self._control.states():
-            name = names.get(id(state), state.name)
-            found[name] = state.used_bits()
-        return found
+        # By the layers' present states: another QModule around or beside this one may have converted them since.
+        states = {n: state_of(m) for n, m in self.named_modules() if _is_lossy(m)}
+        found = {name: state.used_bits() for name, state in states.items() if state is not None}
+        return found | {state.name: state.used_bits() for state in self._control.functional.values()}
 
     def activation_state(self) -> dict:
         """What adaptive bits have learned, for a checkpoint: plain numbers and tensors by layer name."""
-        return {
-            s.name: {"budget": s.budget, "curve": s.curve, "updates": s.updates, "sample_weight": s.sample_weight, "elements": s.elements}
-            for s in self._finished_states()
-        }
+        return {state.name: state.learned() for state in self._finished_states()}
 
     def load_activation_state(self, state: dict) -> None:
-        """Restores :meth:`activation_state`. ValueError names layers that this model lacks."""
+        """Restores :meth:`activation_state`. ValueError or TypeError names layers that this model lacks and what is no such state; the
+        model is then as before."""
+        for name, values in state.items() if isinstance(state, Mapping) else [("", state)]:
+            if not isinstance(values, Mapping):
+                raise TypeError(f"load_activation_state: state must map layer names to dictionaries; got {type(values).__name__}")
+            check_learned(name, values)
         known = {s.name: s for s in self._control.states()}
         unknown = [name for name in state if name not in known and "#" not in name and name not in dict(self.named_modules())]
         if unknown:
             raise ValueError(f"load_activation_state: state has layers that the model lacks: {unknown[:5]}")
         for name, values in state.items():
             target = known.get(name) or self._control.functional.setdefault(name, LayerState(name, resolve(self._control.config, "")))
-            for key, value in values.items():
-                setattr(target, key, value)
+            vars(target).update(values)
 
     def _finished_states(self) -> list[LayerState]:
         self._control.begin_step()  # so that the last step's figures are in
@@ -216,7 +236,10 @@ class QModule(nn.Module, metaclass=_Converting):
 
     def __reduce_ex__(self, protocol):
         # The class was made at run time; pickle gets the original one and the fact that it was converted.
-        return _restore, (type(self).__mro__[2], self.__class__._owns_config), self.__dict__.copy()
+        plain, owns_config = type(self).__mro__[2], type(self)._owns_config
+        if getattr(plain, "__getstate__", None) in (None, getattr(object, "__getstate__", None)):
+            return _restore, (plain, owns_config), self.__dict__.copy()
+        return _restore, (plain, owns_config, self._control), self.__getstate__()  # which may know nothing of what is ours
 
 
 @contextlib.contextmanager
@@ -239,6 +262,8 @@ def _convert(model: nn.Module, config) -> nn.Module:
         raise TypeError(f"QModule: model must be an nn.Module; got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("QModule: model must not be a ScriptModule, whose layers cannot be replaced; convert it before scripting")
+    for pattern in unmatched(config, [name for name, _ in model.named_modules()]):
+        warnings.warn(f"QModule: config's pattern {pattern!r} matches no module of the model", stacklevel=3)
     control = Control(config)
     if isinstance(model, QModule):  # again, with another config: hooks and classes of the first time go
         _revert(model)
@@ -247,6 +272,10 @@ def _convert(model: nn.Module, config) -> nn.Module:
     model.__dict__["_control"] = control
     model.__class__ = _class_for(type(model), owns_config=not hasattr(model, "config"))
     return model
+
+
+def _is_lossy(module: nn.Module) -> bool:
+    return module.lossy and module.compresses if isinstance(module, CompressedLayer) else isinstance(module, LOSSY)
 
 
 def _convert_layer(module: nn.Module, name: str, config, control: Control) -> None:
@@ -302,6 +331,9 @@ def _class_for(plain: type, owns_config: bool) -> type:
     return _classes[key]
 
 
-def _restore(plain: type, owns_config: bool) -> nn.Module:
+def _restore(plain: type, owns_config: bool, control: Control | None = None) -> nn.Module:
     cls = _class_for(plain, owns_config)
-    return cls.__new__(cls)
+    model = cls.__new__(cls)
+    if control is not None:
+        model.__dict__["_control"] = control
+    return model

@@ -1,0 +1,136 @@
+"""What a QModule keeps beside its layers: in copies of models that choose what is copied, in checkpoints, and what it refuses."""
+
+import copy
+import io
+import pickle
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import quantize
+from quantize import ActivationConfig, QModule
+
+FIXED = ActivationConfig(bits=2, max_bits=2)
+WIDE = ActivationConfig(bits=8, max_bits=8)
+
+
+# -------------------------------------------------------------------------------------------------------------------- copies
+
+
+class Locked(nn.Module):
+    """A model that leaves out of its copies what cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.lock = nn.Linear(64, 8), threading.Lock()
+
+    def forward(self, x):
+        with self.lock:
+            return self.layer(x).relu()
+
+    def __getstate__(self):
+        return {"everything": {key: value for key, value in self.__dict__.items() if key not in ("lock", "_control")}}
+
+    def __setstate__(self, state):
+        super().__setstate__(state["everything"])
+        self.lock = threading.Lock()
+
+
+def through_torch_save(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), through_torch_save])
+@pytest.mark.parametrize("config", [FIXED, ActivationConfig(bits=2)], ids=["fixed", "adaptive"])
+def test_models_with_a_state_of_their_own(way, config):
+    model, x = QModule(Locked(), config), torch.randn(8, 64)
+    model(x).sum().backward()
+    twin = way(model)
+    assert type(twin) is type(model) and twin.config == model.config and twin.lock is not model.lock
+    assert torch.equal(twin(x), model(x))
+    if way is not copy.copy:
+        assert {id(s) for s in twin._control.layers} == {id(twin.layer._state)} != {id(model.layer._state)}
+    assert twin.layer_bits().keys() == model.layer_bits().keys()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.dtype) or t, lambda t: t):
+        twin(x)
+    assert torch.uint8 in saved
+
+
+# ------------------------------------------------------------------------------------------------------------ several QModules
+
+
+def test_bits_of_a_layer_that_another_qmodule_converted():
+    inner = QModule(nn.Sequential(nn.Linear(64, 8), nn.ReLU()), WIDE)
+    assert inner.layer_bits() == {"0": 8.0}
+    outer = QModule(nn.Sequential(inner, nn.Linear(8, 3)), FIXED)
+    outer(torch.randn(4, 64)).sum().backward()
+    assert inner.layer_bits() == {"0": 2.0}
+    shared = nn.Linear(64, 8)
+    first, second = QModule(nn.Sequential(shared), WIDE), QModule(nn.Sequential(shared), FIXED)
+    assert first.layer_bits() == second.layer_bits() == {"0": 2.0}
+
+
+def test_patterns_that_match_nothing_are_named():
+    with pytest.warns(UserWarning, match=r"QModule: config's pattern 'layer7\*' matches no module of the model") as caught:
+        QModule(nn.Sequential(nn.Linear(64, 16)), {"layer7*": FIXED, "0": None})
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        QModule(nn.Sequential(nn.Linear(64, 16)), {"*": FIXED, "0": None, "": None})
+
+
+# ------------------------------------------------------------------------------------------------------- indices, checkpoints
+
+
+def by_gradient():
+    return QModule(nn.Sequential(nn.Linear(64, 16)), ActivationConfig(bits=2, use_gradient=True))
+
+
+def test_indices_are_one_a_sample():
+    model, x = by_gradient(), torch.randn(8, 64)
+    model.set_sample_indices(torch.arange(5))
+    with pytest.raises(ValueError, match="set_sample_indices: indices must be one for each of the 8 samples; got 5"):
+        model(x)
+    model(x).sum().backward()  # the wrong ones are forgotten
+    for _ in range(2):
+        model.set_sample_indices(torch.arange(8))
+        model(x).sum().backward()
+    assert model.activation_state()["0"]["sample_weight"].isfinite().all()
+
+
+def test_indices_are_of_a_data_set():
+    with pytest.raises(ValueError, match=r"set_sample_indices: indices must be below 2\^28.*got 1099511627776"):
+        by_gradient().set_sample_indices(torch.tensor([1, 2**40]))
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "message"),
+    [
+        ([], TypeError, "state must map layer names to dictionaries; got list"),
+        ({"0": 3}, TypeError, "state must map layer names to dictionaries; got int"),
+        ({"0": {"budget": "x"}}, ValueError, "budget of layer '0' must be a number from 1 to 8; got 'x'"),
+        ({"0": {"budget": 100}}, ValueError, "budget of layer '0' must be a number from 1 to 8; got 100"),
+        ({"0": {"budget": float("nan")}}, ValueError, "budget of layer '0'"),
+        ({"0": {"curve": [1.0]}}, ValueError, "curve of layer '0' must be None or a list of 9 finite numbers"),
+        ({"0": {"curve": [float("inf")] * 9}}, ValueError, "curve of layer '0'"),
+        ({"0": {"updates": -1}}, ValueError, "updates of layer '0' must be an integer from 0; got -1"),
+        ({"0": {"elements": 0.5}}, ValueError, "elements of layer '0' must be an integer from 0; got 0.5"),
+        ({"0": {"sample_weight": torch.ones(3, 3)}}, ValueError, r"sample_weight of layer '0' must be None or a float32 Tensor\[N\]"),
+        ({"0": {"bits": 3}}, ValueError, "layer '0' must have no entries but budget, .*; got 'bits'"),
+        ({"0": {"budget": 4.0}, "1": {}}, ValueError, "layers that the model lacks: .'1'."),
+    ],
+)
+def test_activation_states_are_checked(state, error, message):
+    model = by_gradient()
+    before = str(model.activation_state())
+    with pytest.raises(error, match=f"load_activation_state: .*{message}"):
+        model.load_activation_state(state)
+    assert str(model.activation_state()) == before
+    model.load_activation_state(quantize.QModule(nn.Sequential(nn.Linear(64, 16))).activation_state())

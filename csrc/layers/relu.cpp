@@ -1,9 +1,10 @@
 // relu, hardtanh: on an exact mask of one bit an element. dropout: the same mask, drawn.
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/gt.h>
+#include <ATen/ops/ge.h>
 #include <ATen/ops/hardtanh.h>
-#include <ATen/ops/logical_and.h>
-#include <ATen/ops/lt.h>
+#include <ATen/ops/le.h>
+#include <ATen/ops/logical_not.h>
+#include <ATen/ops/logical_or.h>
 #include <ATen/ops/native_dropout.h>
 #include <torch/library.h>
 
@@ -66,7 +67,7 @@ Tensor pack_mask(const Tensor& mask) {
 struct Hardtanh : torch::autograd::Function<Hardtanh> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, double low, double high) {
     at::AutoDispatchBelowADInplaceOrView below;
-    save_mask(ctx, input, pack_mask(input.gt(low).logical_and_(input.lt(high))));
+    save_mask(ctx, input, pack_mask(input.le(low).logical_or_(input.ge(high)).logical_not_()));
     return at::hardtanh(input, low, high);
   }
 

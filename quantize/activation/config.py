@@ -48,6 +48,8 @@ class ActivationConfig:
                 raise TypeError(f"ActivationConfig: {name} must be a number; got {value!r}")
         if self.max_bits not in BIT_WIDTHS:
             raise ValueError(f"ActivationConfig: max_bits must be 1, 2, 4 or 8; got {self.max_bits!r}")
+        if not isinstance(self.max_bits, Integral):
+            raise TypeError(f"ActivationConfig: max_bits must be an integer; got {self.max_bits!r}")
         if not 1 <= self.bits <= self.max_bits:
             raise ValueError(f"ActivationConfig: bits must lie between 1 and max_bits ({self.max_bits}); got {self.bits!r}")
         group = self.group_size
@@ -56,8 +58,8 @@ class ActivationConfig:
                 raise ValueError(f'ActivationConfig: group_size must be a positive integer, "sample" or "tensor"; got {group!r}')
         elif isinstance(group, bool) or not isinstance(group, Integral):
             raise TypeError(f'ActivationConfig: group_size must be a positive integer, "sample" or "tensor"; got {group!r}')
-        elif group < 1:
-            raise ValueError(f'ActivationConfig: group_size must be a positive integer, "sample" or "tensor"; got {group!r}')
+        elif not 1 <= group < 2**63:
+            raise ValueError(f'ActivationConfig: group_size must be a positive integer below 2^63, "sample" or "tensor"; got {group!r}')
         if not self.adaptive and self.bits not in BIT_WIDTHS:
             raise ValueError(
                 f'ActivationConfig: bits must be 1, 2, 4 or 8 with group_size="tensor", which leaves nothing to adapt; got {self.bits!r}'

@@ -77,7 +77,7 @@ def memory_report(model: nn.Module, *inputs) -> MemoryReport:
         model: any module, in the mode (train or eval) that matters. inputs: its positional arguments.
 
     Raises:
-        TypeError: `model` is no nn.Module.
+        TypeError: `model` is no nn.Module. ValueError: in torch.inference_mode().
 
     Example:
         >>> model = quantize.QModule(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()), quantize.ActivationConfig(bits=2, max_bits=2))
@@ -87,6 +87,8 @@ def memory_report(model: nn.Module, *inputs) -> MemoryReport:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"memory_report: model must be an nn.Module; got {type(model).__name__}")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("memory_report: model must not be run in torch.inference_mode(), where nothing is saved for a backward")
     with unchanged(model), torch.enable_grad():
         saved = _forward(model, inputs)
         rows = _rows(model, saved)

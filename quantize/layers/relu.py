@@ -45,7 +45,8 @@ class QReLU6(CompressedLayer, nn.ReLU6):
 
 
 class QLeakyReLU(CompressedLayer, nn.LeakyReLU):
-    """nn.LeakyReLU that keeps one exact bit an element. The same arguments and ``config=``.
+    """nn.LeakyReLU that keeps one exact bit an element. The same arguments and ``config=``. A NaN's gradient passes as a positive number's;
+    PyTorch multiplies it by the slope.
 
     Example:
         >>> quantize.QLeakyReLU(0.5)(torch.tensor([-1.0, 2.0]))

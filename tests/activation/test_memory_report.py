@@ -151,6 +151,12 @@ def test_under_no_grad_and_in_evaluation():
     assert quantize.memory_report(model, x).saved_bytes < quantize.memory_report(model.train(), x).saved_bytes
 
 
+def test_inference_mode_is_refused_by_name():
+    model = QModule(network(), FIXED)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"memory_report: model must not be run in torch.inference_mode\(\)"):
+        quantize.memory_report(model, torch.randn(4, 3, 32, 32))
+
+
 def test_rows_name_layer_op_bits_and_reason():
     class Mixed(nn.Module):
         def __init__(self):

@@ -72,6 +72,9 @@ def test_nan_is_kept_and_passes_its_gradient():
         assert_same(ours, plain, x)
         assert run(ours, x)[1][0][0] != 0
     assert QLeakyReLU()(torch.tensor([torch.nan], requires_grad=True)).isnan().all()
+    x = torch.tensor([torch.nan, 0.5, 2.0, -1.0], requires_grad=True)
+    torch.ops.quantize.hardtanh(x, -1.0, 1.0).sum().backward()
+    assert x.grad.tolist() == [1, 1, 0, 0]
 
 
 def test_in_place_on_a_leaf_is_refused_as_by_pytorch():

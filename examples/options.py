@@ -4,6 +4,7 @@ The flags of the original training script are kept (README.md has the table); th
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from torch import nn
@@ -25,9 +26,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("epochs", "batch_size", "print_freq", "batches", "draws", "image_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; got {getattr(args, name)}")
+    for name in ("width", "num_classes", "limit_train", "limit_test"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1 if given; got {getattr(args, name)}")
     for name in ("lr", "momentum", "weight_decay", "lr_warmup_epochs", "seed", "num_workers"):
         if getattr(args, name) < 0:
             parser.error(f"--{name.replace('_', '-')} must not be negative; got {getattr(args, name)}")
+        if not math.isfinite(getattr(args, name)):
+            parser.error(f"--{name.replace('_', '-')} must be finite; got {getattr(args, name)}")
     if not 0 <= args.label_smoothing < 1:
         parser.error(f"--label-smoothing must be in [0, 1); got {args.label_smoothing}")
     if args.lr_warmup_epochs > args.epochs:
@@ -36,6 +42,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--evaluate needs --resume CHECKPOINT, the model to evaluate")
     if args.resume2 and not (args.evaluate and args.training_only):
         parser.error("--resume2 belongs to --evaluate --training-only: it gives the variance report its adaptive state")
+    if args.cabits < 1:
+        parser.error(f"--cabits must be at least 1; got {args.cabits}")
+    if args.ibits not in (1, 2, 4, 8):
+        parser.error(f"--ibits must be 1, 2, 4 or 8; got {args.ibits}")
     if args.ibits < args.cabits:
         parser.error(f"--ibits must be at least --cabits ({args.cabits}); got {args.ibits}")
     if args.clip_grad_norm is not None and not args.clip_grad_norm > 0:
@@ -163,4 +173,6 @@ def _truth(text):
 
 def _number(text):
     value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number; got {text!r}")
     return int(value) if value == int(value) else value

@@ -114,6 +114,10 @@ class QModule(nn.Module, metaclass=_Converting):
     working. Layers of torch.nn become their compressed counterparts; functional calls and layers with a forward of their own are
     compressed in the same way while the model's forward runs. In evaluation without gradients nothing changes at all.
 
+    Under ``torch.compile`` layers of torch.nn are compressed; functional calls and layers with a forward of their own run as they are.
+    Under activation checkpointing bits adapt per sample. Between layers, and by gradients, they adapt in blocks inside the model with
+    ``use_reentrant=False``; in reentrant blocks, or with the whole model as the checkpointed function, nothing is learned.
+
     Args:
         model: any nn.Module.
         config: an :class:`ActivationConfig`, or a mapping from glob patterns over module names to one or to None (leaves the layer

@@ -152,3 +152,13 @@ def test_the_whole_model_under_checkpoint():
         for _ in range(3):
             checkpoint(model, x.requires_grad_(), use_reentrant=reentrant).sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("reentrant", "learns"), [(None, True), (False, True), (True, False)])
+def test_where_bits_learn(reentrant, learns):
+    # As QModule's docstring says. Three samples: both forwards must round their bits alike.
+    body = nn.Sequential(*[nn.Linear(64, 64) for _ in range(3)])
+    model, x = quantize.QModule(Checkpointed(body, reentrant), quantize.ActivationConfig(bits=2.5)), torch.randn(3, 64)
+    for _ in range(4):
+        gradients(model, x)
+    assert {state["updates"] for state in model.activation_state().values()} == {4 if learns else 0}

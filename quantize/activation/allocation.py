@@ -72,8 +72,8 @@ def check_learned(name: str, values: Mapping) -> None:
         ),
         "updates": ("an integer from 0", lambda v: isinstance(v, int) and v >= 0),
         "sample_weight": (
-            "None or a float32 Tensor[N] on the CPU",
-            lambda v: v is None or (isinstance(v, Tensor) and v.dtype == torch.float32 and v.dim() == 1 and v.device.type == "cpu"),
+            "None or a float32 Tensor[N]",
+            lambda v: v is None or (isinstance(v, Tensor) and v.dtype == torch.float32 and v.dim() == 1),
         ),
         "elements": ("an integer from 0", lambda v: isinstance(v, int) and v >= 0),
     }

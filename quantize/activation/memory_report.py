@@ -71,7 +71,8 @@ def memory_report(model: nn.Module, *inputs) -> MemoryReport:
     """Runs ``model(*inputs)`` forward, twice, and reports what was saved for the backward with compression and without.
 
     Nothing of the model changes: buffers (BatchNorm statistics), random generators, what adaptive bits have learned and activation
-    quantizers that have not started are as before.
+    quantizers that have not started are as before. One process of a distributed run may report alone; only synchronised batch norms in
+    training, and DistributedDataParallel around the model, wait for the others.
 
     Args:
         model: any module, in the mode (train or eval) that matters. inputs: its positional arguments.
@@ -107,6 +108,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     states = [(s, s.snapshot()) for s in _states(model)]
     control = getattr(model, "_control", None)
     held = (dict(control.functional), control.indices, control.arriving) if control is not None else None
+    if control is not None:
+        control.indices = None  # of the training's next batch, which is not the report's
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices), alone():
         try:

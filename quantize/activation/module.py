@@ -233,6 +233,8 @@ class QModule(nn.Module, metaclass=_Converting):
         for name, values in state.items():
             target = known.get(name) or self._control.functional.setdefault(name, LayerState(name, resolve(self._control.config, "")))
             vars(target).update(values)
+            if target.sample_weight is not None:  # perhaps of a checkpoint that was read to a GPU, and not to be written into
+                target.sample_weight = target.sample_weight.to("cpu", copy=True)
 
     def _finished_states(self) -> list[LayerState]:
         self._control.begin_step()  # so that the last step's figures are in

@@ -105,6 +105,28 @@ def test_indices_are_one_a_sample():
     assert model.activation_state()["0"]["sample_weight"].isfinite().all()
 
 
+def test_reports_between_indices_and_their_batch():
+    model, x = by_gradient(), torch.randn(8, 64)
+    model.set_sample_indices(torch.arange(8))
+    quantize.memory_report(model, x[:2])
+    model(x).sum().backward()
+    assert model.activation_state()["0"]["sample_weight"].isfinite().all()
+
+
+def test_a_loaded_state_is_a_copy():
+    model, x = by_gradient(), torch.randn(8, 64)
+    model.set_sample_indices(torch.arange(8))
+    model(x).sum().backward()
+    state = copy.deepcopy(model.activation_state())
+    before = copy.deepcopy(state)
+    model.load_activation_state(state)
+    for _ in range(2):
+        model.set_sample_indices(torch.arange(8))
+        model(2 * x).square().sum().backward()
+    assert not torch.equal(model.activation_state()["0"]["sample_weight"], before["0"]["sample_weight"])
+    assert torch.equal(state["0"]["sample_weight"], before["0"]["sample_weight"])
+
+
 def test_indices_are_of_a_data_set():
     with pytest.raises(ValueError, match=r"set_sample_indices: indices must be below 2\^28.*got 1099511627776"):
         by_gradient().set_sample_indices(torch.tensor([1, 2**40]))

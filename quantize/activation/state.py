@@ -125,7 +125,7 @@ class LayerState:
         weighted = variance if indices is None else variance * self._weights(indices).to(variance.device)[:, None]
         if session and not under_checkpoint():
             budget = session.whole_bits(self.budget, samples, x.numel() // samples, self.config.max_bits)
-        else:
+        else:  # a checkpoint's second forward, which is in no session, must come to the number of the first
             budget = min(max(round(self.budget * samples), samples), self.config.max_bits * samples)
         bits = _ops.allocate_bits(weighted, budget, self.config.max_bits)
         codes, ranges = _ops.group_quantize_mixed(x, bits, budget, group, seed)
@@ -186,7 +186,7 @@ class Session:
     def whole_bits(self, average: float, samples: int, elements: int, most: int) -> int:
         """A number of bits near `average` a sample that `samples` of `elements` each can have.
 
-        Of the nearest ones that with which the layers so far have, all together, as much as they should.
+        Of the nearest such numbers it is the one that brings all layers so far closest to what they should have together.
         """
 
         def possible(total: int) -> bool:  # as a sum of `samples` numbers out of 1, 2, 4, ..., most

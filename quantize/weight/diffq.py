@@ -87,9 +87,8 @@ class DiffQQuantizer(WeightQuantizer):
         """
         if self.ready is None or torch.compiler.is_compiling():
             return None
-        in_checkpoint = (
-            torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-            or self.ready.requires_grad != (torch.is_grad_enabled() and weight.requires_grad)
+        in_checkpoint = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None or self.ready.requires_grad != (
+            torch.is_grad_enabled() and weight.requires_grad
         )
         return None if in_checkpoint else self.ready
 
@@ -103,11 +102,12 @@ class DiffQQuantizer(WeightQuantizer):
     def spread(self) -> None:
         """Spreads bits that are all where they started over half a bit up and down: groups that move together would change together."""
         config, groups = self.config, len(self.logits)
-        first = torch.tensor(first_logit(config.min_bits, config.max_bits, config.init_bits)).to(self.logits)
+        first = torch.full((), first_logit(config.min_bits, config.max_bits, config.init_bits), dtype=torch.float32, device="cpu")
+        first = first.to(self.logits)
         if groups == 1 or config.max_bits == config.min_bits or not bool((self.logits == first).all()):
             return
         places = (
-            torch.arange(groups, dtype=torch.float64) * (math.sqrt(5) - 1) / 2 % 1
+            torch.arange(groups, dtype=torch.float64, device="cpu") * (math.sqrt(5) - 1) / 2 % 1
         )  # the golden ratio's multiples fill an interval evenly
         bits = config.min_bits + (config.max_bits - config.min_bits) * torch.sigmoid(first.double().cpu()) + places - places.mean()
         part = ((bits - config.min_bits) / (config.max_bits - config.min_bits)).clamp(NEAR, 1 - NEAR)
@@ -157,7 +157,7 @@ def _lists(quantizers: list[DiffQQuantizer]) -> tuple[list, ...]:
 
 def draw_seed() -> Tensor:
     """(seed, offset) from PyTorch's default generator."""
-    return torch.randint(2**63 - 1, (2,))
+    return torch.randint(2**63 - 1, (2,), device="cpu")
 
 
 def gaussian_quantiles(device: torch.device) -> Tensor:

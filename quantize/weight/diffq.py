@@ -106,9 +106,8 @@ class DiffQQuantizer(WeightQuantizer):
         first = first.to(self.logits)
         if groups == 1 or config.max_bits == config.min_bits or not bool((self.logits == first).all()):
             return
-        places = (
-            torch.arange(groups, dtype=torch.float64, device="cpu") * (math.sqrt(5) - 1) / 2 % 1
-        )  # the golden ratio's multiples fill an interval evenly
+        order = torch.arange(groups, dtype=torch.float64, device="cpu")
+        places = order * (math.sqrt(5) - 1) / 2 % 1  # the golden ratio's multiples fill an interval evenly
         bits = config.min_bits + (config.max_bits - config.min_bits) * torch.sigmoid(first.double().cpu()) + places - places.mean()
         part = ((bits - config.min_bits) / (config.max_bits - config.min_bits)).clamp(NEAR, 1 - NEAR)
         self.logits.copy_(torch.logit(part))
@@ -269,7 +268,7 @@ def total_bits(quantizers: list[DiffQQuantizer], rounded: bool) -> Tensor:
 
 
 def read_when_ready(module: nn.Module, tensor: str) -> None:
-    """Lets `module` read its parametrized `tensor` at once where this forward pass has it ready: parametrize takes 40 us for it in a step."""
+    """Lets `module` read its parametrized `tensor` at once where a forward pass has it ready: parametrize takes 40 us for it in a step."""
     kind = type(module)  # its own: parametrize gives each module a class
     usual = vars(kind)[tensor]
 

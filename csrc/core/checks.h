@@ -34,6 +34,11 @@ inline void check_numel(const char* op, const char* argument, const at::Tensor& 
   TORCH_CHECK_VALUE(tensor.numel() == expected, op, ": ", argument, " must have ", expected, " elements; got ", tensor.sizes());
 }
 
+inline void check_contiguous(const char* op, const char* argument, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.is_contiguous(), op, ": ", argument, " must be contiguous; got strides ", tensor.strides(), " of ",
+                    tensor.sizes());
+}
+
 inline void check_same_device(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& x) {
   TORCH_CHECK_VALUE(tensor.device() == x.device(), op, ": ", argument, " must be on ", x.device(), "; got ", tensor.device());
 }

@@ -178,8 +178,9 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
   // An image a sample and group. 64 bytes behind the last: codes are written four at a time.
   const int64_t line = (g.width + 2 * padding[1]) * pixel, plane = (g.height + 2 * padding[0]) * line;
   TORCH_CHECK_VALUE(plane < (int64_t(1) << 31), op, ": x must have samples of less than 2 GiB in 8 bits; got ", input.sizes());
-  // In tiles, more: rows and taps behind the last are read and left out.
-  const int64_t behind = 64 + (tile_kernels() ? TileRows::slack * stride[1] * pixel + kernel[1] * pixel : 0);
+  // In tiles, more: rows and taps behind the last are read and left out. A stride beyond the image is one that is never taken.
+  const int64_t steps[2] = {std::min(stride[0], g.height + 2 * padding[0]), std::min(stride[1], g.width + 2 * padding[1])};
+  const int64_t behind = 64 + (tile_kernels() ? TileRows::slack * steps[1] * pixel + kernel[1] * pixel : 0);
   std::unique_ptr<uint8_t[]> images(new uint8_t[g.batch * groups * plane + behind]);
   at::parallel_for(0, g.batch * groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) {
@@ -200,7 +201,7 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
 
   std::vector<int32_t> rows, taps;
   for (int64_t h = 0; h < g.out_height; ++h)
-    for (int64_t w = 0; w < g.out_width; ++w) rows.push_back(int32_t(h * stride[0] * line + w * stride[1] * pixel));
+    for (int64_t w = 0; w < g.out_width; ++w) rows.push_back(int32_t(h * steps[0] * line + w * steps[1] * pixel));
   for (int64_t h = 0; h < kernel[0]; ++h)
     for (int64_t w = 0; w < kernel[1]; ++w) taps.push_back(int32_t(h * dilation[0] * line + w * dilation[1] * pixel));
   const int64_t pixels = g.out_height * g.out_width;
@@ -218,7 +219,7 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
   };
   if (tile_kernels() && pixels >= fewest_tile_rows) {
     const TileTaps tile_taps(kernel.data(), dilation[1], quads);
-    const TileRows tile_rows(g.out_height, g.out_width, pixel, line, stride.data());
+    const TileRows tile_rows(g.out_height, g.out_width, pixel, line, steps);
     multiply(TileProduct{panels, epilogue, tile_rows, tile_taps, tile_taps.offsets(kernel.data(), dilation.data(), pixel, line),
                          group_channels});
   } else {
@@ -279,14 +280,14 @@ Tensor packed_linear_float_cpu(const Tensor& input, const Tensor& codes, const T
   const char* op = "packed_linear_float";
   check_dtype(op, "x", input, at::kFloat);
   TORCH_CHECK_VALUE(input.dim() == 2, op, ": x must be [N, C]; got ", input.sizes());
-  check_dtype(op, "scales", scales, at::kFloat);
+  check_floats(op, "scales", scales, scales.numel());
   const Panels panels(op, panel_tensor, levels, storage_bits);
   const int64_t batch = input.size(0), channels = input.size(1), out_channels = scales.numel();
   const int64_t row = panels.quads * GemmTraits::quad;
   check_codes(op, codes, out_channels, channels, storage_bits);
   TORCH_CHECK_VALUE(panels.groups == 1 && panels.tiles * GemmTraits::columns >= out_channels && row >= channels, op, ": panels must hold ",
                     out_channels, " channels of ", channels, "; got ", panel_tensor.sizes());
-  if (bias && bias->defined()) check_dtype(op, "bias", *bias, at::kFloat), check_numel(op, "bias", *bias, out_channels);
+  if (bias && bias->defined()) check_floats(op, "bias", *bias, out_channels);
   const float* shift = bias && bias->defined() ? bias->const_data_ptr<float>() : nullptr;
   Tensor out = at::empty({batch, out_channels}, input.options());
   std::vector<float> x(batch * row);

@@ -26,6 +26,7 @@ struct Panels {
     check_dtype(op, "panels", panels, at::kByte);
     check_dtype(op, "levels", table, at::kFloat);
     check_numel(op, "levels", table, int64_t(1) << bits);
+    check_contiguous(op, "levels", table);
     TORCH_CHECK_VALUE(panels.dim() == 3 && panels.is_contiguous() && panels.size(2) % GemmTraits::quad_bytes == 0, op,
                       ": panels must be contiguous [groups, tiles, bytes], bytes a multiple of 64; got ", panels.sizes());
     groups = panels.size(0), tiles = panels.size(1), bytes = panels.size(2);
@@ -54,6 +55,13 @@ inline void check_codes(const char* op, const at::Tensor& codes, int64_t channel
                     "], for ", length, " levels of ", bits, " bits; got ", codes.sizes());
 }
 
+// An array of floats.
+inline void check_floats(const char* op, const char* argument, const at::Tensor& tensor, int64_t n) {
+  check_dtype(op, argument, tensor, at::kFloat);
+  check_numel(op, argument, tensor, n);
+  check_contiguous(op, argument, tensor);
+}
+
 // What output channels multiply and add after the integer products.
 class Epilogue {
  public:
@@ -61,13 +69,13 @@ class Epilogue {
            int zero_point)
       : step_(step), zero_point_(zero_point) {
     const int64_t n = scales.numel();
-    check_dtype(op, "scales", scales, at::kFloat);
+    check_floats(op, "scales", scales, n);
     check_dtype(op, "sums", sums, at::kInt);
     check_numel(op, "sums", sums, n);
+    check_contiguous(op, "sums", sums);
     scales_ = scales.const_data_ptr<float>(), sums_ = sums.const_data_ptr<int32_t>();
     if (!bias || !bias->defined()) return;
-    check_dtype(op, "bias", *bias, at::kFloat);
-    check_numel(op, "bias", *bias, n);
+    check_floats(op, "bias", *bias, n);
     bias_ = bias->const_data_ptr<float>();
   }
 

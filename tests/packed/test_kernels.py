@@ -193,3 +193,33 @@ def test_bad_input_is_named(place, value, message):
     changed = [*arguments[:place], value, *arguments[place + 1 :]]
     with pytest.raises(ValueError, match=message):
         ops.packed_conv2d(*changed)
+
+
+@pytest.mark.parametrize(("place", "name"), [(6, "levels"), (7, "scales"), (8, "sums"), (9, "bias")])
+def test_strides_are_refused(place, name):
+    arguments, _ = conv_arguments(CONVS[0], "uniform", 4, 8)
+    gaps = [*arguments[:place], torch.stack([arguments[place]] * 2, 1)[:, 0], *arguments[place + 1 :]]
+    with pytest.raises(ValueError, match=rf"packed_conv2d: {name} must be contiguous; got strides \[2\] of \[16\]"):
+        ops.packed_conv2d(*gaps)
+    (_, linear), (_, floats) = list(samples())[1:3]
+    linear, floats = [*linear[:9], torch.randn(17), 4], [*floats[:5], torch.randn(17), 4]
+    for op, call in ((ops.packed_linear, linear), (ops.packed_linear_float, floats)):
+        for at, value in enumerate(call):
+            if value is arguments[place] or not isinstance(value, torch.Tensor) or value.dim() != 1:
+                continue
+            with pytest.raises(ValueError, match="must be contiguous; got strides"):
+                op(*call[:at], torch.stack([value] * 2, 1)[:, 0], *call[at + 1 :])
+
+
+@pytest.mark.parametrize("place", [11, 12, 13, 14])
+@pytest.mark.parametrize("size", [2**24 + 1, 2**62])
+def test_huge_geometry_is_refused(place, size):
+    arguments, _ = conv_arguments(CONVS[0], "uniform", 4, 8)
+    with pytest.raises(ValueError, match=r"packed_conv2d: kernel, stride, padding and dilation must be at most 2\^24; got"):
+        ops.packed_conv2d(*arguments[:place], [1, size], *arguments[place + 1 :])
+
+
+def test_strides_beyond_the_image():
+    arguments, levels = conv_arguments(CONVS[0], "uniform", 4, 8)
+    arguments = [*arguments[:12], [2**24, 2**24], *arguments[13:]]
+    assert torch.equal(ops.packed_conv2d(*arguments), expected_conv(arguments, levels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,9 @@ _POSITIVE = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2
 _POSITIVE += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Dropout, nn.Identity, nn.Flatten)
 _POSITIVE_CALLS = {F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool2d, F.dropout, torch.flatten}
 _RELU_CALLS = {F.relu, F.relu6, torch.relu, torch.relu_, torch.sigmoid, F.sigmoid, "relu", "relu_", "sigmoid"}
+# Whose output shares no memory with the input, and with the first input at most (a trace says "+" of "+=").
+_FRESH = (nn.modules.conv._ConvNd, nn.Linear, *BATCH_NORMS)
+_SUMS = {operator.add, operator.iadd, torch.add}
 
 
 class Path(NamedTuple):
@@ -75,13 +79,22 @@ def _graph_paths(root: nn.Module, graph: fx.Graph, kinds: dict[nn.Module, str], 
         single_consumer = len(above.users) == len(node.args[0].users) == 1
         above = above.args[0]
         relu = calls.link(above)
-        if relu in unseen and type(relu) is nn.ReLU and len(above.users) == 1:
+        if relu in unseen and type(relu) is nn.ReLU and len(above.users) == 1 and (not relu.inplace or _alone(calls, above.args[0])):
             above = above.args[0]
         else:
             relu = None
         source = calls.alone(above) if single_consumer and isinstance(above, fx.Node) and len(above.users) == 1 else None
         found.append((layer, norm, clip, relu, source if source in unseen else None, False))
     return found
+
+
+def _alone(calls: Calls, node) -> bool:
+    """Whether nobody but its one user sees the memory of `node`, so that what is done to it in place can be left out."""
+    if not isinstance(node, fx.Node) or node.op in ("placeholder", "get_attr") or len(node.users) > 1:
+        return False
+    if node.op == "call_module" and isinstance(calls.module(node), _FRESH):
+        return True
+    return all(_alone(calls, other) for other in node.all_input_nodes[: 1 if node.target in _SUMS else None])
 
 
 def _only_signs(calls: Calls, norm: fx.Node, clip: nn.Module | None, kind: str, kinds: dict[nn.Module, str]) -> bool:

@@ -1,5 +1,7 @@
 """What is found before a sign: batch norms that can go into its thresholds, and ReLUs that leave it nothing to say."""
 
+import operator
+
 import pytest
 import torch.nn.functional as F
 from torch import nn
@@ -114,3 +116,21 @@ def test_what_cannot_be_traced_keeps_its_norm():
         return m.conv(m.bn(x)) if x.sum() > 0 else m.conv(x)
 
     assert paths(branches, bn=nn.BatchNorm2d(8), conv=conv()) == {}
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    "forward, goes",
+    [
+        (lambda m, x: m.conv(m.bn(m.relu(m.first(x)))), True),
+        (lambda m, x: m.conv(m.bn(m.relu(m.first(x) + x))), True),
+        (lambda m, x: m.conv(m.bn(m.relu(y := m.first(x)))) + y, False),
+        (lambda m, x: m.conv(m.bn(m.relu((y := m.first(x)).view(2, 8, 8, 8)))) + y, False),
+        (lambda m, x: m.conv(m.bn(m.relu(operator.iadd(m.first(x), x)))), True),
+        (lambda m, x: m.conv(m.bn(m.relu(operator.iadd(y := m.first(x), x)))) + y, False),
+        (lambda m, x: m.conv(m.bn(m.relu(x))), False),
+    ],
+)
+def test_relus_in_place_go_where_nobody_else_sees_their_input(forward, goes, inplace):
+    (path,) = paths(forward, first=conv(), relu=nn.ReLU(inplace), bn=nn.BatchNorm2d(8), conv=conv()).values()
+    assert path.norm == "bn" and path.relu == ("relu" if goes or not inplace else "")

@@ -66,11 +66,14 @@ def row_bytes(k: int, width: int) -> int:
 
 
 @cache
+def _levels(method: str, width: int, bits: int | None) -> tuple[float, ...]:
+    most = math.inf if bits is None else METHODS[method].max_level(bits)
+    return tuple(math.nan if abs(level) > most else level for level in METHODS[method].table(width))
+
+
 def _table(method: str, width: int, bits: int | None) -> Tensor:
-    table = torch.tensor(METHODS[method].table(width), dtype=torch.float32)
-    if bits is not None:
-        table[table.abs() > METHODS[method].max_level(bits)] = math.nan
-    return table
+    """Made at each use: of tensors made while a model is traced or exported, none may outlive it."""
+    return torch.tensor(_levels(method, width, bits), dtype=torch.float32)
 
 
 def levels_table(method: str, width: int, bits: int | None = None) -> Tensor:
@@ -79,7 +82,7 @@ def levels_table(method: str, width: int, bits: int | None = None) -> Tensor:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if width not in WIDTHS:
         raise ValueError(f"storage must be 1, 2, 4, 8 or 16 bits; got {width!r}")
-    return _table(method, width, bits).clone()
+    return _table(method, width, bits)
 
 
 def pack(levels: Tensor, method: str, bits: int) -> Tensor:

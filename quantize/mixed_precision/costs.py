@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..packed.plain import without_compression
-from ..packed.size_report import dtype_bits, size_report
+from ..packed.size_report import dtype_bits, report_of
 from ..packed.summary import count_macs
 from ..patterns import exactly
 from ..weight.config import WeightConfig
@@ -17,6 +17,7 @@ from ..weight.prepare import prepare, quantizes_input, tensor_names
 from .choices import weight_bits_of
 from .replay import positional
 
+WHO = "measure_sensitivity"
 FLOAT_BITS = 32
 
 
@@ -33,19 +34,19 @@ def stored_bytes(model: nn.Module, groups: Sequence[Sequence[str]], configs: Seq
     table, others = torch.zeros(len(groups), len(configs), dtype=torch.long), 0
     quantized = [k for k, config in enumerate(configs) if config is not None]
     for k in quantized:
-        report = size_report(prepared_at(plain, dict.fromkeys(every, configs[k])))
+        report = report_of(prepared_at(plain, dict.fromkeys(every, configs[k])), WHO)
         rows = _by_layer(report)
         table[:, k] = torch.tensor([sum(rows.get(name, 0) for name in names) for names in groups])
         others = max(others, report.bytes - int(table[:, k].sum()))
     for k in set(range(len(configs))) - set(quantized):
         if not quantized:
-            rows = _by_layer(size_report(plain))
+            rows = _by_layer(report_of(plain, WHO))
             table[:, k] = torch.tensor([sum(rows.get(name, 0) for name in names) for names in groups])
             return table, sum(rows.values()) - int(table[:, k].sum())
         with_all = others + int(table[:, quantized[0]].sum())
         for number, names in enumerate(groups):
             some = dict.fromkeys((name for name in every if name not in names), configs[quantized[0]])
-            without = size_report(prepared_at(plain, some) if some else plain).bytes
+            without = report_of(prepared_at(plain, some) if some else plain, WHO).bytes
             table[number, k] = without - with_all + table[number, quantized[0]]
     return table, others
 

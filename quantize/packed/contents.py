@@ -77,6 +77,8 @@ def entry_of(name: str, module: nn.Module, weight: PackedWeight, tensor: str, gr
     if grid is not None:
         entry |= grid.fields()
     entry |= attributes(module)
+    if tensor in vars(module).get("staying", ()):
+        entry["stays"] = True
     if not isinstance(module, PackedLayer):
         return {**entry, "decoded": tensor}
     if not module.plain_bias:

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from ..weight.diffq import stop_drawing
 from ..weight.dorefa import without_gradient_bits
@@ -17,7 +18,7 @@ from .form import GROUPED
 from .grid import Grid, SignGrid, StepGrid
 from .modules import PackedLayer
 from .plain import plain_class, refuse_wrappers, without_compression
-from .replace import become_decoded, become_identity, become_packed, float_bytes, packed_class
+from .replace import become_decoded, become_identity, become_packed, float_bytes, mark_staying, packed_class
 from .signs import Path, find_paths
 from .sums import find_sums
 from .thresholds import of_affine
@@ -80,6 +81,7 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
     removed = {name for path in paths.values() for name in path.removed}
     pairs = {layer: norm for layer, norm in find_pairs(result, set(packable)) if norm not in removed}
     grids = _sign_grids(result, signs, paths)
+    float_parameters = {id(p) for m in result.modules() if not isinstance(m, ParametrizationList) for p in m._parameters.values()}
     memo: dict[int, Tensor] = {}
     done = set()
     for prepared, weight in packs.items():
@@ -87,13 +89,16 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
             continue  # one module under two names
         done.add((id(prepared.module), prepared.tensor))
         grid = grids.get(prepared.layer) or _input_grid(prepared.module)
-        dtype = prepared.latent.dtype
+        latent = prepared.latent
+        dtype, stays = latent.dtype, id(latent) in float_parameters
         _remove_quantizer(prepared.module, prepared.tensor)
         if prepared.layer in packable:
             norm = result.get_submodule(pairs[prepared.layer]) if prepared.layer in pairs else None
             _fold_and_pack(prepared, weight, dtype, grid, norm, pairs.get(prepared.layer), memo)
         else:
             become_decoded(prepared.module, prepared.tensor, weight, dtype, grid, memo)
+        if stays:
+            mark_staying(prepared.module, prepared.tensor)
     for path in paths.values():
         layer, source = result.get_submodule(path.layer), path.source and result.get_submodule(path.source)
         if (

@@ -17,7 +17,7 @@ from .header import DTYPES, Bad, layers_checksum, metadata_text, read_header, re
 from .modules import PackedLayer
 from .plain import refuse_wrappers
 from .plan import Plan, Step, make_plan
-from .replace import become_decoded, become_identity, become_packed
+from .replace import become_decoded, become_identity, become_packed, mark_staying
 from .sums import find_sums
 from .weight import PackedWeight
 
@@ -25,7 +25,8 @@ from .weight import PackedWeight
 def save(model: nn.Module, path) -> None:
     """Writes a converted model to one safetensors file: packed codes, scales, and every other tensor of its state once.
 
-    The file takes the place of an older one only when it is complete. The same model always gives the same bytes.
+    The file takes the place of an older one, with its permissions, only when it is complete; a symbolic link stays, and what it points to
+    is replaced. The same model always gives the same bytes.
 
     Args:
         model: what :func:`quantize.convert` or :func:`quantize.load` returned. path: of the file.
@@ -205,6 +206,8 @@ def _apply(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], weights: li
         else:
             folded = (entry["batch_norm"], entry["batch_norm_bytes"]) if "batch_norm" in entry else None
             become_packed(module, weight, parts.get("bias"), dtype, entry.get("bias", True), grid, folded)
+        if "stays" in entry:
+            mark_staying(module, step.tensor)
     for step in plan.steps:  # when all of them are packed
         if "feeds" in step.entry:
             step.module.feed(step.entry["feeds"], model.get_submodule(step.entry["feeds"]))

@@ -107,6 +107,7 @@ LAYER: Fields = {
     "batch_norm": ("a string", _text, False),
     "batch_norm_bytes": ("an integer", _whole(0, _MANY), False),
     "decoded": ("a string", _text, False),
+    "stays": ("true, or not there", _one_of(True), False),  # the float weight is another module's too, which keeps it
     "tied": ("an object of strings", lambda v: isinstance(v, dict) and all(map(_text, v.values())), False),
 }
 # What else a layer has whose codes are rows, or a stream of groups.

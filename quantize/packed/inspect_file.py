@@ -36,11 +36,14 @@ def _table(header: Header) -> str:
         notes += [f"with {' '.join(layer['removed'])} before it"] if "removed" in layer else []
         notes += [f"hands bits to {layer['feeds']}"] if "feeds" in layer else []
         notes += ["decoded when loaded"] if decoded else []
+        notes += ["in float too, tied"] if "stays" in layer else []
         notes += [f"{part} of {owner.rpartition('.')[0]}" for part, owner in layer.get("tied", {}).items()]
         shape, activation_bits = "x".join(map(str, layer["shape"])), str(layer.get("activation_bits", 32))
         name = prefix if decoded else layer["name"]
         rows.append((name, layer["kind"], layer["method"], bits_text(_bits(layer)), activation_bits, shape, kib(nbytes), ", ".join(notes)))
-        floats += 4 * math.prod(layer["shape"]) + layer.get("batch_norm_bytes", 0) + layer.get("removed_bytes", 0)
+        floats += layer.get("batch_norm_bytes", 0) + layer.get("removed_bytes", 0)
+        if "stays" not in layer and (f"{decoded}.codes" if decoded else "codes") not in layer.get("tied", {}):
+            floats += 4 * math.prod(layer["shape"])
     rest = sum(sizes.values())
     if sizes:
         rows.append(("others", f"{len(sizes)} tensors", "float", "", "", "", kib(rest), "as they were"))

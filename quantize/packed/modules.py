@@ -115,9 +115,11 @@ class PackedLayer(OnGrid):
         for name in ("weight", *TENSORS):
             module._parameters.pop(name, None)
             module._buffers.pop(name, None)
-        for name in (*MADE, "_next", "_fed", "_summed"):
+        for name in (*MADE, "_next", "_fed", "_summed", "staying"):
             vars(module).pop(name, None)
         drop_pre_hook(module, _no_fused_path)
+        if cls.spatial == 0:  # nn.TransformerEncoderLayer's fused path would read `weight` and `bias` and pass the layer by
+            module.register_forward_pre_hook(_no_fused_path)
         module.form, module.dtype = weight.form, dtype
         module.plain_bias, module.folded, module.feeds = plain_bias, None, None
         for name, tensor in (*weight.parts.items(), ("bias", bias)):

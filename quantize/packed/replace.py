@@ -50,6 +50,11 @@ def become_decoded(module: nn.Module, tensor: str, weight: PackedWeight, dtype: 
         _set_input_grid(module, grid)
 
 
+def mark_staying(module: nn.Module, tensor: str) -> None:
+    """`module.<tensor>` was tied to a float parameter of another module, which keeps it."""
+    vars(module).setdefault("staying", set()).add(tensor)
+
+
 def _set_input_grid(module: nn.Module, grid: Grid | None) -> None:
     module._modules.pop("activation_quantizer", None)
     drop_pre_hook(module, quantize_input_of)

@@ -79,9 +79,14 @@ def size_report(model: nn.Module) -> SizeReport:
         >>> report.bytes, report.float_bytes  # half a byte a weight, and 256 scales
         (295936, 2359296)
     """
-    refuse_wrappers(model, "size_report")
+    return report_of(model, "size_report")
+
+
+def report_of(model: nn.Module, who: str) -> SizeReport:
+    """As :func:`size_report`, called by `who`."""
+    refuse_wrappers(model, who)
     if next(prepared_weights(model), None) is not None:
-        model = converted(model, "size_report", calibrated=False)
+        model = converted(model, who, calibrated=False)
     stored: dict[tuple[str, str], list[Item]] = {}
     for item in contents(model).tensors.values():
         stored.setdefault((item.layer, item.weight), []).append(item)
@@ -121,7 +126,7 @@ def _float_bytes(module: nn.Module, tensor: str, entry: dict, parts: dict[str, T
     size = (module.dtype if packed else getattr(module, tensor).dtype).itemsize
     codes = parts["codes" if packed else f"{tensor}.codes"]
     total = entry.get("batch_norm_bytes", 0) + entry.get("removed_bytes", 0)
-    if id(codes) not in seen:
+    if id(codes) not in seen and "stays" not in entry:  # else it counts with the module that keeps it
         total += size * math.prod(entry["shape"])
         seen.add(id(codes))
     return total + (size * len(parts["bias"]) if packed and module.plain_bias else 0)

@@ -18,7 +18,7 @@ from .kernels import reason
 from .modules import PACKED, PackedLayer
 from .plain import kind_of, refuse_wrappers, shell
 from .replace import reason_decoded
-from .size_report import dtype_bits, size_report
+from .size_report import dtype_bits, report_of
 from .table import aligned, bits_text, kib, short_count
 from .weight import is_transposed
 
@@ -102,7 +102,7 @@ def summary(model: nn.Module, *inputs) -> Summary:
     """
     refuse_wrappers(model, "summary")
     sizes, stored_bits = Counter(), {}
-    report = size_report(model)
+    report = report_of(model, "summary")
     for row in report.layers:  # a layer's packed weight first
         sizes[row.name] += row.bytes
         stored_bits.setdefault(row.name, row.bits)

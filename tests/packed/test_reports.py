@@ -13,10 +13,10 @@ from torch import nn
 from quantize import _C, ActivationConfig, QModule
 from quantize.__main__ import main
 from quantize.packed.convert import convert
-from quantize.packed.file import save
+from quantize.packed.file import load, save
 from quantize.packed.size_report import size_report
 from quantize.packed.summary import summary
-from quantize.weight.config import PowerOfTwo, Uniform
+from quantize.weight.config import XNOR, PowerOfTwo, Uniform
 from quantize.weight.prepare import prepare
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(4))
@@ -52,6 +52,44 @@ def test_ties_count_once():
     assert report.layers == size_report(convert(prepared)).layers
     assert rows_of(report)["inner"].bytes == 12 * 8 + 12 * 4 and rows_of(report)["head"].bytes == 12 * 4
     assert size_report(Tied()).bytes == 12 * 8 * 4 + 12 * 4
+
+
+class HalfTied(nn.Module):
+    """An embedding that stays in float with the weight of a linear layer, and of attention's projection."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head, self.attn = nn.Embedding(24, 8), nn.Linear(8, 24, bias=False), nn.MultiheadAttention(8, 2)
+        self.head.weight = self.attn.in_proj_weight = self.embedding.weight
+
+    def forward(self, x):
+        x = self.embedding(x)
+        return self.head(self.attn(x, x, x)[0])
+
+
+def test_weights_that_stay_in_float_elsewhere_count_once(tmp_path, capsys):
+    report = size_report(prepared := prepare(HalfTied(), Uniform(4)))
+    assert report.float_bytes == size_report(HalfTied()).float_bytes
+    packed, path = convert(prepared), tmp_path / "f"
+    assert report.layers == size_report(packed).layers and report.bytes > 24 * 8 * 4
+    save(packed, path)
+    loaded = load(HalfTied(), path)
+    assert size_report(loaded).layers == report.layers
+    save(loaded, tmp_path / "again")
+    assert path.read_bytes() == (tmp_path / "again").read_bytes()
+    assert main(["inspect", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("in float too, tied") == 2 and f"the packed weights in float32: {8 * 8 * 4 / 1024:.1f} KiB" in shown
+    save(convert(prepare(Tied(), Uniform(4))), path)  # an embedding that stays, and two layers tied with it
+    main(["inspect", str(path)])
+    assert "the packed weights in float32: 0.0 KiB" in capsys.readouterr().out
+
+
+def test_errors_name_their_caller():
+    model = prepare(nn.Sequential(nn.ReLU(), nn.Linear(8, 4)), XNOR())
+    for who, call in (("size_report", size_report), ("summary", lambda m: summary(m, torch.randn(2, 8)))):
+        with pytest.raises(ValueError, match=f"^{who}: the input of layer '1' must have both signs"):
+            call(model)
 
 
 def test_decoded_weights_are_named():

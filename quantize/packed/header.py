@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
@@ -126,8 +127,8 @@ STREAM: Fields = {
 def _object(pairs: list[tuple[str, object]]) -> dict:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise Bad(f"header: {short(next(n for n in names if names.count(n) > 1))} must appear once in its object; it appears again")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise Bad(f"header: {short(twice)} must appear once in its object; it appears again")
     return found
 
 
@@ -241,6 +242,8 @@ def _layer(layer, index: int) -> None:
             raise Bad(f"{at} must have {one} and {other}, or neither")
     if "input" in layer and layer.get("activation_bits") != 1:
         raise Bad(f"{at}.activation_bits must be 1 for input {layer['input']!r}; got {short(layer.get('activation_bits'))}")
+    if "input" in layer and layer["bits"] != 1:
+        raise Bad(f"{at}.bits must be 1 for input {layer['input']!r}; got {layer['bits']}")
     if "removed" in layer and "input" not in layer:
         raise Bad(f"{at}.input must be there: thresholds are of one bit")
 

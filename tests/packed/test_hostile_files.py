@@ -3,6 +3,7 @@
 import contextlib
 import json
 import struct
+import time
 import tracemalloc
 import zlib
 
@@ -312,6 +313,15 @@ FOREIGN = {
 def test_foreign(case, tmp_path):
     data, message = FOREIGN[case]
     refused(tmp_path, data, message)
+
+
+def test_many_names(tmp_path):
+    names = ",".join(f'"{i}":0' for i in range(40_000))
+    start = time.perf_counter()
+    (tmp_path / "f").write_bytes(raw(f'{{{names},"x":0,"x":0}}'))
+    with pytest.raises(ValueError, match="'x' must appear once in its object"):
+        inspect_file(tmp_path / "f")
+    assert time.perf_counter() - start < 5  # a search for each name would take minutes
 
 
 def test_huge_claim_of_zero_elements(good, tmp_path):

@@ -52,6 +52,7 @@ HOSTILE = {
     "flip of others": (tensor("3.flip", shape=[2, 4]), r"layer '3': expected tensor '3.flip', uint8 \[8\]; found uint8 \[2, 4\]"),
     "threshold of integers": (tensor("3.threshold", dtype="I32"), r"expected tensor '3.threshold', float32 \[8\]; found int32 \[8\]"),
     "storage": (layer(0, storage=2), r"layers\[0\].storage must be 1 for 1 bits; got 2"),
+    "bits of weights": (layer(0, method="uniform", bits=8, storage=8), r"layers\[0\].bits must be 1 for input 'sign'; got 8"),
     "bits": (layer(0, bits=2), r"layers\[0\].bits must be 1 to 1 for xnor; got 2"),
     "groups": (layer(0, groups=HUGE), "layer '1': expected .* found what stands before the sign of 8796093022208 channels"),
     "padding": (write("3.codes", b"\1", 15), "layer '3': codes: the padding after a row's 72 codes must be zero bits"),

@@ -31,7 +31,7 @@ class Checkpoint:
         """Unless there is nothing yet."""
         if self.path is not None and sums.done:
             tensors = {"single": sums.single.cpu(), "pair": sums.pair.cpu()}
-            write(tensors, {"format": FORMAT, "mark": self.mark, "done": sums.done}, self.path)
+            write(tensors, {"format": FORMAT, "mark": self.mark, "done": sums.done}, self.path, f"{self.who}: checkpoint")
 
     def load(self, nothing: Sums) -> Sums:
         """What was saved, or `nothing`. ValueError if it is damaged or of another measurement."""

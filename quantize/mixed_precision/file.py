@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import zlib
 
 import torch
 
+from ..files import path_of, save_tensors
 from .choices import describe, restore
 from .sensitivity import Sensitivity
 
@@ -17,29 +17,17 @@ TABLES = ("matrix", "bytes", "bit_ops")
 FIELDS = ("layers", "choices", "members", "shapes", "link", "method", "metric", "samples", "other_bytes")
 
 
-def write(tensors: dict[str, torch.Tensor], fields: dict, path) -> None:
+def write(tensors: dict[str, torch.Tensor], fields: dict, path, who: str = "Sensitivity.save") -> None:
     """A safetensors file of `tensors` with `fields` as JSON in its header, complete or not there at all."""
-    from safetensors.torch import save_file
-
-    path = os.fspath(path)
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({**fields, "crc32": checksum(tensors, fields)})
-    try:
-        save_file(tensors, temporary, metadata={"quantize": text})
-        with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+    save_tensors(tensors, json.dumps({**fields, "crc32": checksum(tensors, fields)}), path, who)
 
 
 def read(path, who: str, format: str, tables: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], dict]:
     """The inverse. FileNotFoundError, or ValueError for a file that is damaged or of another format."""
     from safetensors import SafetensorError, safe_open
 
-    path = os.fspath(path)
+    path = path_of(path, who)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{who}: path must be a file; there is none at {path}")
     try:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 import zlib
 
 import torch
 from torch import Tensor, nn
 
+from ..files import path_of, save_tensors
 from ..weight.prepare import prepared_weights
 from .contents import Contents, contents, packed_weights
 from .grid import grid_of
@@ -32,8 +30,9 @@ def save(model: nn.Module, path) -> None:
         model: what :func:`quantize.convert` or :func:`quantize.load` returned. path: of the file.
 
     Raises:
-        TypeError: `model` is no nn.Module or a wrapper around it.
-        ValueError: `model` is not converted; a decoded weight was changed since; a state that is no tensor, or of a dtype that files lack.
+        TypeError: `model` is no nn.Module or a wrapper around it; `path` is no path.
+        ValueError: `model` is not converted; a decoded weight was changed since; a state that is no tensor, or of a dtype that files lack;
+            `path` is a pipe or the like. FileNotFoundError: its folder is not there. IsADirectoryError.
 
     Example:
         >>> import os, tempfile
@@ -43,32 +42,11 @@ def save(model: nn.Module, path) -> None:
         >>> quantize.load(nn.Linear(64, 16), path)
         PackedLinear(in_features=64, out_features=16, bias=True, method=uniform, bits=4)
     """
-    from safetensors.torch import save_file  # here, so that training needs no more than PyTorch
-
     refuse_wrappers(model, "save")
     _refuse_float(model)
     layers, items = storable(model)
     tensors = {name: item.tensor.detach().cpu().contiguous() for name, item in items.items()}
-    path = os.fspath(path)
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
-    try:
-        save_file(tensors, temporary, metadata={"quantize": metadata_text(layers, _checksum(layers, tensors))})
-        _to_disk(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    if hasattr(os, "O_DIRECTORY"):
-        _to_disk(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _to_disk(path, flags: int = os.O_RDWR) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    save_tensors(tensors, metadata_text(layers, _checksum(layers, tensors)), path, "save")
 
 
 def _checksum(layers: list[dict], tensors: dict[str, Tensor]) -> int:
@@ -117,7 +95,7 @@ def load(model: nn.Module, path) -> nn.Module:
         The same object, in eval mode; its outputs are bit-equal to the converted model's.
 
     Raises:
-        TypeError: `model` is no nn.Module or a wrapper around it. FileNotFoundError.
+        TypeError: `model` is no nn.Module or a wrapper around it; `path` is no path. FileNotFoundError.
         ValueError: the model is prepared; the file is damaged, foreign or of another version (the field is named) or of another
             architecture (the first layer that differs is named).
 
@@ -132,17 +110,18 @@ def load(model: nn.Module, path) -> nn.Module:
         True
     """
     refuse_wrappers(model, "load")
+    path = path_of(path, "load")
     prepared = next(prepared_weights(model), None)
     if prepared is not None:
         raise ValueError(f"load: model must be the float definition; {prepared.name!r} is prepared")
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, torch.inference_mode(False), torch.no_grad():
             header = read_header(file)
             plan = make_plan(model, header)
             tensors = read_tensors(file, header)
-        weights = _weights(plan, tensors)
+            weights = _weights(plan, tensors)
     except Bad as error:
-        raise ValueError(f"load: {os.fspath(path)}: {error}") from None
+        raise ValueError(f"load: {path}: {error}") from None
     _apply(model, plan, tensors, weights)
     return model.eval()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 
+from ..files import path_of
 from .form import GROUPED
 from .header import Bad, Header, read_header
 from .modules import TENSORS
@@ -17,11 +17,12 @@ def inspect_file(path) -> str:
     Raises:
         FileNotFoundError. ValueError: a file that quantize.save did not write, or a damaged one; what is wrong with it is named.
     """
+    path = path_of(path, "inspect")
     try:
         with open(path, "rb") as file:
             header = read_header(file)
     except Bad as error:
-        raise ValueError(f"inspect: {os.fspath(path)}: {error}") from None
+        raise ValueError(f"inspect: {path}: {error}") from None
     return _table(header)
 
 

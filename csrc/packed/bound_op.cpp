@@ -1,7 +1,12 @@
 #include "bound_op.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/clone.h>
+#include <ATen/ops/equal.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
 
 #include <string>
@@ -37,6 +42,17 @@ class BoundOp {
   std::vector<c10::IValue> rest_;
 };
 
+// Whether ops go through a torch.func transform or a mode (fake tensors, tracing) first: what they give is not to be kept.
+bool in_transform() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+         c10::impl::TorchDispatchModeTLS::any_modes_set();
+}
+
+// Whether x is to be computed with and nothing more: without a derivative, which the kernels have none of, or a transform.
+bool value_only(const at::Tensor& x) {
+  return !(x.requires_grad() && at::GradMode::is_enabled()) && !x._fw_grad(/*level=*/0).defined() && !in_transform();
+}
+
 // Tensors that something was made of, where they were found: entries of dictionaries.
 class Watch {
  public:
@@ -45,14 +61,17 @@ class Watch {
       PyObject* object = PyDict_GetItemWithError(owner.ptr(), name.ptr());
       TORCH_CHECK_VALUE(object && THPVariable_Check(object) && THPVariable_Unpack(object).is_same(tensor), "Watch: ", std::string(name),
                         " must be in its dictionary");
-      entries_.push_back({owner, name, pybind11::reinterpret_borrow<pybind11::object>(object), version(tensor)});
+      entries_.push_back({owner, name, pybind11::reinterpret_borrow<pybind11::object>(object), version(tensor),
+                          tensor.is_inference() ? tensor.clone() : at::Tensor()});
     }
   }
 
   bool unchanged() const {
     for (const Entry& entry : entries_) {
       PyObject* object = PyDict_GetItemWithError(entry.owner.ptr(), entry.name.ptr());
-      if (object != entry.tensor.ptr() || version(THPVariable_Unpack(object)) != entry.version) return false;
+      if (object != entry.tensor.ptr()) return false;
+      const at::Tensor& tensor = THPVariable_Unpack(object);
+      if (version(tensor) != entry.version || (entry.before.defined() && !same(tensor, entry.before))) return false;
     }
     return true;
   }
@@ -63,10 +82,15 @@ class Watch {
     pybind11::str name;
     pybind11::object tensor;
     int64_t version;
+    at::Tensor before;  // a copy of a tensor that counts no versions
   };
 
   // Inference tensors count none.
   static int64_t version(const at::Tensor& tensor) { return tensor.is_inference() ? -1 : int64_t(tensor._version()); }
+
+  static bool same(const at::Tensor& tensor, const at::Tensor& before) {
+    return tensor.dtype() == before.dtype() && tensor.sizes() == before.sizes() && (tensor.is_meta() || at::equal(tensor, before));
+  }
 
   std::vector<Entry> entries_;
 };
@@ -90,7 +114,8 @@ class Call {
   pybind11::object operator()(const pybind11::object& input) const {
     if (!THPVariable_CheckExact(input.ptr()) || !watch_.cast<const Watch&>().unchanged()) return pybind11::none();
     const at::Tensor& x = THPVariable_Unpack(input.ptr());
-    if (x.numel() == 0 || (x.requires_grad() && at::GradMode::is_enabled())) return pybind11::none();
+    if (x.numel() == 0 || !value_only(x)) return pybind11::none();
+    if (torch::jit::tracer::isTracing()) return pybind11::none();  // which compares the lines of Python that ops come from
     for (const Case& c : cases_) {
       if (x.scalar_type() != c.dtype || x.dim() != c.dims || x.size(c.axis) != c.size) continue;
       return wrap_.is_none() ? pybind11::cast(c.op.cast<const BoundOp&>()(x, std::nullopt)) : wrap_(c.op, input);
@@ -109,6 +134,8 @@ void define_bound_op(pybind11::module_& m) {
   pybind11::class_<BoundOp>(m, "BoundOp", "An op with all its arguments but the first; a last one given with the call takes its place.")
       .def(pybind11::init<const std::string&, const pybind11::tuple&>(), pybind11::arg("name"), pybind11::arg("arguments"))
       .def("__call__", &BoundOp::operator(), pybind11::arg("x"), pybind11::arg("last") = pybind11::none());
+  m.def("in_transform", &in_transform, "Whether ops go through a torch.func transform or a mode, as of fake tensors, first.");
+  m.def("value_only", &value_only, pybind11::arg("x"), "Whether nobody asks for a derivative by x, and no transform is active.");
   pybind11::class_<Watch>(m, "Watch", "Whether dictionaries still hold the same tensors with the same values.")
       .def(pybind11::init<const std::vector<std::tuple<pybind11::dict, pybind11::str, at::Tensor>>&>(), pybind11::arg("entries"))
       .def("unchanged", &Watch::unchanged);

@@ -62,6 +62,7 @@ def convert(model: nn.Module) -> nn.Module:
     return converted(model, "convert")
 
 
+@torch.inference_mode(False)  # whose tensors count no versions, by which layers see changes
 @torch.no_grad()
 def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
     """As :func:`convert`; without `calibrated`, activation quantizers that have seen nothing will do (to count bytes)."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 PARTS = ("step", "zero_point", "threshold", "flip")  # what grids store
 KINDS = ("sign", "unit")  # of signs; a grid of steps has no such word in files
@@ -48,9 +49,23 @@ class StepGrid(Grid):
         return {"activation_bits": self.bits}
 
     def apply(self, input: Tensor, axis: int) -> Tensor:
+        if not torch.compiler.is_compiling() and _transformed(input):
+            return _traceable(input, self.step, self.zero_point, 2**self.bits - 1)
         supported = input.dtype in (torch.float32, torch.float16, torch.bfloat16)
         x = input if supported else input.float()
         return torch.ops.quantize.lsq(x, self.step, self.zero_point, 2**self.bits - 1, 1.0).to(input.dtype)
+
+
+def _transformed(input: Tensor) -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which know PyTorch's own operations only."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad.unpack_dual(input).tangent is not None
+
+
+def _traceable(x: Tensor, step: Tensor, zero_point: Tensor, levels: int) -> Tensor:
+    """What the op lsq computes (csrc/weight/lsq.h), in such operations."""
+    scaled, low, high = x.float() * (1 / step), -zero_point, levels - zero_point
+    passed = torch.where((scaled >= low) & (scaled <= high), x, 0)
+    return (scaled.round().clamp(low, high) * step).to(x.dtype) + (passed - passed.detach())
 
 
 @dataclass(frozen=True, eq=False)

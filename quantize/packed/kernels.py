@@ -82,7 +82,7 @@ def table(layer) -> Tensor:
 def _kept(layer, name: str, make: Callable):
     """What `make` makes of `layer`, from its buffers and those of the layer that it feeds: at the first use, and again when they have
     changed."""
-    if torch.compiler.is_compiling():  # what changes cannot be traced
+    if torch.compiler.is_compiling() or _C.in_transform():  # what changes cannot be traced, and fake tensors must not be kept
         return make(layer)
     kept = layer.__dict__.get(name)
     if kept is not None and kept[0].unchanged():
@@ -90,11 +90,21 @@ def _kept(layer, name: str, make: Callable):
     buffers = [(layer._buffers, part, layer._buffers.get(part)) for part in USED]
     if layer._next is not None:
         buffers += [(layer._next._buffers, part, layer._next._buffers[part]) for part in ("threshold", "flip")]
-    watch, made = _C.Watch([entry for entry in buffers if entry[2] is not None]), make(layer)
+    watch, made = _C.Watch([entry for entry in buffers if entry[2] is not None]), _untraced(make, layer)
     layer.__dict__[name] = (watch, made)
     if name == "_plan":
         layer.__dict__["_call"] = _usual_call(layer, made, watch)
     return made
+
+
+def _untraced(make: Callable, layer):
+    """make(layer), as a constant of what torch.jit.trace records: its second run, which it compares, finds it made."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        return make(layer)
+    finally:
+        torch._C._set_tracing_state(state)
 
 
 def _usual_call(layer, plan: _Plan, watch) -> Callable[[Tensor], Tensor | Pending | None] | None:
@@ -116,7 +126,7 @@ def _usual_call(layer, plan: _Plan, watch) -> Callable[[Tensor], Tensor | Pendin
 
 def run(layer, input: Tensor) -> Tensor | None:
     """`layer` on its float input by a kernel, or None where none takes it."""
-    if (input.requires_grad and torch.is_grad_enabled()) or not input.numel():
+    if not input.numel() or not _value_only(input):
         return None
     if input.dtype != torch.float32 and not (layer._fed and input.dtype == torch.uint8):
         return None
@@ -132,6 +142,13 @@ def run(layer, input: Tensor) -> Tensor | None:
     return out.narrow(channel, 0, layer.scales.numel()).addcmul(out.narrow(channel, -1, 1), plan.half)
 
 
+def _value_only(input: Tensor) -> bool:
+    """Whether nobody asks for a derivative by `input`, of which the kernels have none, and no transform of torch.func is active."""
+    if torch.compiler.is_compiling():
+        return not (input.requires_grad and torch.is_grad_enabled())
+    return _C.value_only(input)
+
+
 def _bound(op: str, arguments: tuple) -> Callable[[Tensor], Tensor]:
     """The op with all its arguments but the first."""
     if torch.compiler.is_compiling():
@@ -144,7 +161,10 @@ def _make_plan(layer) -> _Plan:
     why = reason(layer)
     if why:
         return _Plan(why)
-    codes, scales, bias, step, zero_point, threshold, flip = (layer._buffers[part] for part in PLANNED)
+    if layer.activation_bits is None and torch.compiler.is_compiling():
+        return _Plan("decoded when compiled: its kernel is for few rows, whose number would be compiled in")
+    buffers = [layer._buffers[part] for part in PLANNED]
+    codes, scales, bias, step, zero_point, threshold, flip = (None if t is None else t.contiguous() for t in buffers)
     length, channels = _length(layer), layer.shape[1]
     taps, groups = length // channels, getattr(layer, "groups", 1)
     geometry, pad = ((), None) if layer.spatial == 0 else _geometry(layer)
@@ -258,7 +278,7 @@ def _following(layer) -> tuple[Tensor, Tensor] | None:
     other = layer._next
     if other is None or torch.compiler.is_compiling() or reason(other) or (other.spatial > 0 and _symmetric_padding(other) is None):
         return None
-    if other.codes.device != layer.codes.device:  # DataParallel's replicas, layers spread over devices
+    if other.codes.device != layer.codes.device or layer.codes.is_meta:  # replicas, layers spread over devices; no values to search
         return None
     threshold, flip = other._buffers["threshold"], other._buffers["flip"]
     if threshold is None and other.grid.kind == "unit":

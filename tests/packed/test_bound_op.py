@@ -37,10 +37,13 @@ def test_watch():
     assert watch.unchanged()
     held["b"].add_(1)
     assert not watch.unchanged()
-    with torch.inference_mode():  # its tensors count no versions
+    with torch.inference_mode():  # its tensors count no versions, so that their values are compared
         held["b"] = torch.zeros(1)
         watch = _C.Watch([(held, "b", held["b"])])
+        assert watch.unchanged()
         held["b"].add_(1)
+        assert not watch.unchanged()
+    watch = _C.Watch([(held, "b", held["b"])])
     assert watch.unchanged()
     held["b"] = held["b"].clone()
     assert not watch.unchanged()

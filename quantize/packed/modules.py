@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from . import functional, kernels
 from .form import GROUPED, Form
 from .grid import PARTS, Grid, grid_of
+from .pending import Pending
 from .weight import PackedWeight
 
 TENSORS = ("codes", "group_bits", "scales", "bias", *PARTS)  # what is stored of a layer; they keep their dtype
@@ -149,8 +150,6 @@ class PackedLayer(OnGrid):
     def quantize_inputs(self, grid: Grid) -> None:
         """Sets the levels of the input."""
         self.set_grid(grid)
-        if self.spatial == 0:  # nn.TransformerEncoderLayer's fused path would read `weight` and pass the input quantizer by
-            self.register_forward_pre_hook(_no_fused_path)
 
     def feed(self, name: str, other: PackedLayer) -> None:
         """From now on the output goes to the layer `other`, of that `name`, and nowhere else: as bits, where both run on their codes."""
@@ -171,11 +170,17 @@ class PackedLayer(OnGrid):
         call = None if torch.compiler.is_compiling() else self.__dict__.get("_call")
         if call is not None and not kernels.watched(self) and (found := call(input)) is not None:
             return found
+        if isinstance(input, Pending):
+            input = input.value()
         self._check_input(input)
         found = kernels.run(self, input)
         return functional.run(self, self._quantized(input)) if found is None else found
 
     def _check_input(self, input: Tensor) -> None:
+        bits = self._fed and getattr(input, "dtype", None) == torch.uint8
+        if not isinstance(input, Tensor) or not (input.is_floating_point() or bits):
+            what = input.dtype if isinstance(input, Tensor) else type(input).__name__
+            raise TypeError(f"{type(self).__name__}: input must be a floating-point Tensor; got {what}")
         removed = self._grid_fields.get("removed")
         if (self.folded is not None or removed) and input.dim() != self.spatial + 2:
             norm = self.folded[0] if self.folded is not None else removed[0]

@@ -10,7 +10,7 @@ from torch import nn
 
 from quantize.packed.convert import convert
 from quantize.packed.modules import PACKED, PackedConv2d, PackedLayer, PackedLinear
-from quantize.weight.config import PowerOfTwo, Uniform
+from quantize.weight.config import XNOR, DiffQ, PowerOfTwo, Uniform
 from quantize.weight.prepare import prepare
 
 # channels in, channels out, kernel, keyword arguments
@@ -188,3 +188,51 @@ def test_compiles_without_breaks():
     expected = packed(x)  # what this call keeps is not traced
     compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("config", [Uniform(4), Uniform(4, activation_bits=8), DiffQ(), XNOR()], ids=str)
+def test_inputs_are_floats(config, dtype):
+    for make, shape in (
+        (lambda: nn.Conv2d(4, 8, 3), (2, 4, 6, 6)),
+        (lambda: nn.Linear(4, 8), (2, 4)),
+        (lambda: nn.Conv1d(4, 8, 3), (4, 9)),
+    ):
+        _, packed = both(make(), config, torch.randn(shape))
+        for _ in range(2):
+            with pytest.raises(TypeError, match=f"{type(packed).__name__}: input must be a floating-point Tensor; got {dtype}"):
+                packed(torch.ones(shape, dtype=dtype))
+            packed(torch.randn(shape))
+    _, packed = both(nn.ConvTranspose2d(4, 8, 3), Uniform(4))
+    with pytest.raises(TypeError, match="PackedConvTranspose2d: input must be a floating-point Tensor; got torch.int64"):
+        packed(torch.ones(2, 4, 6, 6, dtype=torch.int64))
+    with pytest.raises(TypeError, match="input must be a floating-point Tensor; got list"):
+        packed([1.0])
+
+
+@pytest.mark.parametrize("config", [Uniform(4), Uniform(4, activation_bits=8), DiffQ(), XNOR()], ids=str)
+@pytest.mark.parametrize("make, shape", [(lambda: nn.Linear(64, 16), (3, 64)), (lambda: nn.Conv2d(8, 16, 3), (2, 8, 6, 6))])
+def test_buffers_with_gaps(config, make, shape):
+    x = torch.randn(shape)
+    _, packed = both(make(), config, x)
+    gaps = {k: torch.stack([v, 0 * v], -1)[..., 0] for k, v in packed.state_dict().items()}
+    twin = copy.deepcopy(packed)
+    twin.load_state_dict(gaps, assign=True)
+    assert not twin.codes.is_contiguous() and torch.equal(twin(x), packed(x))
+    if config.method != "diffq":
+        twin.scales = torch.full((1,), 0.5).expand(16)
+        packed.scales = torch.full((16,), 0.5)
+        assert torch.equal(twin(x), packed(x)) and twin(x).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("config", [Uniform(8), Uniform(8, activation_bits=8)], ids=str)
+def test_transformer_layers_call_them(config, dtype):
+    layer, x = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), torch.randn(2, 4, 8)
+    prepared = prepare(layer, config)
+    prepared(x)
+    packed = convert(prepared.eval())
+    with torch.no_grad():
+        want, got = packed(x), copy.deepcopy(packed).to(dtype)(x.to(dtype))
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), want, rtol=0.1, atol=0.1)

@@ -18,7 +18,7 @@ from .form import GROUPED
 from .grid import Grid, SignGrid, StepGrid
 from .modules import PackedLayer
 from .plain import plain_class, refuse_wrappers, without_compression
-from .replace import become_decoded, become_identity, become_packed, float_bytes, mark_staying, packed_class
+from .replace import become_decoded, become_identity, become_packed, feed, float_bytes, mark_staying, packed_class
 from .signs import Path, find_paths
 from .sums import find_sums
 from .thresholds import of_affine
@@ -32,10 +32,15 @@ def convert(model: nn.Module) -> nn.Module:
 
     Prepared convolutions and linear layers become Packed layers, which hold codes and scales in place of the weight, and the fixed grid of
     their input where it is quantized. A batch norm that alone sees such a layer's output goes into its scales and bias and leaves an
-    nn.Identity (the forward is traced for that, in eval mode; hooks, shared layers, other dtypes than float32 and DiffQ's
-    range="group" prevent it). Before inputs that become signs the batch norm goes into the signs' thresholds, with a ReLU before it and a
-    clip behind it; a layer whose output nothing but such signs see hands on bits instead of floats, and a sum right behind a binary
-    convolution (a residual block's) becomes part of it.
+    nn.Identity (the forward is traced for that, in eval mode; hooks, also of a module around one of the two, shared layers, other dtypes
+    than float32 and DiffQ's range="group" prevent it). Before inputs that become signs the batch norm goes into the signs' thresholds, with
+    a ReLU before it and a clip behind it; a layer whose output nothing but such signs see hands on bits instead of floats, and a sum right
+    behind a binary convolution (a residual block's) becomes part of it.
+
+    The copy is to be called as it was traced. Hooks registered later, on a layer or on what is between it and the next, see floats, with
+    folded batch norms in them. But of a model with signs, a part that is called by itself (``packed[:2]``), or a forward that takes another
+    branch than before, may give bits, or a sum that waits for its second term. A NaN becomes a number where inputs are integers or
+    signs. Layers see when a buffer is replaced or changed, but not through ``buffer.data``.
 
     What else compressed training put in is taken out. Prepared weights of other modules (nn.MultiheadAttention, nn.LSTM, subclasses with a
     forward of their own) become decoded float weights, and are packed in files. A tied weight is packed once.
@@ -108,7 +113,7 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
             and isinstance(source.grid, SignGrid)
             and source.spatial in (0, 2)
         ):
-            source.feed(path.layer, layer)
+            feed(result, path.source, path.layer, path.removed)
     for name in removed:
         become_identity(result.get_submodule(name))
     find_sums(result)

@@ -15,7 +15,7 @@ from .header import DTYPES, Bad, layers_checksum, metadata_text, read_header, re
 from .modules import PackedLayer
 from .plain import refuse_wrappers
 from .plan import Plan, Step, make_plan
-from .replace import become_decoded, become_identity, become_packed, mark_staying
+from .replace import become_decoded, become_identity, become_packed, feed, mark_staying
 from .sums import find_sums
 from .weight import PackedWeight
 
@@ -187,9 +187,10 @@ def _apply(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], weights: li
             become_packed(module, weight, parts.get("bias"), dtype, entry.get("bias", True), grid, folded)
         if "stays" in entry:
             mark_staying(module, step.tensor)
+    fed = {step.entry["name"]: step.entry for step in plan.steps if not step.decoded}
     for step in plan.steps:  # when all of them are packed
         if "feeds" in step.entry:
-            step.module.feed(step.entry["feeds"], model.get_submodule(step.entry["feeds"]))
+            feed(model, step.entry["name"], step.entry["feeds"], fed[step.entry["feeds"]].get("removed", ()))
     for module in plan.folded:
         become_identity(module)
     find_sums(model)

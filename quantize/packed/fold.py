@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .plain import shell
-from .trace import Calls, collected, unwatched
+from .trace import Calls, collected, hooked_around, unwatched
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -20,11 +20,11 @@ def find_pairs(model: nn.Module, names: set[str]) -> list[tuple[str, str]]:
     copied = shell(model)
     candidates = {copied.get_submodule(name): name for name in names}
     norms = {m: name for name, m in copied.named_modules() if type(m) in BATCH_NORMS}
-    allowed = unwatched(copied, {*candidates, *norms})
+    allowed, around = unwatched(copied, {*candidates, *norms}), hooked_around(copied)
     return [
         (candidates[layer], norms[norm])
         for layer, norm in collected(copied, {*candidates, *norms}, _graph_pairs)
-        if layer in allowed & set(candidates) and norm in allowed & set(norms)
+        if layer in allowed & set(candidates) and norm in allowed & set(norms) and around[layer] == around[norm]
     ]
 
 

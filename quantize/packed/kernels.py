@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _C
 from .binary_panels import binary_panels, tap_sums
@@ -22,6 +22,7 @@ FLOAT_ROWS = 4  # float inputs of more rows are faster through the decoded weigh
 FEWEST_INPUTS, FEWEST_OUTPUTS = 4, 8  # of a group: with fewer, most of a panel of 16 x 4 would be filling
 PLANNED = ("codes", "scales", "bias", "step", "zero_point", "threshold", "flip")  # what the ops are given of a layer
 USED = (*PLANNED, "group_bits")
+_EVERYWHERE = (nn.modules.module._global_forward_pre_hooks, nn.modules.module._global_forward_hooks)  # of all modules
 LONGEST, LONGEST_SIGNS = 2**31 // (255 * 128), 2**30 - 1  # products that an int32 sum holds in any case
 
 
@@ -268,9 +269,8 @@ def _hands_bits_on(layer, plan: _Plan) -> bool:
 
 
 def watched(layer) -> bool:
-    """Whether hooks would see what `layer` hands on, which is not always a float tensor."""
-    other = layer._next
-    return bool(layer._forward_hooks) or (other is not None and bool(other._forward_pre_hooks or other._forward_hooks))
+    """Whether hooks would see what `layer` hands on, where that is not always a float tensor."""
+    return any(layer._observers) or any(_EVERYWHERE)
 
 
 def _following(layer) -> tuple[Tensor, Tensor] | None:

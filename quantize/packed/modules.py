@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -102,6 +104,7 @@ class PackedLayer(OnGrid):
     plain: type[nn.Module]
     form: Form
     _next, _fed = None, False  # feed()
+    _observers: tuple = ()  # watch()
     _summed = False  # sums.py
     spatial = 0
     transposed = False
@@ -116,7 +119,7 @@ class PackedLayer(OnGrid):
         for name in ("weight", *TENSORS):
             module._parameters.pop(name, None)
             module._buffers.pop(name, None)
-        for name in (*MADE, "_next", "_fed", "_summed", "staying"):
+        for name in (*MADE, "_next", "_fed", "_observers", "_summed", "staying"):
             vars(module).pop(name, None)
         drop_pre_hook(module, _no_fused_path)
         if cls.spatial == 0:  # nn.TransformerEncoderLayer's fused path would read `weight` and `bias` and pass the layer by
@@ -151,10 +154,19 @@ class PackedLayer(OnGrid):
         """Sets the levels of the input."""
         self.set_grid(grid)
 
-    def feed(self, name: str, other: PackedLayer) -> None:
-        """From now on the output goes to the layer `other`, of that `name`, and nowhere else: as bits, where both run on their codes."""
+    def feed(self, name: str, other: PackedLayer, between: Iterable[nn.Module]) -> None:
+        """From now on the output goes to the layer `other`, of that `name`, and nowhere else: as bits, where both run on their codes.
+
+        `between`: the modules that see it on its way, whose hooks are to see floats.
+        """
         self.feeds = name
         vars(self)["_next"], vars(other)["_fed"] = other, True  # past nn.Module, which would make them submodules
+        self.watch(other, *between)
+
+    def watch(self, *others: nn.Module) -> None:
+        """While one of these modules has a hook, or the layer itself, nothing but floats is handed on."""
+        hooks = [found for other in others for found in (other._forward_pre_hooks, other._forward_hooks)]
+        vars(self)["_observers"] = (self._forward_hooks, *hooks)
 
     @property
     def weight(self) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -10,6 +12,7 @@ from ..weight.prepare import quantize_input_of
 from .grid import Grid
 from .modules import PACKED, InputQuantizer, PackedLayer, drop_pre_hook
 from .plain import forward_of_its_own, plain_class
+from .trace import containers
 from .weight import PackedWeight
 
 
@@ -48,6 +51,12 @@ def become_decoded(module: nn.Module, tensor: str, weight: PackedWeight, dtype: 
         module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
     if tensor == "weight":
         _set_input_grid(module, grid)
+
+
+def feed(model: nn.Module, name: str, other: str, removed: Iterable[str]) -> None:
+    """PackedLayer.feed from the layer `name` of `model` to another, across the modules that were `removed` between them."""
+    seen = (*removed, *sorted(containers(name) ^ containers(other)))
+    model.get_submodule(name).feed(other, model.get_submodule(other), map(model.get_submodule, seen))
 
 
 def mark_staying(module: nn.Module, tensor: str) -> None:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from .fold import BATCH_NORMS
 from .plain import shell
-from .trace import Calls, collected, unwatched
+from .trace import Calls, collected, hooked_around, unwatched
 
 # What gives no number below zero if it is given none: a ReLU before these is one before the sign.
 _POSITIVE = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -50,21 +50,23 @@ def find_paths(model: nn.Module, kinds: dict[str, str]) -> dict[str, Path]:
     layers = {copied.get_submodule(name): kind for name, kind in kinds.items()}
     norms = {m for m in copied.modules() if type(m) in BATCH_NORMS}
     names = {m: name for name, m in copied.named_modules()}
-    every = unwatched(copied, set(copied.modules()))
+    every, around = unwatched(copied, set(copied.modules())), hooked_around(copied)
     single = {m: kind for m, kind in layers.items() if m in every}
-    paths = {}
-    for layer, *before, constant in collected(copied, {*layers, *norms}, lambda root, graph: _graph_paths(root, graph, single, every)):
+    paths, wanted = {}, {*layers, *norms}
+    for layer, *before, constant in collected(copied, wanted, lambda root, graph: _graph_paths(root, graph, single, every, around)):
         paths[names[layer]] = Path(names[layer], *(names.get(m, "") for m in before), constant)
     return paths
 
 
-def _graph_paths(root: nn.Module, graph: fx.Graph, kinds: dict[nn.Module, str], unseen: set[nn.Module]) -> list[tuple]:
+def _graph_paths(root: nn.Module, graph: fx.Graph, signs: dict[nn.Module, str], every: set[nn.Module], around: dict) -> list[tuple]:
     """(layer, norm, clip, relu, source, constant), None for what is not there."""
     calls, found = Calls(root, graph), []
     for node in calls.nodes:
         layer = calls.link(node)
-        if layer not in kinds:
+        if layer not in signs:
             continue
+        kinds = {m: kind for m, kind in signs.items() if around[m] == around[layer]}
+        unseen = {m for m in every if around[m] == around[layer]}
         kind, above = kinds[layer], node.args[0]
         clip = calls.link(above)
         if clip in unseen and _clips(clip, kind) and all(kinds.get(calls.link(user)) == kind for user in above.users):
@@ -84,7 +86,7 @@ def _graph_paths(root: nn.Module, graph: fx.Graph, kinds: dict[nn.Module, str], 
         else:
             relu = None
         source = calls.alone(above) if single_consumer and isinstance(above, fx.Node) and len(above.users) == 1 else None
-        found.append((layer, norm, clip, relu, source if source in unseen else None, False))
+        found.append((layer, norm, clip, relu, source if source in every else None, False))
     return found
 
 

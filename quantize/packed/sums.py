@@ -14,7 +14,7 @@ from torch import fx, nn
 from .grid import SignGrid
 from .modules import PackedConv2d
 from .plain import shell
-from .trace import Calls, collected, unwatched
+from .trace import Calls, collected, containers, unwatched
 
 
 @torch.no_grad()
@@ -26,22 +26,28 @@ def find_sums(model: nn.Module) -> None:
     copied = shell(model).eval()
     names = {copied.get_submodule(name): name for name in binary}
     seen_once = unwatched(copied, set(copied.modules()))
-    for layer in collected(copied, set(names), lambda root, graph: _summed(root, graph, seen_once.intersection(names), seen_once)):
-        vars(model.get_submodule(names[layer]))["_summed"] = True
+    every = {m: name for name, m in copied.named_modules()}
+    found = collected(copied, set(names), lambda root, graph: _summed(root, graph, seen_once.intersection(names), seen_once))
+    for layer, *between in found:
+        packed = model.get_submodule(names[layer])
+        vars(packed)["_summed"] = True
+        packed.watch(*(model.get_submodule(every[m]) for m in between))
 
 
-def _summed(root: nn.Module, graph: fx.Graph, layers: set[nn.Module], unseen: set[nn.Module]) -> list[nn.Module]:
-    """Of these layers. Nothing may come between: the input might change."""
+def _summed(root: nn.Module, graph: fx.Graph, layers: set[nn.Module], unseen: set[nn.Module]) -> list[tuple[nn.Module, ...]]:
+    """Of these layers, each with the modules that see its output on its way. Nothing may come between: the input might change."""
     calls, found = Calls(root, graph), []
     for node in calls.nodes:
-        layer, output = calls.link(node), node
+        layer, output, between = calls.link(node), node, []
         if layer not in layers:
             continue
         while isinstance(folded := calls.link(output.next), nn.Identity) and folded in unseen and output.next.args[0] is output:
             output = output.next  # a batch norm that is in the layer
+            between.append(folded)
         add = output.next
         if len(output.users) == 1 and add in output.users and add.op == "call_function" and add.target in (operator.add, operator.iadd):
             first, second = add.args
             if isinstance(first, fx.Node) and isinstance(second, fx.Node) and (add.target is operator.add or first is output):
-                found.append(layer)
+                left = containers(node.target) - set(add.meta.get("nn_module_stack", ()))
+                found.append((layer, *between, *map(root.get_submodule, sorted(left))))
     return found

@@ -54,6 +54,18 @@ def _watched(module: nn.Module) -> bool:
     return bool(hooks) or any(others) or forward_of_its_own(module)
 
 
+def containers(name: str) -> set[str]:
+    """The modules around the one of that name, by name; without the model itself."""
+    parts = name.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts))}
+
+
+def hooked_around(model: nn.Module) -> dict[nn.Module, frozenset[str]]:
+    """The containers around each module whose hooks see what goes in and out: only within the same ones can modules be merged."""
+    hooked = [f"{name}." if name else "" for name, m in model.named_modules() if _watched(m)]
+    return {m: frozenset(outer for outer in hooked if name.startswith(outer)) for name, m in model.named_modules()}
+
+
 def _inside(module: nn.Module, leaves: set[nn.Module], collect: Collect) -> tuple[list, set[nn.Module]]:
     """What is found inside `module`, and the modules inside it, or itself, whose own forward cannot be traced."""
     if module in leaves:

@@ -18,7 +18,16 @@ from .form import GROUPED
 from .grid import Grid, SignGrid, StepGrid
 from .modules import PackedLayer
 from .plain import plain_class, refuse_wrappers, without_compression
-from .replace import become_decoded, become_identity, become_packed, feed, float_bytes, mark_staying, packed_class
+from .replace import (
+    become_decoded,
+    become_identity,
+    become_packed,
+    feed,
+    float_bytes,
+    mark_staying,
+    packed_class,
+    without_nested_tensors,
+)
 from .signs import Path, find_paths
 from .sums import find_sums
 from .thresholds import of_affine
@@ -117,6 +126,7 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
     for name in removed:
         become_identity(result.get_submodule(name))
     find_sums(result)
+    without_nested_tensors(result)
     return result
 
 

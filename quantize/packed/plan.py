@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .contents import attributes, identity, input_grid, join, own_tensors
 from .fold import BATCH_NORMS
 from .form import Form, form_of
 from .header import Bad, Header, Stored, short
 from .modules import ATTRIBUTES, TENSORS, PackedLayer
-from .plain import kind_of
+from .plain import kind_of, shell, without_compression
 from .replace import packed_class
+from .trace import Calls, collected
 from .weight import conv_groups, is_transposed
 
 
@@ -83,7 +85,7 @@ def make_plan(model: nn.Module, header: Header) -> Plan:
         raise Bad(f"layer {short(next(iter(folds)))}: expected a batch norm of the model; the model has no such module")
     if removed:
         raise Bad(f"layer {short(next(iter(removed)))}: expected what stands before a sign in the model; the model has no such module")
-    _check_feeds(plan.steps)
+    _check_feeds(model, plan.steps)
     extra = sorted(set(header.tensors) - set(plan.plain) - used)
     if extra:
         raise Bad(f"tensor {short(extra[0])}: expected no such tensor, as in the model; found {_words(header.tensors[extra[0]])}")
@@ -134,8 +136,8 @@ def _check_removed(name: str, module: nn.Module, entry: dict) -> None:
         raise Bad(f"layer {name!r}: expected {what}, as in the model; found {found}")
 
 
-def _check_feeds(steps: list[Step]) -> None:
-    """Layers that hand bits on must hand them to one that takes them."""
+def _check_feeds(model: nn.Module, steps: list[Step]) -> None:
+    """Layers that hand bits on must hand them to one that takes them, and nothing else may see them."""
     by_name = {step.entry["name"]: step for step in steps if not step.decoded}
     for step in steps:
         if "feeds" not in step.entry:
@@ -147,6 +149,39 @@ def _check_feeds(steps: list[Step]) -> None:
                 f"layer {step.entry['name']!r}: feeds must be a {step.entry['kind']} with an input of {step.form.channels} signs; "
                 f"got {short(step.entry['feeds'])}"
             )
+    feeding = [step.entry for step in steps if "feeds" in step.entry]
+    links = _links(model, by_name) if feeding else ()
+    for entry in feeding:
+        if (entry["name"], entry["feeds"]) not in links:
+            raise Bad(
+                f"layer {entry['name']!r}: feeds must be the layer that alone takes its output in the model's forward; "
+                f"got {short(entry['feeds'])}"
+            )
+
+
+def _links(model: nn.Module, steps: dict[str, Step]) -> list[tuple[str, str]]:
+    """Names of layers, the second of which alone sees the first one's output, with nothing between them but what it stands for."""
+    copied = shell(model).eval()
+    without_compression(copied)
+    names = {m: name for name, m in copied.named_modules()}
+    removed = {copied.get_submodule(name) for step in steps.values() for name in step.entry.get("removed", ())}
+
+    def collect(root: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
+        calls, found = Calls(root, graph), []
+        for node in calls.nodes:
+            layer = calls.link(node)
+            if layer is None or names[layer] not in steps:
+                continue
+            between = {copied.get_submodule(name) for name in steps[names[layer]].entry.get("removed", ())}
+            above = node.args[0]
+            while len(above.users) == 1 and ((passed := calls.link(above)) in between or type(passed) is nn.Identity):
+                above = above.args[0]
+            source = calls.alone(above)
+            if source is not None and len(above.users) == 1:
+                found.append((names[source], names[layer]))
+        return found
+
+    return collected(copied, {*map(copied.get_submodule, steps), *removed}, collect)
 
 
 def _step(entry: dict, module: nn.Module, tensors: dict[str, Stored]) -> Step:
@@ -191,6 +226,9 @@ def _shape(name: str, module: nn.Module, tensor: str) -> list[int]:
     if isinstance(module, PackedLayer) and tensor == "weight":
         return list(module.shape)
     weight = module._parameters.get(tensor)
+    if weight is None and is_parametrized(module, tensor):
+        own = type(module.parametrizations[tensor][0]).__name__
+        raise Bad(f"layer {name!r}: expected a plain parameter {tensor!r}, which the file stands for; the model has {own} before it")
     if weight is None:
         raise Bad(f"layer {name!r}: expected a parameter {short(tensor)} in the model; {kind_of(module)} has none")
     _in_memory(name, tensor, weight)

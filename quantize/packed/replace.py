@@ -80,6 +80,13 @@ def become_identity(module: nn.Module) -> None:
     module.__class__ = nn.Identity
 
 
+def without_nested_tensors(model: nn.Module) -> None:
+    """nn.TransformerEncoder makes them of padded inputs for its layers' fused path, which packed layers must not go."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
 def float_bytes(module: nn.Module) -> int:
     """Bytes of the module's own parameters and buffers."""
     return sum(t.nbytes for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)

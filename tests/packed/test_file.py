@@ -212,6 +212,28 @@ def test_another_architecture(case, tmp_path):
     assert str(model) == shown and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_definitions_with_parametrizations(tmp_path):
+    define = lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)))  # noqa: E731
+    prepared = prepare(define(), Uniform(4))
+    save(convert(prepared), tmp_path / "f")
+    with pytest.raises(ValueError, match="layer '0': expected a plain parameter 'weight', .*; the model has _WeightNorm before it"):
+        load(define(), tmp_path / "f")
+    x = torch.randn(2, 8)
+    assert torch.equal(load(nn.Sequential(nn.Linear(8, 4)), tmp_path / "f")(x), convert(prepared)(x))
+
+
+def test_padded_sequences(tmp_path):
+    define = lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 2)  # noqa: E731
+    _, packed = packed_of(define(), Uniform(8, activation_bits=8), TOKENS)
+    save(packed, tmp_path / "f")
+    mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    with torch.no_grad():
+        whole, short = packed(TOKENS, src_key_padding_mask=mask), packed(TOKENS[1:, :3])
+        torch.testing.assert_close(whole[1:, :3], short)
+        torch.testing.assert_close(whole[:1], packed(TOKENS[:1]))
+        assert torch.equal(load(define(), tmp_path / "f")(TOKENS, src_key_padding_mask=mask), whole)
+
+
 def test_heads_and_norms_of_another_architecture(tmp_path):
     class Heads(Attention):
         def __init__(self):

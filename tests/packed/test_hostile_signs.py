@@ -28,6 +28,30 @@ def good(tmp_path_factory):
     return path.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """Layer 0 hands its floats to a tanh, and they become the signs that layer 2 takes."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3))
+    path = tmp_path_factory.mktemp("apart") / "f"
+    quantize.save(quantize.convert(quantize.prepare(model, quantize.XNOR())), path)
+    return path.read_bytes()
+
+
+def test_links_that_the_model_has_not(good, apart, tmp_path):
+    header, fields, data = split(apart)
+    layer(0, feeds="2")(header, fields, data)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3))
+    message = "layer '0': feeds must be the layer that alone takes its output in the model's forward; got '2'"
+    refused(tmp_path, build(header, fields, data), message, model)
+
+    class Both(nn.Sequential):
+        def forward(self, x):
+            x = self[:4](x)
+            return self[4:](x).mean() + x
+
+    refused(tmp_path, good, message.replace("'0'", "'3'").replace("'2'", "'6'"), Both(*define()))
+
+
 NAN = struct.pack("<f", float("nan"))
 HOSTILE = {
     "input": (layer(0, input="magic"), r"layers\[0\].input must be one of sign, unit; got 'magic'"),

@@ -26,7 +26,7 @@ from .replace import (
     float_bytes,
     mark_staying,
     packed_class,
-    without_nested_tensors,
+    without_fused_path,
 )
 from .signs import Path, find_paths
 from .sums import find_sums
@@ -126,7 +126,7 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
     for name in removed:
         become_identity(result.get_submodule(name))
     find_sums(result)
-    without_nested_tensors(result)
+    without_fused_path(result)
     return result
 
 

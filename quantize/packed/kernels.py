@@ -83,11 +83,13 @@ def table(layer) -> Tensor:
 def _kept(layer, name: str, make: Callable):
     """What `make` makes of `layer`, from its buffers and those of the layer that it feeds: at the first use, and again when they have
     changed."""
-    if torch.compiler.is_compiling() or _C.in_transform():  # what changes cannot be traced, and fake tensors must not be kept
+    if torch.compiler.is_compiling():  # what changes cannot be traced
         return make(layer)
     kept = layer.__dict__.get(name)
     if kept is not None and kept[0].unchanged():
         return kept[1]
+    if _C.in_transform():  # fake tensors and wrapped ones must not outlive it
+        return make(layer)
     buffers = [(layer._buffers, part, layer._buffers.get(part)) for part in USED]
     if layer._next is not None:
         buffers += [(layer._next._buffers, part, layer._next._buffers[part]) for part in ("threshold", "flip")]

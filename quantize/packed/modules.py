@@ -121,9 +121,6 @@ class PackedLayer(OnGrid):
             module._buffers.pop(name, None)
         for name in (*MADE, "_next", "_fed", "_observers", "_summed", "staying"):
             vars(module).pop(name, None)
-        drop_pre_hook(module, _no_fused_path)
-        if cls.spatial == 0:  # nn.TransformerEncoderLayer's fused path would read `weight` and `bias` and pass the layer by
-            module.register_forward_pre_hook(_no_fused_path)
         module.form, module.dtype = weight.form, dtype
         module.plain_bias, module.folded, module.feeds = plain_bias, None, None
         for name, tensor in (*weight.parts.items(), ("bias", bias)):
@@ -189,10 +186,10 @@ class PackedLayer(OnGrid):
         return functional.run(self, self._quantized(input)) if found is None else found
 
     def _check_input(self, input: Tensor) -> None:
-        bits = self._fed and getattr(input, "dtype", None) == torch.uint8
-        if not isinstance(input, Tensor) or not (input.is_floating_point() or bits):
-            what = input.dtype if isinstance(input, Tensor) else type(input).__name__
-            raise TypeError(f"{type(self).__name__}: input must be a floating-point Tensor; got {what}")
+        tensor = isinstance(input, Tensor)
+        if not tensor or not (input.is_floating_point() or (self._fed and input.dtype == torch.uint8)):
+            found = input.dtype if tensor else type(input).__name__
+            raise TypeError(f"{type(self).__name__}: input must be a floating-point Tensor; got {found}")
         removed = self._grid_fields.get("removed")
         if (self.folded is not None or removed) and input.dim() != self.spatial + 2:
             norm = self.folded[0] if self.folded is not None else removed[0]
@@ -221,10 +218,6 @@ class PackedLayer(OnGrid):
         plain = self.plain.extra_repr(self)
         bits = f"bits<={self.bits}" if self.method == GROUPED else f"bits={self.bits}"
         return f"{plain}, method={self.method}, {bits}{activations}"
-
-
-def _no_fused_path(module, args):
-    return None
 
 
 def drop_pre_hook(module: nn.Module, hook) -> None:

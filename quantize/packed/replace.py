@@ -80,11 +80,21 @@ def become_identity(module: nn.Module) -> None:
     module.__class__ = nn.Identity
 
 
-def without_nested_tensors(model: nn.Module) -> None:
-    """nn.TransformerEncoder makes them of padded inputs for its layers' fused path, which packed layers must not go."""
+def without_fused_path(model: nn.Module) -> None:
+    """nn.TransformerEncoderLayer's reads `weight` and `bias` of its linear layers and passes packed ones by; a hook prevents it.
+
+    nn.TransformerEncoder makes nested tensors of padded inputs for it, which no other path takes.
+    """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
+        if isinstance(module, nn.TransformerEncoderLayer):
+            drop_pre_hook(module, _nothing)
+            module.register_forward_pre_hook(_nothing)
+
+
+def _nothing(module, args):
+    return None
 
 
 def float_bytes(module: nn.Module) -> int:

@@ -9,6 +9,7 @@
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
 
+#include <limits>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -100,6 +101,7 @@ struct Case {
   at::ScalarType dtype;
   int64_t dims, axis, size;  // of the input, and of its dimension `axis`
   pybind11::object op;       // a BoundOp
+  int64_t most;              // entries of dimension 0
 };
 
 // A layer's usual call, whose conditions Python would take longer to look at than small layers take to compute.
@@ -107,8 +109,8 @@ class Call {
  public:
   Call(pybind11::object watch, pybind11::object wrap) : watch_(watch), wrap_(wrap) {}
 
-  void add(at::ScalarType dtype, int64_t dims, int64_t axis, int64_t size, pybind11::object op) {
-    cases_.push_back({dtype, dims, axis, size, op});
+  void add(at::ScalarType dtype, int64_t dims, int64_t axis, int64_t size, pybind11::object op, int64_t most) {
+    cases_.push_back({dtype, dims, axis, size, op, most});
   }
 
   pybind11::object operator()(const pybind11::object& input) const {
@@ -117,7 +119,7 @@ class Call {
     if (x.numel() == 0 || !value_only(x)) return pybind11::none();
     if (torch::jit::tracer::isTracing()) return pybind11::none();  // which compares the lines of Python that ops come from
     for (const Case& c : cases_) {
-      if (x.scalar_type() != c.dtype || x.dim() != c.dims || x.size(c.axis) != c.size) continue;
+      if (x.scalar_type() != c.dtype || x.dim() != c.dims || x.size(c.axis) != c.size || x.size(0) > c.most) continue;
       return wrap_.is_none() ? pybind11::cast(c.op.cast<const BoundOp&>()(x, std::nullopt)) : wrap_(c.op, input);
     }
     return pybind11::none();
@@ -142,7 +144,7 @@ void define_bound_op(pybind11::module_& m) {
   pybind11::class_<Call>(m, "Call", "A layer's usual call; None where it is not the usual one.")
       .def(pybind11::init<pybind11::object, pybind11::object>(), pybind11::arg("watch"), pybind11::arg("wrap"))
       .def("add", &Call::add, pybind11::arg("dtype"), pybind11::arg("dims"), pybind11::arg("axis"), pybind11::arg("size"),
-           pybind11::arg("op"))
+           pybind11::arg("op"), pybind11::arg("most") = std::numeric_limits<int64_t>::max())
       .def("__call__", &Call::operator(), pybind11::arg("x"));
 }
 

@@ -112,12 +112,12 @@ def _untraced(make: Callable, layer):
 
 def _usual_call(layer, plan: _Plan, watch) -> Callable[[Tensor], Tensor | Pending | None] | None:
     """What run() does with the input that a layer usually has, without Python in between."""
-    if plan.reason or plan.pad is not None or plan.half is not None or plan.floats or layer.spatial == 1:
+    if plan.reason or plan.pad is not None or plan.half is not None or layer.spatial == 1:
         return None
     dims, axis, channels = (2, 1, layer.in_features) if layer.spatial == 0 else (4, 1, layer.in_channels)
     if plan.bits is None:
         call = _C.Call(watch, None)
-        call.add(torch.float32, dims, axis, channels, plan.call)
+        call.add(torch.float32, dims, axis, channels, plan.call, *([FLOAT_ROWS] if plan.floats else ()))
         return call
     bits_out = (False, True) in plan.bits
     call = _C.Call(watch, Pending if layer._summed and layer.spatial == 2 else None)
@@ -221,7 +221,7 @@ def _linear(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     if input.shape[-1] != layer.in_features:
         return None  # the float layer's own error says it best
     rows = input if input.dim() == 2 else input.reshape(-1, layer.in_features)
-    if plan.floats and len(rows) > FLOAT_ROWS:
+    if plan.floats and rows.shape[0] > FLOAT_ROWS:
         return None
     out = plan.call(rows)
     return out if rows is input else out.view(*input.shape[:-1], -1)

@@ -79,3 +79,16 @@ def test_replicas_use_their_own_buffers(config):
     with torch.no_grad():
         replica.scales.zero_()
     assert torch.equal(replica(x), replica.bias.expand(2, -1)) and torch.equal(layer(x), before)
+
+
+def test_usual_calls():
+    x = torch.randn(6, 64)
+    for config, most in ((quantize.Uniform(8), 4), (quantize.Uniform(8, activation_bits=8), 6), (quantize.XNOR(), 6)):
+        prepared = quantize.prepare(nn.Sequential(nn.Linear(64, 8)), config)
+        prepared(x)
+        (layer,) = quantize.convert(prepared)
+        want = layer(x[:1])
+        for rows in range(1, 7):
+            assert (layer._call(x[:rows]) is not None) == (rows <= most)
+        assert torch.equal(layer._call(x[:1]), want) and layer._call(x.double()) is None and layer._call(x[:0]) is None
+        assert layer._call(x[:2].clone().requires_grad_()) is None

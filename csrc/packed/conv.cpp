@@ -103,9 +103,14 @@ struct TileProduct {
     if (int64_t(scratch.size()) < tiles * whole + stored + 64) scratch.resize(tiles * whole + stored + 64);
     int8_t* made = scratch.data() + -reinterpret_cast<uintptr_t>(scratch.data()) % 64;
     for (int64_t t = 0; t < tiles; ++t) {
+      const auto panel = panels.tile(group, first + t);
       int8_t* target = made + t * whole;
-      int8_t* decoded = taps.filled() || stored != whole ? made + tiles * whole : target;
-      gemm_kernels().decode(panels.tile(group, first + t), decoded);
+      const int8_t* decoded = reinterpret_cast<const int8_t*>(panel.codes);  // of 8 bits: they are levels
+      if (panels.bits != 8) {
+        int8_t* place = taps.filled() || stored != whole ? made + tiles * whole : target;
+        gemm_kernels().decode(panel, place);
+        decoded = place;
+      }
       if (decoded == target) continue;
       for (int64_t l = 0; l < taps.lines; ++l) {
         const int64_t pitch = whole / taps.lines;

@@ -118,6 +118,9 @@ def prepare(model: nn.Module, config) -> nn.Module:
         _prepare_layer(module, own, shared)
     if any(isinstance(own, DiffQ) for _, _, own in chosen):
         draw_together(model)
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and any(hasattr(m, "activation_quantizer") for m in encoder.modules()):
+            encoder.use_nested_tensor = False  # of padded inputs, for a fused path that no quantized input takes
     return model
 
 

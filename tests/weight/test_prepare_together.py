@@ -231,3 +231,14 @@ def test_moving_and_casting():
     assert gradients(model, images())[0].dtype == torch.float32
     model.to("meta")
     assert model.conv.weight.is_meta
+
+
+def test_transformer_encoders_take_padded_inputs():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0), 2)
+    prepare(model, Uniform(8, activation_bits=8))
+    x, padding = torch.randn(2, 4, 8), torch.tensor([[False, False, False, True], [False, False, True, True]])
+    model(x)
+    with torch.no_grad():
+        y = model.eval()(x, src_key_padding_mask=padding)
+    want = model.train()(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(y[~padding], want[~padding])

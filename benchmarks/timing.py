@@ -1,6 +1,7 @@
 """Interleaved timing: machines are shared and noisy, so sides take turns and ratios are of neighbours in time."""
 
 import os
+import random
 import statistics
 import sys
 import time
@@ -19,10 +20,14 @@ def keep_pages() -> None:
 
 
 def interleave(sides: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each side, `rounds` times, in turn; `warmup` rounds are not counted."""
-    times = {name: [] for name in sides}
+    """Seconds of each side, `rounds` times, in turn; `warmup` rounds are not counted.
+
+    Each round has an order of its own: what a side finds in the caches is what the one before it left there.
+    """
+    times, order, chance = {name: [] for name in sides}, list(sides.items()), random.Random(0)
     for number in range(rounds + warmup):
-        for name, run in sides.items():
+        chance.shuffle(order)
+        for name, run in order:
             start = time.perf_counter()
             run()
             if torch.cuda.is_available():

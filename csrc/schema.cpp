@@ -58,15 +58,13 @@ TORCH_LIBRARY(quantize, m) {
   m.def(
       "diffq_noise(Tensor[] weights, Tensor[] logits, Tensor seed, int[] streams, int[] group_sizes, int[] spans, float[] min_bits, "
       "float[] max_bits, Tensor? quantiles) -> (Tensor[] y, Tensor[] ranges, Tensor[] extremes, Tensor bits)");
-  // grad_bits: the gradient of `bits`, which goes straight through where they are rounded.
   m.def(
       "diffq_backward(Tensor[] grads, Tensor[] logits, Tensor[] ranges, Tensor[] extremes, Tensor seed, int[] streams, int[] group_sizes, "
-      "int[] spans, float[] min_bits, float[] max_bits, Tensor? quantiles, Tensor? grad_bits) -> (Tensor[] grad_weights, Tensor[] "
-      "grad_logits)");
+      "int[] spans, float[] min_bits, float[] max_bits, Tensor? quantiles) -> (Tensor[] grad_weights, Tensor[] grad_logits)");
   // The same in place: the weights' gradient differs from that of y at the ranges' ends only. Returns the logits'.
   m.def(
       "diffq_backward_(Tensor(a!)[] grads, Tensor[] logits, Tensor[] ranges, Tensor[] extremes, Tensor seed, int[] streams, int[] "
-      "group_sizes, int[] spans, float[] min_bits, float[] max_bits, Tensor? quantiles, Tensor? grad_bits) -> Tensor[]");
+      "group_sizes, int[] spans, float[] min_bits, float[] max_bits, Tensor? quantiles) -> Tensor[]");
   // The weights on the grid of their rounded bits, as files store them.
   m.def(
       "diffq_round(Tensor[] weights, Tensor[] logits, int[] group_sizes, int[] spans, float[] min_bits, float[] max_bits) -> (Tensor[] y, "

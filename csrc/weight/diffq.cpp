@@ -179,16 +179,14 @@ void join_cut(int64_t n, int64_t size, const vector<float>& cut, float* sums) {
 
 Tensors backward_cpu_(at::TensorList grads, at::TensorList logits, at::TensorList range_list, at::TensorList extremes, const Tensor& seed,
                       at::IntArrayRef streams, at::IntArrayRef group_sizes, at::IntArrayRef spans, at::ArrayRef<double> min_bits,
-                      at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles, const std::optional<Tensor>& grad_bits) {
+                      at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles) {
   const char* op = "diffq_backward_";
   const DiffQLists lists{logits, streams, group_sizes, spans, min_bits, max_bits};
   check_lists(op, lists, grads.size());
   check_made(op, lists, grads, range_list, extremes);
   const Tensors g = grads.vec();
   Tensors ranges = contiguous(range_list), grad_logits;
-  auto tensors = tensors_of(op, lists, g, ranges, read_seed(op, seed), quantiles);
-  check_grad_bits(op, grads, grad_bits);
-  for (size_t i = 0; grad_bits && i < tensors.size(); ++i) tensors[i].grad_bits = grad_bits->const_data_ptr<float>() + 2 * i;
+  const auto tensors = tensors_of(op, lists, g, ranges, read_seed(op, seed), quantiles);
   vector<vector<float>> row_sums, cut_groups, cut_rows;
   vector<Task> tasks;
   for (size_t i = 0; i < g.size(); ++i) {
@@ -227,11 +225,9 @@ Tensors backward_cpu_(at::TensorList grads, at::TensorList logits, at::TensorLis
 
 tuple<Tensors, Tensors> backward_cpu(at::TensorList grads, at::TensorList logits, at::TensorList ranges, at::TensorList extremes,
                                      const Tensor& seed, at::IntArrayRef streams, at::IntArrayRef group_sizes, at::IntArrayRef spans,
-                                     at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles,
-                                     const std::optional<Tensor>& grad_bits) {
+                                     at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles) {
   const Tensors changed = cloned(grads);
-  return {changed,
-          backward_cpu_(changed, logits, ranges, extremes, seed, streams, group_sizes, spans, min_bits, max_bits, quantiles, grad_bits)};
+  return {changed, backward_cpu_(changed, logits, ranges, extremes, seed, streams, group_sizes, spans, min_bits, max_bits, quantiles)};
 }
 
 // Weights of all groups of a tensor times their bits; the last group may be short.
@@ -328,13 +324,12 @@ Tensor group_bits_meta(const Tensor& logits, double, double, bool) { return at::
 
 tuple<Tensors, Tensors> backward_meta(at::TensorList grads, at::TensorList logits, at::TensorList, at::TensorList, const Tensor&,
                                       at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, at::ArrayRef<double>, at::ArrayRef<double>,
-                                      const std::optional<Tensor>&, const std::optional<Tensor>&) {
+                                      const std::optional<Tensor>&) {
   return {like(grads), like(logits)};
 }
 
 Tensors backward_meta_(at::TensorList, at::TensorList logits, at::TensorList, at::TensorList, const Tensor&, at::IntArrayRef,
-                       at::IntArrayRef, at::IntArrayRef, at::ArrayRef<double>, at::ArrayRef<double>, const std::optional<Tensor>&,
-                       const std::optional<Tensor>&) {
+                       at::IntArrayRef, at::IntArrayRef, at::ArrayRef<double>, at::ArrayRef<double>, const std::optional<Tensor>&) {
   return like(logits);
 }
 

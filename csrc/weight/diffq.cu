@@ -90,12 +90,11 @@ tuple<Tensors, Tensors> round_cuda(at::TensorList weights, at::TensorList logits
 
 Tensors backward_cuda_(at::TensorList grads, at::TensorList logits, at::TensorList ranges, at::TensorList extremes, const Tensor& seed,
                        at::IntArrayRef streams, at::IntArrayRef group_sizes, at::IntArrayRef spans, at::ArrayRef<double> min_bits,
-                       at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles, const std::optional<Tensor>& grad_bits) {
+                       at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles) {
   const char* op = "diffq_backward_";
   const DiffQLists lists{logits, streams, group_sizes, spans, min_bits, max_bits};
   check_lists(op, lists, grads.size());
   check_made(op, lists, grads, ranges, extremes);
-  check_grad_bits(op, grads, grad_bits);
   Launcher launch(grads[0]);
   Call call;
   Tensors grad_logits;
@@ -103,7 +102,6 @@ Tensors backward_cuda_(at::TensorList grads, at::TensorList logits, at::TensorLi
     const Tensor &g = grads[i], range = ranges[i].contiguous();
     grad_logits.push_back(at::empty_like(logits[i]));
     DiffQDeviceTensor own{diffq_tensor(op, lists, i, g, call.keep<float>(range), read_seed(op, seed), quantiles)};
-    own.t.grad_bits = grad_bits ? grad_bits->const_data_ptr<float>() + 2 * i : nullptr;
     own.source = own.target = g.mutable_data_ptr();
     own.extremes = call.keep<int32_t>(extremes[i]), own.logits = grad_logits[i].mutable_data_ptr<float>();
     own.rows = call.keep<float>(floats(rows_of(own.t), g));
@@ -118,11 +116,10 @@ Tensors backward_cuda_(at::TensorList grads, at::TensorList logits, at::TensorLi
 
 tuple<Tensors, Tensors> backward_cuda(at::TensorList grads, at::TensorList logits, at::TensorList ranges, at::TensorList extremes,
                                       const Tensor& seed, at::IntArrayRef streams, at::IntArrayRef group_sizes, at::IntArrayRef spans,
-                                      at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits, const std::optional<Tensor>& quantiles,
-                                      const std::optional<Tensor>& grad_bits) {
+                                      at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits,
+                                      const std::optional<Tensor>& quantiles) {
   const Tensors changed = cloned(grads);
-  return {changed,
-          backward_cuda_(changed, logits, ranges, extremes, seed, streams, group_sizes, spans, min_bits, max_bits, quantiles, grad_bits)};
+  return {changed, backward_cuda_(changed, logits, ranges, extremes, seed, streams, group_sizes, spans, min_bits, max_bits, quantiles)};
 }
 
 Tensor group_bits_cuda(const Tensor& input, double min_bits, double max_bits, bool rounded) {

@@ -208,14 +208,9 @@ __global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_gradients(Di
     __syncthreads();
     const int64_t first = begin / t.group_size, groups = (end - 1) / t.group_size - first + 1;
     sum_units(by_group, begin, end, t.group_size, [&](int64_t group, float sum) {
-      const LearnedBits bits = learned_bits(t.logits[group], t.bounds);
-      const NoiseScale scale = noise_scale(bits);
+      const NoiseScale scale = noise_scale(learned_bits(t.logits[group], t.bounds));
       if (in_rows) by_row[group - first] = sum * scale.inverse;
-      float slope = in_rows ? sum * scale.slope * t.ranges[2 * (group / (t.span / t.group_size)) + 1] : sum * scale.slope;
-      const int64_t group_begin = group * t.group_size, left = t.n - group_begin;
-      if (t.grad_bits && group_begin >= begin)  // where it begins
-        slope += bits.slope * ((t.grad_bits[0] + t.grad_bits[1]) * float(left < t.group_size ? left : t.group_size));
-      write_group(group, slope);
+      write_group(group, in_rows ? sum * scale.slope * t.ranges[2 * (group / (t.span / t.group_size)) + 1] : sum * scale.slope);
     });
     if (in_rows) __syncthreads();
     if (in_rows)

@@ -87,15 +87,6 @@ inline void check_made(const char* op, const DiffQLists& lists, at::TensorList g
   }
 }
 
-// What the backward adds to the logits' gradients: grad_bits, float32 [weights, 2].
-inline void check_grad_bits(const char* op, at::TensorList grads, const std::optional<at::Tensor>& grad_bits) {
-  if (!grad_bits) return;
-  check_dtype(op, "grad_bits", *grad_bits, at::kFloat);
-  check_numel(op, "grad_bits", *grad_bits, 2 * grads.size());
-  check_same_device(op, "grad_bits", *grad_bits, grads[0]);
-  TORCH_CHECK_VALUE(grad_bits->is_contiguous(), op, ": grad_bits must be contiguous; got strides ", grad_bits->strides());
-}
-
 inline std::vector<at::Tensor> cloned(at::TensorList tensors) {
   std::vector<at::Tensor> copies;
   for (const at::Tensor& t : tensors) copies.push_back(t.clone(at::MemoryFormat::Contiguous));

@@ -14,8 +14,7 @@ struct DiffQTensor {
   BitsBounds bounds;
   Seed seed;
   uint32_t stream;
-  const float* quantiles;            // [65536]; null: uniform noise
-  const float* grad_bits = nullptr;  // [2], of the backward: the gradients of DiffQBits' two numbers; null: of none
+  const float* quantiles;  // [65536]; null: uniform noise
 };
 
 // The bits of a tensor's elements together: those of the noise, and whole ones as files have them.

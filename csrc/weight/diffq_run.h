@@ -247,7 +247,7 @@ QUANTIZE_INLINE void sum_groups(float* products, int64_t begin, int64_t end, int
 template <typename T>
 void backward_piece(const DiffQTensor& t, const void* source, int64_t index, DiffQSums sums) {
   const T* grad = static_cast<const T*>(source);
-  alignas(64) float noise[piece + 2 * block], by_group[room], by_row[room], inverse[room], slope[room], of_bits[room];
+  alignas(64) float noise[piece + 2 * block], by_group[room], by_row[room], inverse[room], slope[room];
   const int64_t begin = index * piece, end = std::min(t.n, begin + piece), n = end - begin;
   const int64_t first = begin / t.group_size, groups = (end - 1) / t.group_size - first + 1;
   const Place place{begin, end, t.n};
@@ -255,7 +255,6 @@ void backward_piece(const DiffQTensor& t, const void* source, int64_t index, Dif
       t, first, groups, [&](int64_t i, const BitsLanes& b, Lanes levels, Lanes own) __attribute__((always_inline)) {
         store_lanes(own, inverse + i);
         store_lanes(levels * -0.69314718f * own * own * b.slope, slope + i);
-        if (t.grad_bits) store_lanes(b.slope, of_bits + i);
       });
   for (int64_t from = 0; from < n; from += block) {  // noise becomes its products
     const auto multiply = [&](int i, Lanes v) __attribute__((always_inline)) {
@@ -293,14 +292,6 @@ void backward_piece(const DiffQTensor& t, const void* source, int64_t index, Dif
     });
     sum_groups(by_group, begin, end, t.group_size, inverse);
     for (int64_t g = 0; g < groups; g += lanes) store_lanes(load_lanes(inverse + g) * load_lanes(slope + g), by_group + g);
-  }
-  if (t.grad_bits) {  // of a group: where it begins
-    const float grad = t.grad_bits[0] + t.grad_bits[1], whole = grad * float(t.group_size), begun = by_group[0];
-    const int64_t last = groups - 1;  // the tensor's last group may be short
-    const float of_last = by_group[last] + of_bits[last] * (grad * float(std::min(t.n - (first + last) * t.group_size, t.group_size)));
-    for (int64_t g = 0; g < last; g += lanes) store_lanes(load_lanes(by_group + g) + load_lanes(of_bits + g) * whole, by_group + g);
-    by_group[last] = of_last;
-    if (first * t.group_size < begin) by_group[0] = begun;
   }
   if (piece % t.group_size == 0)
     std::copy(by_group, by_group + groups, sums.logits + first);

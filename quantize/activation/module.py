@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
 from .. import layers as q
@@ -171,7 +172,9 @@ class QModule(nn.Module, metaclass=_Converting):
         indices = self._control.indices
         if indices is None or getattr(self, "_is_replica", False):  # DataParallel's replicas get a part of the batch
             return
-        samples = [t.shape[0] for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()]
+        if any(isinstance(value, PackedSequence) for value in (*args, *kwargs.values())):
+            return
+        samples = [size for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) for size in t.shape]  # in whichever dimension
         if samples and indices.numel() not in samples:
             self._control.indices = None
             raise ValueError(f"set_sample_indices: indices must be one for each of the {samples[0]} samples; got {indices.numel()}")

@@ -192,7 +192,7 @@ class Session:
         def possible(total: int) -> bool:  # as a sum of `samples` numbers out of 1, 2, 4, ..., most
             return samples <= total and total // most + (total % most).bit_count() <= samples
 
-        wanted = min(max(average, 1.0), float(most)) * samples
+        wanted = min(max(float(average), 1.0), float(most)) * samples
         near = {next((b for b in range(math.ceil(wanted) - 1, samples, -1) if possible(b)), samples)}
         near |= {next((b for b in range(math.floor(wanted) + 1, most * samples) if possible(b)), most * samples)}
         if wanted.is_integer() and possible(int(wanted)):

@@ -182,13 +182,14 @@ def _as_computed(norm: nn.Module) -> tuple[Tensor, Tensor]:
 def _pack_all(model: nn.Module, who: str, calibrated: bool) -> dict[PreparedWeight, PackedWeight]:
     """Every prepared weight, packed; tied ones share the result."""
     packs, shared = {}, {}
+    started = any(isinstance(m, ActivationQuantizer) and m.initialized for m in model.modules())
     for prepared in prepared_weights(model):
         module, quantizer = prepared.module, prepared.quantizer
         chain = module.parametrizations[prepared.tensor]
         if chain[len(chain) - 1] is not quantizer:
             raise ValueError(f"{who}: the quantizer must be the last parametrization of {prepared.name!r}; remove those after it")
         own = getattr(module, "activation_quantizer", None)
-        if calibrated and isinstance(own, ActivationQuantizer) and not own.initialized:
+        if calibrated and isinstance(own, ActivationQuantizer) and not (own.initialized or (own.zeros and started)):
             raise ValueError(
                 f"{who}: the activation quantizer of layer {prepared.layer!r} must have seen data; run a batch or quantize.calibrate"
             )

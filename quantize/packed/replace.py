@@ -80,12 +80,19 @@ def become_identity(module: nn.Module) -> None:
     module.__class__ = nn.Identity
 
 
+FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
+
+
 def without_fused_path(model: nn.Module) -> None:
     """nn.TransformerEncoderLayer's reads `weight` and `bias` of its linear layers and passes packed ones by; a hook prevents it.
 
     nn.TransformerEncoder makes nested tensors of padded inputs for it, which no other path takes.
     """
     for module in model.modules():
+        if not isinstance(module, FUSED) or not any(
+            isinstance(m, PackedLayer) or hasattr(m, "activation_quantizer") for m in module.modules()
+        ):
+            continue
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
         if isinstance(module, nn.TransformerEncoderLayer):

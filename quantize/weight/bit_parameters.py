@@ -42,7 +42,7 @@ class BitGuard:
         if self._moved == MOVED:
             warnings.warn(
                 f"add_bit_parameters: something else changes the bits between the steps of their optimizer, {MOVED} times in a row; if "
-                "another optimizer holds them too, unguarded and with its weight decay, make that one without them",
+                "that is another optimizer that holds them too, unguarded and with its weight decay, make it without them",
                 stacklevel=3,  # the caller of step()
             )
         owned = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

@@ -31,18 +31,23 @@ class GroupCodes(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What a forward pass made of the weights of several quantizers. `logits`, `versions`: theirs, then.
+    """What a forward pass made of the weights of several quantizers. `logits`, `states`: theirs, then.
 
     `bits`: float32 [quantizers, 2], of each one's weight: those of the noise, and whole ones as files have them.
     """
 
     logits: list[Tensor]
-    versions: list[int]
+    states: list[tuple]
     bits: Tensor
+
+    @staticmethod
+    def state(logits: Tensor) -> tuple:
+        """What tells whether logits have changed, but through their ``data``: its memory, and changes in place so far."""
+        return logits.data_ptr(), logits._version
 
     def holds(self) -> bool:
         """Whether the logits are still those, and gradients asked for as then."""
-        unchanged = all(own._version == version for own, version in zip(self.logits, self.versions, strict=True))
+        unchanged = all(self.state(own) == state for own, state in zip(self.logits, self.states, strict=True))
         return unchanged and self.bits.requires_grad == (torch.is_grad_enabled() and any(own.requires_grad for own in self.logits))
 
 
@@ -241,8 +246,8 @@ def _fill(pairs: list[tuple[DiffQQuantizer, Tensor]]) -> None:
     noisy, bits = with_noise(pairs)
     logits, drawn = [quantizer.logits for quantizer, _ in pairs], None
     # It outlives the forward pass: not where it would hold a graph, and not without knowing when it is out of date.
-    if all(own.is_leaf and not own.is_inference() for own in (*logits, *(weight for _, weight in pairs))):
-        drawn = Drawn(logits, [own._version for own in logits], bits)
+    if all(own.is_leaf and not own.is_inference() for own in logits) and not torch._C._len_torch_dispatch_stack():
+        drawn = Drawn(logits, [Drawn.state(own) for own in logits], bits)
     for (quantizer, _), ready in zip(pairs, noisy, strict=True):
         vars(quantizer).update(ready=ready, drawn=drawn)
 
@@ -250,9 +255,9 @@ def _fill(pairs: list[tuple[DiffQQuantizer, Tensor]]) -> None:
 def total_bits(quantizers: list[DiffQQuantizer], rounded: bool) -> Tensor:
     """The bits of all weights of `quantizers` together, float32 scalar: of those of the noise, or whole ones. Differentiable.
 
-    Counted with the noise of the last forward pass where that has drawn it for just these, from logits that are as they were.
+    In training, counted with the noise of the last forward pass where that has drawn it for just these, from logits that are as they were.
     """
-    drawn = {id(q.drawn): q.drawn for q in quantizers}
+    drawn = {id(q.drawn): q.drawn if q.training else None for q in quantizers}
     known = [own for every in drawn.values() if every is not None for own in every.logits]
     same = len(known) == len(quantizers) and {id(own) for own in known} == {id(q.logits) for q in quantizers}
     if same and all(every is not None and every.holds() for every in drawn.values()) and not torch.compiler.is_compiling():
@@ -275,9 +280,10 @@ def read_when_ready(module: nn.Module, tensor: str) -> None:
     def read(own: nn.Module) -> Tensor:
         chain = own._modules["parametrizations"]._modules[tensor]
         quantizer = chain._modules.get("0")
-        if len(chain._modules) == 1 and isinstance(quantizer, DiffQQuantizer) and quantizer.ready is not None and chain.is_tensor:
-            ready = quantizer.usable(chain._parameters["original"])
-            if ready is not None and quantizer.training:
+        if len(chain._modules) == 1 and isinstance(quantizer, DiffQQuantizer) and quantizer.ready is not None and quantizer.training:
+            original = chain._parameters.get("original")  # DataParallel's replicas have none
+            ready = None if original is None else quantizer.usable(original)
+            if ready is not None:
                 return ready
         return usual.fget(own)
 

@@ -47,6 +47,8 @@ class ActivationQuantizer(nn.Module):
     tensor gets a grid of its own until then.
     """
 
+    zeros = False  # whether tensors were seen, but nothing else in them: a dead layer's, for which any grid will do
+
     def __init__(self, bits: int, device=None):
         super().__init__()
         self.bits = bits
@@ -66,23 +68,30 @@ class ActivationQuantizer(nn.Module):
         if self.observer is not None:
             self.observer.observe(x)
             return x
-        if not self.initialized:
-            self._start_from(x)
+        own = None if self.initialized else self._start_from(x)
+        step, zero_point = own or (self.step.float(), self.zero_point.float())  # model.half() takes them along
         features = x.shape[1:].numel() if x.dim() > 1 else x.numel()
-        scale = 1 / math.sqrt(max(features, 1) * self.levels)
-        return torch.ops.quantize.lsq(x, self.step.float(), self.zero_point.float(), self.levels, scale)  # model.half() takes them along
+        return torch.ops.quantize.lsq(x, step, zero_point, self.levels, 1 / math.sqrt(max(features, 1) * self.levels))
 
-    def _start_from(self, x: Tensor) -> None:
+    def _start_from(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Starts, or returns step and zero point for this tensor alone."""
         partners = _has_partners()
         observer = Observer(shared=partners and self.training)  # an empty `x` too: the others wait for this process
         for _ in range(2):
             observer.observe(x)
             observer.advance()
-        if observer.reached:
-            self.start(observer, "mse")
-            if partners and not self.training:
-                self.seen.fill_(False)
-                self.initialized = False
+        self.zeros = self.zeros or observer.zeros
+        if not observer.reached:
+            return None
+        before, buffers = self.snapshot(), [b.clone() for b in self.buffers(recurse=False)]
+        self.start(observer, "mse")
+        if not partners or self.training:
+            return None
+        own = self.step.detach().float().clone(), self.zero_point.float().clone()
+        self.restore(before)
+        for buffer, value in zip(self.buffers(recurse=False), buffers, strict=True):
+            buffer.copy_(value)
+        return own
 
     @torch.no_grad()
     def start(self, observer: Observer, method: str) -> None:
@@ -123,6 +132,7 @@ class Observer:
         self.shared = shared
         self.round = 0
         self.low, self.high = 0.0, 0.0  # zero is always on the grid
+        self.any = False
         self.counts: Tensor | None = None
 
     @property
@@ -130,12 +140,17 @@ class Observer:
         """Whether anything but zeros was seen, which say nothing about a range."""
         return self.high > self.low
 
+    @property
+    def zeros(self) -> bool:
+        """Whether something was seen, and nothing but zeros."""
+        return self.any and not self.reached
+
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Takes note of a tensor. ValueError if it is not finite."""
         if not x.numel():
             return
-        x = x.detach().float()
+        x, self.any = x.detach().float(), True
         if self.round == 0:
             low, high = (float(v) for v in x.aminmax())
             if not math.isfinite(low + high):

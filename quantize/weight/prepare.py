@@ -278,6 +278,7 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
             for quantizer in quantizers:
                 quantizer.observer.advance()
         for quantizer in quantizers:
+            quantizer.zeros = quantizer.zeros or quantizer.observer.zeros
             if quantizer.observer.reached:  # else its first input decides
                 quantizer.start(quantizer.observer, method)
     finally:

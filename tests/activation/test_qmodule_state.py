@@ -105,12 +105,34 @@ def test_indices_are_one_a_sample():
     assert model.activation_state()["0"]["sample_weight"].isfinite().all()
 
 
+class SequenceFirst(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.data if isinstance(x, nn.utils.rnn.PackedSequence) else x.transpose(0, 1))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_indices_of_samples_that_do_not_come_first(packed):
+    model = quantize.QModule(SequenceFirst(8, 2), quantize.ActivationConfig(bits=2, use_gradient=True))
+    model.set_sample_indices(torch.arange(4))
+    x = torch.randn(7, 4, 8)
+    model(nn.utils.rnn.pack_padded_sequence(x, torch.tensor([7, 5, 5, 2])) if packed else x).sum().backward()
+
+
 def test_reports_between_indices_and_their_batch():
     model, x = by_gradient(), torch.randn(8, 64)
     model.set_sample_indices(torch.arange(8))
     quantize.memory_report(model, x[:2])
     model(x).sum().backward()
     assert model.activation_state()["0"]["sample_weight"].isfinite().all()
+
+
+def test_a_loaded_budget_may_be_an_integer():
+    model = quantize.QModule(nn.Sequential(nn.Linear(512, 8)), quantize.ActivationConfig(bits=2, max_bits=8))
+    model(torch.randn(4, 512)).sum().backward()
+    state = model.activation_state()
+    state["0"]["budget"] = 2
+    model.load_activation_state(state)
+    model(torch.randn(4, 512)).sum().backward()
 
 
 def test_a_loaded_state_is_a_copy():

@@ -236,3 +236,10 @@ def test_transformer_layers_call_them(config, dtype):
         want, got = packed(x), copy.deepcopy(packed).to(dtype)(x.to(dtype))
     assert got.dtype == dtype
     torch.testing.assert_close(got.float(), want, rtol=0.1, atol=0.1)
+
+
+def test_encoders_with_nothing_packed_keep_their_fused_path():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    packed = convert(prepare(nn.Sequential(encoder, nn.Linear(8, 4)).eval(), {"1": Uniform(4)}))
+    assert packed[0].use_nested_tensor
+    assert not any(layer._forward_pre_hooks for layer in packed[0].layers)

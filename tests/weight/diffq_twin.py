@@ -102,9 +102,9 @@ def call(op, w, logits, group_size, span, low=2.0, high=15.0, stream=0, seed=SEE
     return op([w], [logits], [group_size], [span], [low], [high])[0]
 
 
-def backward(grads, *rest, grad_bits=None):
+def backward(grads, *rest):
     """(gradients of the weights, of the logits): the op changes the former in place."""
-    changed, rest = [grad.clone() for grad in grads], (*rest, grad_bits)
+    changed = [grad.clone() for grad in grads]
     grad_logits = ops.diffq_backward_(changed, *rest)
     kept = [grad.clone() for grad in grads]
     for got, want in zip(ops.diffq_backward(grads, *rest), (changed, grad_logits), strict=True):

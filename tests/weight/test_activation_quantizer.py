@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import quantize
+from quantize.weight import lsq
 from quantize.weight.lsq import METHODS, ActivationQuantizer, Observer
 
 
@@ -272,3 +273,32 @@ def test_training_in_two_processes_is_training_on_the_joint_batch(results):
     for key, value in alone.items():
         assert torch.equal(results[0]["trained"][key], results[1]["trained"][key])
         torch.testing.assert_close(results[0]["trained"][key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, "learned"])
+def test_dead_layers_convert(bits):
+    # Nothing but zeros says nothing about a layer's range, unless the others have seen more.
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    nn.init.constant_(model[0].bias, -100.0)
+    config = quantize.Uniform(4, activation_bits=4) if bits == 4 else quantize.DiffQ(activation_bits=bits)
+    x = torch.randn(8, 16)
+    with pytest.raises(ValueError, match="layer '0' must have seen data"):
+        quantize.convert(quantize.prepare(copy.deepcopy(model), config).eval())
+    for see in (lambda m: quantize.calibrate(m, [x]), lambda m: m(x)):
+        prepared = quantize.prepare(copy.deepcopy(model), config)
+        see(prepared)
+        prepared.eval()
+        assert not prepared[2].activation_quantizer.initialized
+        assert torch.equal(quantize.convert(prepared)(x), model[2].bias.expand(8, 4))
+
+
+@pytest.mark.parametrize("config", [quantize.Uniform(4, activation_bits=4), quantize.DiffQ(activation_bits="learned")], ids=str)
+def test_evaluation_beside_other_processes_changes_nothing(config, monkeypatch):
+    model = quantize.prepare(nn.Sequential(nn.Linear(16, 16)), config).eval()
+    before, x = copy.deepcopy(model.state_dict()), torch.randn(3, 16)
+    alone = copy.deepcopy(model)(x)
+    monkeypatch.setattr(lsq, "_has_partners", lambda: True)
+    (model(x) + model(torch.randn(3, 16) * 5)).sum().backward()
+    assert torch.equal(model(x), alone)
+    assert not model[0].activation_quantizer.initialized
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -160,17 +160,13 @@ def test_a_logit_that_is_nan_counts_as_max_bits(each_isa):
 def samples():
     ws, logits, seed, *lists = batch()
     table = gaussian_quantiles(ws[0].device)
-    _, ranges, extremes, bits = ops.diffq_noise(ws, logits, seed, *lists, None)
+    _, ranges, extremes, _ = ops.diffq_noise(ws, logits, seed, *lists, None)
     numels = [w.numel() for w in ws]
     half = [w.half() for w in ws]
     return {
         "diffq_noise": [(ws, logits, seed, *lists, None), (half, logits, seed, *lists, table)],
-        "diffq_backward": [
-            (own, logits, ranges, extremes, seed, *lists, *kind) for own, kind in ((ws, (None, None)), (half, (table, bits)))
-        ],
-        "diffq_backward_": [
-            (own, logits, ranges, extremes, seed, *lists, *kind) for own, kind in ((ws, (None, None)), (half, (table, bits)))
-        ],
+        "diffq_backward": [(own, logits, ranges, extremes, seed, *lists, kind) for own, kind in ((ws, None), (half, table))],
+        "diffq_backward_": [(own, logits, ranges, extremes, seed, *lists, kind) for own, kind in ((ws, None), (half, table))],
         "diffq_round": [(ws, logits, *lists[1:]), (half, logits, *lists[1:])],
         "diffq_group_bits": [(logits[0], 2.0, 15.0, False), (logits[0], 2.0, 15.0, True)],
         "diffq_bits": [(logits, numels, lists[1], *lists[3:], False), (logits, numels, lists[1], *lists[3:], True)],
@@ -256,7 +252,6 @@ def replaced(op, **changes):
         "min_bits": [2.0],
         "max_bits": [15.0],
         "quantiles": None,
-        "grad_bits": None,
         "rounded": True,
         "grad": torch.ones(1),
     } | changes
@@ -314,9 +309,6 @@ OTHER = [
     ("diffq_backward_", "extremes", [torch.full((4, 2), -1).int()], ValueError, "extremes must be places in the weight, 0 to 15; got -1"),
     ("diffq_backward_", "extremes", [torch.zeros(2, 4).int().t()], ValueError, "grads and extremes must be contiguous"),
     ("diffq_backward_", "grads", [torch.ones(32)[::2]], ValueError, "grads and extremes must be contiguous"),
-    ("diffq_backward_", "grad_bits", torch.zeros(3), ValueError, r"grad_bits must have 2 elements; got \[3\]"),
-    ("diffq_backward_", "grad_bits", torch.zeros(2).double(), TypeError, "grad_bits must be Float; got Double"),
-    ("diffq_backward_", "grad_bits", torch.zeros(4)[::2], ValueError, "grad_bits must be contiguous"),
     ("diffq_group_bits", "logits", torch.zeros(2).double(), TypeError, "diffq_group_bits: logits must be Float; got Double"),
     ("diffq_group_bits", "min_bits", 0.0, ValueError, "must be 1 <= min_bits <= max_bits <= 16; got 0 and 15"),
     ("diffq_bits", "logits", [torch.zeros(2).double()], TypeError, "diffq_bits: logits must be Float; got Double"),

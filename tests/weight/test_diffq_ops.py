@@ -245,7 +245,7 @@ def test_logits_that_changed_before_the_backward_are_an_error():
     y = call(ops.diffq, w, logits, 8, 30)
     with torch.no_grad():
         logits += 1
-    with pytest.raises(RuntimeError, match="weight 0 have been modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
 
 
@@ -275,8 +275,7 @@ def everything():
         for quantiles in (None, gaussian_quantiles(ws[0].device)):
             made = ops.diffq_noise(ws, logits, seed, *lists, quantiles)
             back = backward([w.flip(0).contiguous() for w in ws], logits, *made[1:3], seed, *lists, quantiles)
-            more = backward(ws, logits, *made[1:3], seed, *lists, quantiles, grad_bits=made[3])
-            results += [patterns(t) for part in (*made, *back, *more) for t in part]
+            results += [patterns(t) for part in (*made, *back) for t in part]
         results += [patterns(t) for part in ops.diffq_round(ws, logits, *lists[1:]) for t in part]
     numels = [w.numel() for w in ws]
     for rounded in (False, True):

@@ -1,6 +1,7 @@
 """Learned bits together with checkpointing, exceptions, copies, compilation, other processes."""
 
 import copy
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from quantize import ActivationConfig, DiffQ, QModule, add_bit_parameters, prepare, size_penalty, weight_bits
 from quantize.weight import diffq
 from quantize.weight.diffq import begin_forward
+
+replicate = sys.modules["torch.nn.parallel.replicate"]  # whose name is also the function's
 
 
 class Watched(nn.Linear):
@@ -388,3 +391,15 @@ def test_gaussian_noise_after_inference_and_tracing():
     y = model(x)
     assert type(y) is torch.Tensor
     y.sum().backward()
+
+
+def test_replicas_of_data_parallel(monkeypatch):
+    # On the CPU: what replicate() makes of a module, without its copies to devices.
+    monkeypatch.setattr(
+        replicate, "_broadcast_coalesced_reshape", lambda ts, devices, detach=False: [[t.clone() for t in ts] for _ in devices]
+    )
+    monkeypatch.setattr(replicate, "_get_device_index", lambda *args: 0)
+    model = prepare(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 32)), DiffQ())
+    x = torch.randn(4, 64)
+    sum(replica(x).sum() for replica in replicate.replicate(model, [0, 0])).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -240,3 +240,26 @@ def test_bits_are_counted_with_the_noise_where_that_is_up_to_date():
     with torch.no_grad():
         model.train()(torch.randn(3, 16))
     assert quantize.size_penalty(model).requires_grad
+
+
+def test_a_penalty_s_own_backward_leaves_the_weights_alone():
+    model = quantize.prepare(nn.Sequential(nn.Linear(16, 8)), quantize.DiffQ(4))
+    weight, seen = model[0].parametrizations.weight.original, []
+    weight.register_hook(seen.append)
+    model(torch.randn(3, 16)).sum().backward()
+    quantize.size_penalty(model).backward()
+    assert len(seen) == 1 and seen[0] is not None
+
+
+def test_changes_that_count_no_versions_are_seen_in_evaluation():
+    model = quantize.prepare(nn.Sequential(nn.Linear(64, 64)), quantize.DiffQ())
+    model(torch.randn(2, 64))
+    for p in model.parameters():
+        p.data.copy_(p.data - 3)  # as averages of weights are put in place
+    model.eval()
+    assert abs(float(quantize.size_penalty(model)) * MIB - quantize.size_report(model).bytes) <= 1
+    model.train()(torch.randn(2, 64))
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()).detach() + 3, model.parameters())
+    torch.testing.assert_close(quantize.size_penalty(model), quantize.size_penalty(copy.deepcopy(model)))
+    model.double()
+    quantize.size_penalty(model).backward()

@@ -34,6 +34,7 @@ class LearnedBitsQuantizer(ActivationQuantizer):
         self.register_buffer("signed", torch.zeros((), dtype=torch.bool, device=device))
         self.register_buffer("seen", torch.zeros((), dtype=torch.bool, device=device))
         self.initialized = self.is_signed = False  # what the buffers hold, known without waiting for the device
+        self.zeros = False
         self.observer: Observer | None = None
         self.features: int | None = None  # elements of a sample, in the last forward pass
 

@@ -47,8 +47,6 @@ class ActivationQuantizer(nn.Module):
     tensor gets a grid of its own until then.
     """
 
-    zeros = False  # whether tensors were seen, but nothing else in them: a dead layer's, for which any grid will do
-
     def __init__(self, bits: int, device=None):
         super().__init__()
         self.bits = bits
@@ -56,6 +54,7 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.float32, device=device))
         self.register_buffer("seen", torch.zeros((), dtype=torch.bool, device=device))
         self.initialized = False  # what `seen` holds, known without waiting for the device
+        self.zeros = False  # whether tensors were seen with nothing else in them: a dead layer's, for which any grid will do
         self.observer: Observer | None = None
 
     @property

@@ -100,9 +100,9 @@ struct DiffQ : torch::autograd::Function<DiffQ> {
 // Changes in place so far; tensors of inference mode do not count them.
 int64_t version_of(const Tensor& x) { return x.is_inference() ? 0 : int64_t(x._version()); }
 
-// The bits that came with the noise, as a function of the logits alone: the weights take no part in the size. Straight through where they
-// are rounded. What it needs is in saved_data, not among the saved variables, which a backward lets go of: bits that are counted once may
-// be differentiated again.
+// Bits that were counted, with the noise or by themselves, as a function of the logits alone: the weights take no part in the size.
+// bits: [weights], or [weights, 2] with rounded ones, through which the gradient goes straight. What it needs is in saved_data, not among
+// the saved variables, which a backward lets go of: bits that are counted once may be differentiated again.
 struct CountedBits : torch::autograd::Function<CountedBits> {
   static Tensor forward(AutogradContext* ctx, at::TensorList logits, const Tensor& bits, Ints numels, Ints group_sizes, Doubles min_bits,
                         Doubles max_bits) {
@@ -128,7 +128,8 @@ struct CountedBits : torch::autograd::Function<CountedBits> {
     for (size_t i = 0; i < logits.size(); ++i)
       TORCH_CHECK(version_of(logits[i]) == versions[i], "diffq: the logits of weight ", i,
                   " have been modified by an inplace operation since their bits were counted");
-    auto own = op.call(grads[0].sum(1), logits, ctx->saved_data["numels"].toIntVector(), ctx->saved_data["group_sizes"].toIntVector(),
+    const Tensor grad = grads[0].dim() == 2 ? grads[0].sum(1) : grads[0];
+    auto own = op.call(grad, logits, ctx->saved_data["numels"].toIntVector(), ctx->saved_data["group_sizes"].toIntVector(),
                        ctx->saved_data["min_bits"].toDoubleVector(), ctx->saved_data["max_bits"].toDoubleVector());
     std::move(own.begin(), own.end(), result.begin());
     return result;
@@ -152,33 +153,6 @@ struct OnGrid : torch::autograd::Function<OnGrid> {
   }
 };
 
-struct TotalBits : torch::autograd::Function<TotalBits> {
-  static Tensor forward(AutogradContext* ctx, at::TensorList logits, Ints numels, Ints group_sizes, Doubles min_bits, Doubles max_bits,
-                        bool rounded) {
-    static const auto op = find<Tensor(at::TensorList, Ints, Ints, Doubles, Doubles, bool)>("quantize::diffq_bits");
-    ctx->set_materialize_grads(false);
-    at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward(logits.vec());
-    ctx->saved_data["numels"] = numels.vec();
-    ctx->saved_data["group_sizes"] = group_sizes.vec();
-    ctx->saved_data["min_bits"] = min_bits.vec();
-    ctx->saved_data["max_bits"] = max_bits.vec();
-    return op.call(logits, numels, group_sizes, min_bits, max_bits, rounded);
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {  // of rounded bits: straight through
-    static const auto op = find<Tensors(const Tensor&, at::TensorList, Ints, Ints, Doubles, Doubles)>("quantize::diffq_bits_backward");
-    TORCH_CHECK(!at::GradMode::is_enabled(), "diffq_total_bits: the backward is not differentiable (create_graph=True)");
-    const auto logits = ctx->get_saved_variables();
-    variable_list result = gradients(logits.size() + 5);
-    if (!grads[0].defined()) return result;
-    auto own = op.call(grads[0], logits, ctx->saved_data["numels"].toIntVector(), ctx->saved_data["group_sizes"].toIntVector(),
-                       ctx->saved_data["min_bits"].toDoubleVector(), ctx->saved_data["max_bits"].toDoubleVector());
-    std::move(own.begin(), own.end(), result.begin());
-    return result;
-  }
-};
-
 tuple<Tensors, Tensor> diffq(at::TensorList weights, at::TensorList logits, const Tensor& seed, Ints streams, Ints group_sizes, Ints spans,
                              Doubles min_bits, Doubles max_bits, Quantiles quantiles) {
   Tensors y = DiffQ::apply(weights, logits, seed, streams, group_sizes, spans, min_bits, max_bits, quantiles);
@@ -194,7 +168,13 @@ Tensors diffq_on_grid(at::TensorList weights, at::TensorList logits, Ints group_
 }
 
 Tensor diffq_total_bits(at::TensorList logits, Ints numels, Ints group_sizes, Doubles min_bits, Doubles max_bits, bool rounded) {
-  return TotalBits::apply(logits, numels, group_sizes, min_bits, max_bits, rounded);
+  static const auto op = find<Tensor(at::TensorList, Ints, Ints, Doubles, Doubles, bool)>("quantize::diffq_bits");
+  Tensor bits;
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    bits = op.call(logits, numels, group_sizes, min_bits, max_bits, rounded);
+  }
+  return CountedBits::apply(logits, bits, numels, group_sizes, min_bits, max_bits);
 }
 
 }  // namespace

@@ -229,7 +229,7 @@ def test_no_second_derivatives():
     logits.requires_grad_()
     with pytest.raises(RuntimeError, match="diffq: the backward of a quantized weight is not differentiable"):
         torch.autograd.grad(call(ops.diffq, w, logits, 8, 9).square().sum(), w, create_graph=True)
-    with pytest.raises(RuntimeError, match="diffq_total_bits: the backward is not differentiable"):
+    with pytest.raises(RuntimeError, match="diffq: the backward of the bits is not differentiable"):
         total = ops.diffq_total_bits([logits], [27], [8], [2.0], [15.0], False)
         torch.autograd.grad(total.square().sum(), logits, create_graph=True)
 

@@ -221,16 +221,18 @@ def binary(r: dict) -> list[str]:
     return rows
 
 
-def ternary(r: dict) -> list[str]:
+def few_bits(r: dict) -> list[str]:
     """Beside our own 8 bits, on every ISA."""
     first, rows = r["results"][0], []
-    for isa, t in first["isas"].items():
-        gains = [row["isas"][isa]["speedup"] for row in r["results"]]
-        rows.append(
-            f"| Ternary {first['layer'].replace('conv ', 'convolution ')}, 8-bit inputs, batch 1, 1 thread, {isa}, ms | "
-            f"{1e3 * t['ternary']:.3f} | {1e3 * t['8 bits']:.3f} (our 8 bits) | {t['speedup']:.2f} times faster; {len(gains)} layers: "
-            f"{min(gains):.2f} to {max(gains):.2f} |"
-        )
+    layer = first["layer"].replace("conv ", "convolution ")
+    for isa, times in first["isas"].items():
+        for name, words in (("ternary", "Ternary {}, 8-bit inputs"), ("1x2 bits", "DoReFa {}, 1-bit weights, 2-bit inputs")):
+            gains, t = [row["isas"][isa][name]["speedup"] for row in r["results"]], times[name]
+            rows.append(
+                f"| {words.format(layer)}, batch 1, 1 thread, {isa}, ms | {1e3 * t['median_s']:.3f} | "
+                f"{1e3 * times['8 bits']['median_s']:.3f} (our 8 bits) | {t['speedup']:.2f} times faster; {len(gains)} layers: "
+                f"{min(gains):.2f} to {max(gains):.2f} |"
+            )
     return rows
 
 
@@ -272,7 +274,7 @@ SECTIONS = {
     "Activation-compressed training": [memory, step_time, accuracy, gradient_variance, kernels, other_models],
     "Packed weights": [packed, fake_quantize, power_of_two],
     "Learned bits": [diffq_step, diffq_reliability, diffq_accuracy],
-    "One bit": [binary, ternary, binary_models, binary_accuracy],
+    "One bit": [binary, few_bits, binary_models, binary_accuracy],
 }
 # The rows that README opens with.
 HEADLINES = {

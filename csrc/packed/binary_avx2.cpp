@@ -4,8 +4,20 @@
 
 namespace quantize::packed {
 
-const BinaryKernels binary_avx2{
-    pack_planes,      pack_rows, gather, multiply<CarrySave>, leave_out, multiply_row<CarrySave>, finish_floats, finish_bits,
-    int64_t(1) << 40, 64,        index,  gather_index,        lookup};
+const BinaryKernels binary_avx2{pack_planes,
+                                pack_rows,
+                                gather,
+                                multiply<CarrySave>,
+                                leave_out,
+                                multiply_row<CarrySave>,
+                                finish_floats,
+                                finish_bits,
+                                int64_t(1) << 40,
+                                64,
+                                pack_level_planes,
+                                pack_level_rows,
+                                index,
+                                gather_index,
+                                lookup};
 
 }  // namespace quantize::packed

@@ -5,8 +5,20 @@
 
 namespace quantize::packed {
 
-const BinaryKernels binary_avx512{
-    pack_planes, pack_rows, gather, multiply<CarrySave>, leave_out, multiply_row<CarrySave>, finish_floats, finish_bits,
-    32,          128,       index,  gather_index,        lookup};
+const BinaryKernels binary_avx512{pack_planes,
+                                  pack_rows,
+                                  gather,
+                                  multiply<CarrySave>,
+                                  leave_out,
+                                  multiply_row<CarrySave>,
+                                  finish_floats,
+                                  finish_bits,
+                                  32,
+                                  128,
+                                  pack_level_planes,
+                                  pack_level_rows,
+                                  index,
+                                  gather_index,
+                                  lookup};
 
 }  // namespace quantize::packed

@@ -23,7 +23,7 @@ struct Popcount {
 }  // namespace
 
 const BinaryKernels binary_avx512vpopcntdq{
-    pack_planes, pack_rows, gather, multiply<Popcount>, leave_out, multiply_row<Popcount>, finish_floats, finish_bits,
-    12,          128,       index,  gather_index,       lookup};
+    pack_planes,       pack_rows,       gather, multiply<Popcount>, leave_out, multiply_row<Popcount>, finish_floats, finish_bits, 12, 128,
+    pack_level_planes, pack_level_rows, index,  gather_index,       lookup};
 
 }  // namespace quantize::packed

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "../core/cpu_isa.h"
+#include "../weight/lsq.h"
 
 namespace quantize::packed {
 
@@ -63,6 +64,11 @@ struct BinaryKernels {
   // Lookup: 0 where there is none; else for K of fewer words than this.
   int64_t lookup_words;
   int lookup_block;  // pixels
+  // Levels of up to 64 channels of `pixels` floats each, from zero to three: their lower and their higher bits, low[pixel] and high[pixel].
+  void (*pack_level_planes)(const float* x, int64_t pixels, int channels, weight::LsqRange range, uint64_t* low, uint64_t* high);
+  // The same of pixels whose channels lie together, a pixel every `step` floats.
+  void (*pack_level_rows)(const float* x, int64_t step, int64_t pixels, int channels, weight::LsqRange range, uint64_t* low,
+                          uint64_t* high);
   // A plane of words to `rows` planes of nibbles, one every `stride` bytes. Writes 32 pixels at a time.
   void (*index)(const uint64_t* words, int64_t pixels, int rows, uint8_t* nibbles, int64_t stride);
   // Output pixels [first, first + count) to index[nibble][stride]. Writes up to 31 bytes behind a row's end.

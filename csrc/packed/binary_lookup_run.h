@@ -4,6 +4,7 @@
 #pragma once
 
 #include "binary_words_run.h"
+#include "level_codes.h"
 
 namespace quantize::packed {
 namespace {
@@ -57,6 +58,53 @@ void index(const uint64_t* words, int64_t pixels, int rows, uint8_t* nibbles, in
       store_pixels(nibbles + i * stride + p, _mm256_and_si256(bytes[i / 2], low));
       if (i + 1 < rows) store_pixels(nibbles + (i + 1) * stride + p, _mm256_and_si256(_mm256_srli_epi16(bytes[i / 2], 4), low));
     }
+  }
+}
+
+// Lanes are pixels.
+void pack_level_planes(const float* x, int64_t pixels, int channels, weight::LsqRange range, uint64_t* low, uint64_t* high) {
+  for (int64_t p = 0; p < pixels; p += lanes) {
+    uint64_t words[2][lanes] = {};
+    for (int first = 0; first < channels; first += 32) {
+      Lanes::Whole bits[2][Lanes::parts] = {};
+      for (int c = first; c < channels && c < first + 32; ++c) {
+        Lanes::Whole codes[Lanes::parts];
+        codes_of(load_part(x + c * pixels + p, pixels - p), range, codes);
+        for (int i = 0; i < Lanes::parts; ++i) {
+          bits[0][i] |= (codes[i] & 1) << (c - first);
+          bits[1][i] |= (codes[i] >> 1) << (c - first);
+        }
+      }
+      uint32_t halves[2][lanes];
+      std::memcpy(halves, bits, sizeof halves);
+      for (int i = 0; i < 2; ++i)
+        for (int l = 0; l < lanes; ++l) words[i][l] |= uint64_t(halves[i][l]) << first;
+    }
+    const size_t bytes = size_t(pixels - p < lanes ? pixels - p : lanes) * sizeof(uint64_t);
+    std::memcpy(low + p, words[0], bytes), std::memcpy(high + p, words[1], bytes);
+  }
+}
+
+// Bit `bit` of sixteen codes.
+QUANTIZE_INLINE uint64_t bits_of_codes(const Lanes::Whole codes[Lanes::parts], int bit) {
+#ifdef __AVX512F__
+  return _mm512_test_epi32_mask((__m512i)codes[0], _mm512_set1_epi32(1 << bit));
+#else
+  return unsigned(_mm256_movemask_ps((__m256)(codes[0] << (31 - bit)))) | unsigned(_mm256_movemask_ps((__m256)(codes[1] << (31 - bit))))
+                                                                              << 8;
+#endif
+}
+
+// Lanes are channels.
+void pack_level_rows(const float* x, int64_t step, int64_t pixels, int channels, weight::LsqRange range, uint64_t* low, uint64_t* high) {
+  for (int64_t p = 0; p < pixels; ++p, x += step) {
+    uint64_t words[2] = {};
+    for (int c = 0; c < channels; c += lanes) {
+      Lanes::Whole codes[Lanes::parts];
+      codes_of(load_part(x + c, channels - c), range, codes);
+      for (int i = 0; i < 2; ++i) words[i] |= bits_of_codes(codes, i) << c;
+    }
+    low[p] = words[0], high[p] = words[1];
   }
 }
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layout import split
+
 QUAD = 4  # bits of a nibble, and output channels of a panel
 
 
@@ -32,6 +34,18 @@ def binary_panels(codes: Tensor, length: int, groups: int = 1) -> Tensor:
     nibbles = (bits << torch.arange(4, 8, dtype=torch.uint8, device=codes.device)).sum(-1, dtype=torch.uint8)  # [N, quads]
     nibbles = nibbles.unflatten(0, (groups, len(codes) // groups))
     return F.pad(nibbles, (0, 0, 0, -nibbles.shape[1] % QUAD)).unflatten(1, (-1, QUAD)).transpose(2, 3).contiguous()
+
+
+def plane_panels(codes: Tensor, bits: int, length: int, groups: int = 1) -> Tensor:
+    """Rows of `length` odd levels of 1 or 2 bits (layout.py) to the panels of their planes, uint8[bits, groups, ...].
+
+    The planes' signs, weighted by 1 and 2, add up to the level: of two bits, 2c + 1 = 2 * (1 - 2 * c1) + (2 * c0 - 1).
+    """
+    if bits == 1:
+        return binary_panels(codes, length, groups)[None]
+    fields = split(codes, 2)[:, :length].to(torch.int8)
+    planes = (2 * (fields & 1) - 1, 1 - (fields & 2))
+    return torch.stack([binary_panels(binary_codes(plane), length, groups) for plane in planes])
 
 
 def tap_sums(codes: Tensor, taps: int, channels: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _C
-from .binary_panels import binary_panels, tap_sums
+from .binary_panels import binary_panels, plane_panels, tap_sums
 from .form import GROUPED
 from .grid import SignGrid
 from .layout import storage_bits
@@ -194,11 +194,23 @@ def _make_plan(layer) -> _Plan:
         half = scales.view(-1, *[1] * layer.spatial)
         scales = torch.cat([2 * scales, scales.new_ones(1)])
         bias = None if bias is None else torch.cat([bias, bias.new_zeros(1)])
-    made = panels(weight.codes, weight.width, taps, channels, groups)
+    if _in_bit_planes(layer):
+        made = plane_panels(codes, layer.bits, length, groups)
+    else:
+        made = panels(weight.codes, weight.width, taps, channels, groups)
     arguments = (
         step, zero_point, layer.activation_bits, weight.codes, made, weight.levels, scales, sums(weight, length), bias, weight.width,
     )  # fmt: skip
     return _Plan("", _bound("packed_conv2d" if geometry else "packed_linear", (*arguments, *geometry)), pad, half=half)
+
+
+def _in_bit_planes(layer) -> bool:
+    """Whether two products of bits (csrc/packed/bit_planes.h) are faster than one of bytes, which they are where bytes have no dot product
+    of their own."""
+    if torch.compiler.is_compiling() or layer.codes.device.type != "cpu" or _C.cpu_isa() != "avx2":
+        return False
+    signs = layer.method in ("xnor", "dorefa") and layer.bits * layer.activation_bits == 2
+    return signs and layer.spatial > 0 and layer.shape[1] % 4 == 0 and float(layer.zero_point) == 0
 
 
 def _geometry(layer) -> tuple[tuple, list[int] | None]:

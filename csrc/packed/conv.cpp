@@ -14,6 +14,7 @@
 #include "image_kernels.h"
 #include "panels.h"
 #include "tile_rows.h"
+#include "winograd.h"
 
 namespace quantize::packed {
 namespace {
@@ -191,8 +192,9 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
   TORCH_CHECK_VALUE(plane < (int64_t(1) << 31), op, ": x must have samples of less than 2 GiB in 8 bits; got ", input.sizes());
   // In tiles, more: rows and taps behind the last are read and left out. A stride beyond the image is one that is never taken.
   const int64_t steps[2] = {std::min(stride[0], g.height + 2 * padding[0]), std::min(stride[1], g.width + 2 * padding[1])};
+  const bool winograd = Winograd::takes(panels, kernel, stride, dilation, group_inputs, g.out_height, g.out_width);
   const int64_t behind = 64 + (tile_kernels() ? TileRows::slack * steps[1] * pixel + kernel[1] * pixel : 0);
-  std::unique_ptr<uint8_t[]> images(new uint8_t[g.batch * groups * plane + behind]);
+  std::unique_ptr<uint8_t[]> images(new uint8_t[g.batch * groups * plane + behind + (winograd ? Winograd::behind(line, pixel) : 0)]);
   at::parallel_for(0, g.batch * groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) {
       uint8_t* image = images.get() + s * plane;
@@ -210,6 +212,10 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
     }
   });
 
+  if (winograd) {
+    Winograd(panels, epilogue, g, groups, line, pixel)(images.get(), plane, out.data_ptr<float>(), rows_layout);
+    return out;
+  }
   std::vector<int32_t> rows, taps;
   for (int64_t h = 0; h < g.out_height; ++h)
     for (int64_t w = 0; w < g.out_width; ++w) rows.push_back(int32_t(h * steps[0] * line + w * steps[1] * pixel));

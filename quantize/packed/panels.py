@@ -31,7 +31,7 @@ def integers(codes: Tensor, method: str, bits: int, k: int) -> Integers:
     if width == 1:  # two's complement: as many bits more as one likes
         return Integers(join(split(codes, 1)[:, :k] * 3, 2), 2, levels_table(method, 2).to(codes.device))
     if method != "dorefa" or width < 8:
-        return Integers(codes, width, levels_table(method, width).to(codes.device))
+        return Integers(codes, width, levels_table(method, width, bits).to(codes.device))
     table = levels_table("uniform", 8).to(codes.device)
     if bits < 8:  # odd numbers are bytes themselves, which the kernels take as they are
         return Integers(join(split(codes, 8)[:, :k] * 2 + 1, 8), 8, table)

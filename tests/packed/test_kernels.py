@@ -65,6 +65,51 @@ def expected_conv(arguments, levels):
     return sums_exact.float() * (step * scales).view(-1, 1, 1) + bias.view(-1, 1, 1)
 
 
+# 3x3 steps of one, which some ISAs take four outputs at a time (csrc/packed/winograd.h): odd sizes, few and many tiles, filled channels.
+FILTERS = [
+    (16, 16, (3, 3), 1, (1, 1), (1, 1), (1, 1), 4, 3),
+    (17, 19, (3, 3), 1, (1, 1), (0, 0), (1, 1), 9, 8),
+    (40, 64, (3, 3), 2, (1, 1), (1, 1), (1, 1), 7, 7),
+    (96, 66, (3, 3), 3, (1, 1), (2, 1), (1, 1), 5, 13),
+    (16, 32, (3, 3), 1, (1, 1), (3, 0), (1, 1), 1, 64),
+    (33, 130, (3, 3), 1, (1, 1), (1, 1), (1, 1), 14, 14),
+]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("method", "bits", "activation_bits"), [("uniform", 8, 8), ("uniform", 8, 2), ("power_of_two", 4, 8)])
+def test_filters_are_exact(each_isa, method, bits, activation_bits, layout):
+    for case in FILTERS:
+        arguments, levels = conv_arguments(case, method, bits, activation_bits, layout)
+        assert torch.equal(ops.packed_conv2d(*arguments), expected_conv(arguments, levels)), case
+
+
+@pytest.mark.parametrize("batch", [0, 1, 5])
+def test_filters_of_batches_and_threads(each_isa, batch):
+    for case in ((16, 16, (3, 3), 1, (1, 1), (1, 1), (1, 1), 60, 70), (64, 64, (3, 3), 2, (1, 1), (1, 1), (1, 1), 10, 9)):
+        arguments, levels = conv_arguments(case, "uniform", 8, 8, batch=batch)
+        before = torch.get_num_threads()
+        try:
+            for threads in (1, 2, 7):
+                torch.set_num_threads(threads)
+                assert torch.equal(ops.packed_conv2d(*arguments), expected_conv(arguments, levels))
+        finally:
+            torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("channels", [1840, 1844])
+def test_filters_of_many_channels_do_not_overflow(each_isa, channels):
+    levels = torch.full((8, channels, 3, 3), -127.0)
+    codes, k = pack(to_rows(levels), "uniform", 8), 9 * channels
+    made, total = panels(codes, 8, 9, channels, 1), sums(integers(codes, "uniform", 8, k), k)
+    x, one = torch.full((1, channels, 4, 4), 255.0), torch.tensor(1.0)
+    table = levels_table("uniform", 8)
+    out = ops.packed_conv2d(
+        x, one, torch.tensor(0.0), 8, codes, made, table, torch.ones(8), total, None, 8, [3, 3], [1, 1], [0, 0], [1, 1], 1
+    )
+    assert (out == float(-127 * 255 * k)).all()
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("method", "bits", "activation_bits"), FORMATS)
 def test_conv_is_exact(each_isa, method, bits, activation_bits, layout):

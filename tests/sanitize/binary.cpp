@@ -128,6 +128,36 @@ int64_t check_lookup(Isa isa, Fence fence, int64_t channels, int64_t step, int64
   });
 }
 
+// Levels of two bits, against the arithmetic of lsq.h.
+int64_t check_levels(Isa isa, Fence fence, int channels, int64_t pixels, Pattern pattern) {
+  quantize::set_cpu_isa(isa);
+  const BinaryKernels& k = binary_kernels();
+  if (!k.lookup) return 0;
+  const Buffer<F32> x(channels * pixels, fence);
+  fill(x, pattern);
+  const auto* values = reinterpret_cast<const float*>(x.data());
+  const auto range = quantize::weight::lsq_range(1.f / 3, 0.f, 3);
+  for (bool rows : {false, true}) {
+    const Buffer<uint64_t> low(pixels, fence), high(pixels, fence), want_low(pixels, fence), want_high(pixels, fence);
+    if (rows)
+      k.pack_level_rows(values, channels, pixels, channels, range, low.data(), high.data());
+    else
+      k.pack_level_planes(values, pixels, channels, range, low.data(), high.data());
+    for (int64_t p = 0; p < pixels; ++p) {
+      want_low[p] = want_high[p] = 0;
+      for (int c = 0; c < channels; ++c) {
+        const float value = values[rows ? p * channels + c : c * pixels + p];
+        const float rounded = quantize::weight::lsq_round(quantize::weight::lsq_divide(value, range));
+        const auto code = value == value ? uint64_t(quantize::weight::lsq_clip(rounded, range)) : 0;  // NaN: the lower end
+        want_low[p] |= (code & 1) << c, want_high[p] |= (code >> 1) << c;
+      }
+    }
+    const std::string what = "levels: " + std::to_string(channels) + " channels, " + std::to_string(pixels) + " pixels";
+    expect_same(low, want_low, what), expect_same(high, want_high, what);
+  }
+  return 2;
+}
+
 int64_t check_finishing(Isa isa, Fence fence, int64_t pixels, int channels) {
   const Buffer<int32_t> counts(channels * row, fence), base(pixels, fence), shift(channels, fence), limit(channels, fence);
   const Buffer<float> scale(channels, fence), bias(channels, fence);
@@ -157,7 +187,10 @@ int64_t check_finishing(Isa isa, Fence fence, int64_t pixels, int channels) {
 int64_t check_binary(Isa isa, Fence fence) {
   int64_t count = 0;
   for (int channels : {1, 16, 31, 33, 64})
-    for (int64_t pixels : {1, 15, 32, 129}) count += check_packing(isa, fence, channels, pixels);
+    for (int64_t pixels : {1, 15, 32, 129}) {
+      count += check_packing(isa, fence, channels, pixels);
+      for (Pattern pattern : kPatterns) count += check_levels(isa, fence, channels, pixels, pattern);
+    }
   for (int64_t channels : {1, 16, 63, 64, 96})
     for (int64_t step : {1, 2})
       for (int64_t pixels : {1, 9, 21}) count += check_gather(isa, fence, channels, step, 3, pixels);

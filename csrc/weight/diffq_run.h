@@ -93,10 +93,34 @@ QUANTIZE_INLINE void spread_ranges(const DiffQTensor& t, int part, int64_t begin
 
 constexpr int room = piece + 64;  // of a piece's elements, with what whole lanes and segments touch beyond
 
+// Whether any lane is: a bit each.
+QUANTIZE_INLINE uint32_t equal_lanes(Lanes v, float value) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)v.part[0], _mm512_set1_ps(value), _CMP_EQ_OQ);
+#elif defined(__AVX2__)
+  const __m256 all = _mm256_set1_ps(value);
+  return unsigned(_mm256_movemask_ps(_mm256_cmp_ps((__m256)v.part[0], all, _CMP_EQ_OQ))) |
+         unsigned(_mm256_movemask_ps(_mm256_cmp_ps((__m256)v.part[1], all, _CMP_EQ_OQ))) << 8;
+#else
+  uint32_t bits = 0;
+  for (int l = 0; l < lanes; ++l) bits |= uint32_t(v.part[l / Lanes::width][l % Lanes::width] == value) << l;
+  return bits;
+#endif
+}
+
+// The first of n elements, from i on, that is `value`; the last if none is.
+template <typename T>
+int32_t find_first(const T* w, int64_t n, int64_t i, float value) {
+  for (; i + lanes <= n; i += lanes)
+    if (const uint32_t found = equal_lanes(load_lanes(w + i), value)) return int32_t(i) + __builtin_ctz(found);
+  while (i + 1 < n && !(to_float(w[i]) == value)) ++i;
+  return int32_t(i);
+}
+
 template <typename T>
 DiffQExtent find_extent(const void* source, int64_t n) {
   const T* w = static_cast<const T*>(source);
-  constexpr int64_t part = 16 * lanes;
+  constexpr int64_t part = 64 * lanes, chains = 2;  // side by side: one waits for itself
   float low = to_float(w[0]), high = low, poison = 0.f;
   int64_t low_part = 0, high_part = 0;  // where the lowest was met first
   for (int64_t first = 0; first < n; first += part) {
@@ -104,14 +128,17 @@ DiffQExtent find_extent(const void* source, int64_t n) {
     float own_low = to_float(w[first]), own_high = own_low;
     int64_t i = first;
     if (i + lanes <= stop) {
-      Lanes lows = load_lanes(w + i), highs = lows, poisons = lows * 0.f;
-      for (i += lanes; i + lanes <= stop; i += lanes) {
-        const Lanes v = load_lanes(w + i);
-        lows = lower(lows, v), highs = higher(highs, v), poisons += v * 0.f;
-      }
-      own_low = reduce_lanes(lows, [](auto a, auto b) { return b < a ? b : a; });
-      own_high = reduce_lanes(highs, [](auto a, auto b) { return b > a ? b : a; });
-      poison += sum_of(poisons);
+      Lanes lows[chains], highs[chains], poisons[chains];
+      for (int c = 0; c < chains; ++c) lows[c] = highs[c] = load_lanes(w + i), poisons[c] = lows[c] * 0.f;
+      const auto join = [&](int c, Lanes v) __attribute__((always_inline)) {
+        lows[c] = lower(lows[c], v), highs[c] = higher(highs[c], v), poisons[c] += v * 0.f;
+      };
+      for (i += lanes; i + chains * lanes <= stop; i += chains * lanes)
+        for (int c = 0; c < chains; ++c) join(c, load_lanes(w + i + c * lanes));
+      if (i + lanes <= stop) join(0, load_lanes(w + i)), i += lanes;
+      own_low = reduce_lanes(lower(lows[0], lows[1]), [](auto a, auto b) { return b < a ? b : a; });
+      own_high = reduce_lanes(higher(highs[0], highs[1]), [](auto a, auto b) { return b > a ? b : a; });
+      poison += sum_of(poisons[0] + poisons[1]);
     }
     for (; i < stop; ++i) {
       const float v = to_float(w[i]);
@@ -121,11 +148,7 @@ DiffQExtent find_extent(const void* source, int64_t n) {
     if (own_high > high) high = own_high, high_part = first;
   }
   if (poison != 0.f) return {poison, poison, 0, 0};  // NaN
-  const auto find = [&](float value, int64_t i) {
-    while (i + 1 < n && !(to_float(w[i]) == value)) ++i;
-    return int32_t(i);
-  };
-  return {low, high - low, find(low, low_part), find(high, high_part)};
+  return {low, high - low, find_first(w, n, low_part, low), find_first(w, n, high_part, high)};
 }
 
 template <typename T>

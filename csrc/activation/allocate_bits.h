@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../core/philox.h"  // QUANTIZE_HOST_DEVICE
+#include "../core/host_device.h"
 
 namespace quantize::activation {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "philox.h"  // QUANTIZE_HOST_DEVICE
+#include "host_device.h"
 
 namespace quantize {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "philox.h"  // QUANTIZE_HOST_DEVICE
+#include "host_device.h"
 
 namespace quantize {
 

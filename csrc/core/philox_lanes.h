@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lanes.h"
+#include "philox.h"
 
 namespace quantize {
 namespace {

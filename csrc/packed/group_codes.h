@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../core/philox.h"  // QUANTIZE_HOST_DEVICE
+#include "../core/host_device.h"
 
 namespace quantize::packed {
 

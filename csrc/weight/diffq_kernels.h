@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../core/cpu_isa.h"
+#include "../core/philox.h"
 #include "diffq.h"
 
 namespace quantize::weight {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../core/cpu_isa.h"
+#include "../core/philox.h"
 #include "dorefa.h"
 
 namespace quantize::weight {

@@ -57,12 +57,10 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
       }
       return result;
     }
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("quantize::batch_norm_backward", "")
-                               .typed<std::tuple<Tensor, Tensor, Tensor, Tensor>(
-                                   const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, int64_t, int64_t,
-                                   c10::SymIntArrayRef, c10::SymIntArrayRef, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                   const OptionalTensor&, const Tensor&, const Tensor&, bool, double, std::array<bool, 3>, bool)>();
+    static const auto op = find_op<std::tuple<Tensor, Tensor, Tensor, Tensor>(
+        const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, int64_t, int64_t, c10::SymIntArrayRef, c10::SymIntArrayRef,
+        const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&, bool, double,
+        std::array<bool, 3>, bool)>("quantize::batch_norm_backward");
     const OptionalTensor energy = saved_energy(ctx);
     const bool reports = energy && training && mask[0];
     Tensor figures;

@@ -81,11 +81,8 @@ void check_arguments(const Arguments& a) {
 }
 
 Gradients generic_backward(const Arguments& a) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("quantize::group_dequantize", "")
-                             .typed<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, int64_t, int64_t, c10::SymIntArrayRef,
-                                           c10::SymIntArrayRef, at::ScalarType, const Tensor&)>();
-  const Tensor x = op.call(a.codes, a.ranges, a.sample_bits, a.bits, a.group_size, a.size, a.stride, a.grad.scalar_type(), a.seed);
+  const Tensor x =
+      group_dequantize().call(a.codes, a.ranges, a.sample_bits, a.bits, a.group_size, a.size, a.stride, a.grad.scalar_type(), a.seed);
   auto [input, weight, bias] =
       at::native_batch_norm_backward(a.grad, x, a.weight, a.running_mean, a.running_var, a.mean, a.inverse_std, a.training, a.eps, a.mask);
   if (input.defined() && input.strides() != x.strides()) input = at::empty_strided(x.sizes(), x.strides(), x.options()).copy_(input);

@@ -32,7 +32,7 @@ using PoolIndices = Tensor(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef,
 struct MaxPool : torch::autograd::Function<MaxPool> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                                IntArrayRef dilation, bool ceil_mode) {
-    static const auto pack = c10::Dispatcher::singleton().findSchemaOrThrow("quantize::pack_pool_indices", "").typed<PoolIndices>();
+    static const auto pack = find_op<PoolIndices>("quantize::pack_pool_indices");
     at::AutoDispatchBelowADInplaceOrView below;
     const bool two = kernel.size() == 2;
     auto [output, indices] = two ? at::max_pool2d_with_indices(input, kernel, stride, padding, dilation, ceil_mode)
@@ -51,7 +51,7 @@ struct MaxPool : torch::autograd::Function<MaxPool> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     refuse_double_backward("max_pool");
-    static const auto unpack = c10::Dispatcher::singleton().findSchemaOrThrow("quantize::unpack_pool_indices", "").typed<PoolIndices>();
+    static const auto unpack = find_op<PoolIndices>("quantize::unpack_pool_indices");
     variable_list result(6);
     if (!grads[0].defined()) return result;
     const auto kernel = ints(ctx, "kernel"), stride = ints(ctx, "pool_stride"), padding = ints(ctx, "padding"),

@@ -14,9 +14,7 @@ namespace quantize::layers {
 namespace {
 
 Tensor apply_mask(AutogradContext* ctx, Tensor grad, const Tensor& mask, double on, double off) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("quantize::apply_mask", "")
-                             .typed<Tensor(const Tensor&, const Tensor&, double, double)>();
+  static const auto op = find_op<Tensor(const Tensor&, const Tensor&, double, double)>("quantize::apply_mask");
   // The mask is in the forward's memory order, and so must the gradient be.
   const auto strides = saved_sizes(ctx, "stride");
   if (grad.sym_strides() != c10::SymIntArrayRef(strides))
@@ -36,16 +34,13 @@ struct Relu : torch::autograd::Function<Relu<in_place>> {
     ctx->saved_data["slope"] = negative_slope;
     at::AutoDispatchBelowADInplaceOrView below;
     if constexpr (in_place) {
-      static const auto op =
-          c10::Dispatcher::singleton().findSchemaOrThrow("quantize::relu_mask_", "").typed<Tensor(Tensor&, double, double)>();
+      static const auto op = find_op<Tensor(Tensor&, double, double)>("quantize::relu_mask_");
       Tensor x = input;
       save_mask(ctx, x, op.call(x, negative_slope, max_value));
       ctx->mark_dirty({x});
       return x;
     } else {
-      static const auto op = c10::Dispatcher::singleton()
-                                 .findSchemaOrThrow("quantize::relu_mask", "")
-                                 .typed<std::tuple<Tensor, Tensor>(const Tensor&, double, double)>();
+      static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor&, double, double)>("quantize::relu_mask");
       auto [y, mask] = op.call(input, negative_slope, max_value);
       save_mask(ctx, input, mask);
       return y;
@@ -60,7 +55,7 @@ struct Relu : torch::autograd::Function<Relu<in_place>> {
 };
 
 Tensor pack_mask(const Tensor& mask) {
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("quantize::pack_mask", "").typed<Tensor(const Tensor&)>();
+  static const auto op = find_op<Tensor(const Tensor&)>("quantize::pack_mask");
   return op.call(mask);
 }
 

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_strided.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "../activation/group_layout.h"
+#include "../core/dispatch.h"
 
 namespace quantize::layers {
 
@@ -46,15 +46,17 @@ inline c10::SymDimVector saved_sizes(AutogradContext* ctx, const char* name) {
 
 inline at::ScalarType saved_dtype(AutogradContext* ctx) { return static_cast<at::ScalarType>(ctx->saved_data["dtype"].toInt()); }
 
+inline const auto& group_dequantize() {
+  static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, int64_t, int64_t, c10::SymIntArrayRef,
+                                        c10::SymIntArrayRef, at::ScalarType, const Tensor&)>("quantize::group_dequantize");
+  return op;
+}
+
 // The activation from four saved tensors that packed_tensors made.
 inline Tensor unpack_saved(AutogradContext* ctx, const Tensor* saved) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("quantize::group_dequantize", "")
-                             .typed<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, int64_t, int64_t, c10::SymIntArrayRef,
-                                           c10::SymIntArrayRef, at::ScalarType, const Tensor&)>();
   const OptionalTensor sample_bits = saved[2].defined() ? OptionalTensor(saved[2]) : std::nullopt;
-  return op.call(saved[0], saved[1], sample_bits, ctx->saved_data["bits"].toInt(), ctx->saved_data["group_size"].toInt(),
-                 saved_sizes(ctx, "size"), saved_sizes(ctx, "stride"), saved_dtype(ctx), saved[3]);
+  return group_dequantize().call(saved[0], saved[1], sample_bits, ctx->saved_data["bits"].toInt(), ctx->saved_data["group_size"].toInt(),
+                                 saved_sizes(ctx, "size"), saved_sizes(ctx, "stride"), saved_dtype(ctx), saved[3]);
 }
 
 // For backward formulas of ATen that read no more of their input than its shape: memory that is never touched.

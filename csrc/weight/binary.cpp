@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../core/dispatch.h"
 #include "binary_call.h"
 #include "binary_kernels.h"
 
@@ -99,8 +100,7 @@ Tensor binary_backward_meta(const Tensor&, const Tensor& w, const Tensor&, const
 
 struct Binarize : torch::autograd::Function<Binarize> {
   static Tensor forward(AutogradContext* ctx, const Tensor& w, double share, bool relative, double factor) {
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow("quantize::binary_quantize", "").typed<Results(const Tensor&, double, bool)>();
+    static const auto op = find_op<Results(const Tensor&, double, bool)>("quantize::binary_quantize");
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, scale, mean, limit] = op.call(w, share, relative);
     ctx->saved_data["factor"] = factor;
@@ -109,9 +109,8 @@ struct Binarize : torch::autograd::Function<Binarize> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("quantize::binary_backward", "")
-                               .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, double)>();
+    static const auto op =
+        find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, double)>("quantize::binary_backward");
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor(), Tensor()};
     TORCH_CHECK(!at::GradMode::is_enabled(),
                 "binarize: the backward of a quantized weight is not "

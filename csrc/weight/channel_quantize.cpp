@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "../core/checks.h"
+#include "../core/dispatch.h"
 #include "channel_quantize_kernels.h"
 #include "codebook.h"
 
@@ -83,9 +84,8 @@ Tensor clip_gradient_meta(const Tensor&, const Tensor& w, const Tensor&) { retur
 // Straight through, but not to weights beyond the largest level.
 struct FakeQuantize : torch::autograd::Function<FakeQuantize> {
   static Tensor forward(AutogradContext* ctx, const Tensor& w, c10::string_view name, int64_t bits, bool least_squares) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("quantize::channel_quantize", "")
-                               .typed<tuple<Tensor, Tensor, Tensor>(const Tensor&, c10::string_view, int64_t, bool)>();
+    static const auto op =
+        find_op<tuple<Tensor, Tensor, Tensor>(const Tensor&, c10::string_view, int64_t, bool)>("quantize::channel_quantize");
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, scale, limit] = op.call(w, name, bits, least_squares);
     ctx->saved_data["clips"] = least_squares;
@@ -94,9 +94,7 @@ struct FakeQuantize : torch::autograd::Function<FakeQuantize> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("quantize::clip_gradient", "")
-                               .typed<Tensor(const Tensor&, const Tensor&, const Tensor&)>();
+    static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const Tensor&)>("quantize::clip_gradient");
     if (!ctx->saved_data["clips"].toBool() || !grads[0].defined()) return {grads[0], Tensor(), Tensor(), Tensor()};
     TORCH_CHECK(!at::GradMode::is_enabled(), "fake_quantize: the backward of a quantized weight is not differentiable (create_graph=True)");
     const auto saved = ctx->get_saved_variables();

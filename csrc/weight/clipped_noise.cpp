@@ -8,6 +8,7 @@
 
 #include <tuple>
 
+#include "../core/dispatch.h"
 #include "clipped_noise.h"
 
 namespace quantize::weight {
@@ -69,18 +70,15 @@ tuple<Tensor, Tensor> clipped_noise_backward_meta(const Tensor&, const Tensor& x
 // d/d ends of clip(x, ends[0], ends[1]) + n * ends[2]; how the ends and the scale depend on what is learned is ATen's to differentiate.
 struct Clipped : torch::autograd::Function<Clipped> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& ends, const Tensor& seed) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("quantize::clipped_noise", "")
-                               .typed<Tensor(const Tensor&, const Tensor&, const Tensor&)>();
+    static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const Tensor&)>("quantize::clipped_noise");
     ctx->save_for_backward({x, ends, seed});
     at::AutoDispatchBelowADInplaceOrView below;
     return op.call(x, ends, seed);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("quantize::clipped_noise_backward", "")
-                               .typed<tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&)>();
+    static const auto op =
+        find_op<tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&)>("quantize::clipped_noise_backward");
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
     TORCH_CHECK(!at::GradMode::is_enabled(), "clipped: the backward of a quantized activation is not differentiable (create_graph=True)");
     const auto saved = ctx->get_saved_variables();

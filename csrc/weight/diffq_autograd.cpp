@@ -1,10 +1,11 @@
 // The differentiable ops over diffq_noise, diffq_round and diffq_bits, for every backend.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <tuple>
+
+#include "../core/dispatch.h"
 
 namespace quantize::weight {
 namespace {
@@ -19,11 +20,6 @@ using Quantiles = const std::optional<Tensor>&;
 using Ints = at::IntArrayRef;
 using Doubles = at::ArrayRef<double>;
 
-template <typename Signature>
-auto find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 // A gradient for each tensor among the first arguments, nothing for the rest.
 variable_list gradients(size_t arguments) { return variable_list(arguments); }
 
@@ -36,8 +32,8 @@ Tensor to_change(Tensor grad) {
 struct DiffQ : torch::autograd::Function<DiffQ> {
   static variable_list forward(AutogradContext* ctx, at::TensorList weights, at::TensorList logits, const Tensor& seed, Ints streams,
                                Ints group_sizes, Ints spans, Doubles min_bits, Doubles max_bits, Quantiles quantiles) {
-    static const auto op = find<tuple<Tensors, Tensors, Tensors, Tensor>(at::TensorList, at::TensorList, const Tensor&, Ints, Ints, Ints,
-                                                                         Doubles, Doubles, Quantiles)>("quantize::diffq_noise");
+    static const auto op = find_op<tuple<Tensors, Tensors, Tensors, Tensor>(at::TensorList, at::TensorList, const Tensor&, Ints, Ints, Ints,
+                                                                            Doubles, Doubles, Quantiles)>("quantize::diffq_noise");
     ctx->set_materialize_grads(false);  // a weight that was not used gets no gradient
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, ranges, extremes, bits] = op.call(weights, logits, seed, streams, group_sizes, spans, min_bits, max_bits, quantiles);
@@ -59,10 +55,10 @@ struct DiffQ : torch::autograd::Function<DiffQ> {
 
   // By reference: a copy would hold the gradients a second time.
   static variable_list backward(AutogradContext* ctx, variable_list& grads) {
-    static const auto op = find<tuple<Tensors, Tensors>(at::TensorList, at::TensorList, at::TensorList, at::TensorList, const Tensor&, Ints,
-                                                        Ints, Ints, Doubles, Doubles, Quantiles)>("quantize::diffq_backward");
-    static const auto in_place = find<Tensors(at::TensorList, at::TensorList, at::TensorList, at::TensorList, const Tensor&, Ints, Ints,
-                                              Ints, Doubles, Doubles, Quantiles)>("quantize::diffq_backward_");
+    static const auto op = find_op<tuple<Tensors, Tensors>(at::TensorList, at::TensorList, at::TensorList, at::TensorList, const Tensor&,
+                                                           Ints, Ints, Ints, Doubles, Doubles, Quantiles)>("quantize::diffq_backward");
+    static const auto in_place = find_op<Tensors(at::TensorList, at::TensorList, at::TensorList, at::TensorList, const Tensor&, Ints, Ints,
+                                                 Ints, Doubles, Doubles, Quantiles)>("quantize::diffq_backward_");
     TORCH_CHECK(!at::GradMode::is_enabled(), "diffq: the backward of a quantized weight is not differentiable (create_graph=True)");
     const size_t n = grads.size() - 1;
     const auto saved = ctx->get_saved_variables();
@@ -119,7 +115,7 @@ struct CountedBits : torch::autograd::Function<CountedBits> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    static const auto op = find<Tensors(const Tensor&, at::TensorList, Ints, Ints, Doubles, Doubles)>("quantize::diffq_bits_backward");
+    static const auto op = find_op<Tensors(const Tensor&, at::TensorList, Ints, Ints, Doubles, Doubles)>("quantize::diffq_bits_backward");
     TORCH_CHECK(!at::GradMode::is_enabled(), "diffq: the backward of the bits is not differentiable (create_graph=True)");
     const Tensors logits = ctx->saved_data["logits"].toTensorVector();
     const auto versions = ctx->saved_data["versions"].toIntVector();
@@ -140,7 +136,7 @@ struct OnGrid : torch::autograd::Function<OnGrid> {
   static variable_list forward(AutogradContext* ctx, at::TensorList weights, at::TensorList logits, Ints group_sizes, Ints spans,
                                Doubles min_bits, Doubles max_bits) {
     static const auto op =
-        find<tuple<Tensors, Tensors>(at::TensorList, at::TensorList, Ints, Ints, Doubles, Doubles)>("quantize::diffq_round");
+        find_op<tuple<Tensors, Tensors>(at::TensorList, at::TensorList, Ints, Ints, Doubles, Doubles)>("quantize::diffq_round");
     ctx->set_materialize_grads(false);
     at::AutoDispatchBelowADInplaceOrView below;
     return std::get<0>(op.call(weights, logits, group_sizes, spans, min_bits, max_bits));
@@ -168,7 +164,7 @@ Tensors diffq_on_grid(at::TensorList weights, at::TensorList logits, Ints group_
 }
 
 Tensor diffq_total_bits(at::TensorList logits, Ints numels, Ints group_sizes, Doubles min_bits, Doubles max_bits, bool rounded) {
-  static const auto op = find<Tensor(at::TensorList, Ints, Ints, Doubles, Doubles, bool)>("quantize::diffq_bits");
+  static const auto op = find_op<Tensor(at::TensorList, Ints, Ints, Doubles, Doubles, bool)>("quantize::diffq_bits");
   Tensor bits;
   {
     at::AutoDispatchBelowADInplaceOrView below;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../core/dense.h"
+#include "../core/dispatch.h"
 #include "binary.h"
 #include "dorefa_call.h"
 #include "dorefa_kernels.h"
@@ -163,8 +164,7 @@ Tensor dorefa_gradient_meta(const Tensor& g, int64_t bits, const Tensor&) {
 
 struct Dorefa : torch::autograd::Function<Dorefa> {
   static Tensor forward(AutogradContext* ctx, const Tensor& w, int64_t bits, bool adjusted) {
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow("quantize::dorefa_quantize", "").typed<Results(const Tensor&, int64_t, bool)>();
+    static const auto op = find_op<Results(const Tensor&, int64_t, bool)>("quantize::dorefa_quantize");
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, scale, stats] = op.call(w, bits, adjusted);
     ctx->saved_data["bits"] = bits;
@@ -173,9 +173,7 @@ struct Dorefa : torch::autograd::Function<Dorefa> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("quantize::dorefa_backward", "")
-                               .typed<Tensor(const Tensor&, const Tensor&, const Tensor&)>();
+    static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const Tensor&)>("quantize::dorefa_backward");
     if (ctx->saved_data["bits"].toInt() == 1 || !grads[0].defined()) return {grads[0], Tensor(), Tensor()};
     TORCH_CHECK(!at::GradMode::is_enabled(),
                 "dorefa: the backward of a quantized weight is not "
@@ -195,9 +193,7 @@ struct QuantizeGradient : torch::autograd::Function<QuantizeGradient> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("quantize::dorefa_gradient", "")
-                               .typed<Tensor(const Tensor&, int64_t, const Tensor&)>();
+    static const auto op = find_op<Tensor(const Tensor&, int64_t, const Tensor&)>("quantize::dorefa_gradient");
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
     TORCH_CHECK(!at::GradMode::is_enabled(),
                 "quantize_gradient: a quantized gradient is not differentiable "

@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "../core/dispatch.h"
 #include "fixed_grid_call.h"
 #include "fixed_grid_kernels.h"
 
@@ -96,8 +97,7 @@ void save(AutogradContext* ctx, const Tensor& x, const Tensor& kept, bool polyno
 }
 
 variable_list backward_of(const char* name, AutogradContext* ctx, Tensor grad) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("quantize::grid_backward", "").typed<Tensor(const Tensor&, const Tensor&, bool)>();
+  static const auto op = find_op<Tensor(const Tensor&, const Tensor&, bool)>("quantize::grid_backward");
   if (!grad.defined()) return {Tensor(), Tensor()};
   TORCH_CHECK(!at::GradMode::is_enabled(), name,
               ": the backward of a quantized activation is not differentiable "
@@ -116,8 +116,7 @@ variable_list backward_of(const char* name, AutogradContext* ctx, Tensor grad) {
 
 struct SignActivation : torch::autograd::Function<SignActivation> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, bool polynomial) {
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow("quantize::sign_quantize", "").typed<Results(const Tensor&, bool)>();
+    static const auto op = find_op<Results(const Tensor&, bool)>("quantize::sign_quantize");
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, kept] = op.call(x, polynomial);
     save(ctx, x, kept, polynomial);
@@ -128,8 +127,7 @@ struct SignActivation : torch::autograd::Function<SignActivation> {
 
 struct UnitActivation : torch::autograd::Function<UnitActivation> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t levels) {
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow("quantize::unit_quantize", "").typed<Results(const Tensor&, int64_t)>();
+    static const auto op = find_op<Results(const Tensor&, int64_t)>("quantize::unit_quantize");
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, kept] = op.call(x, levels);
     save(ctx, x, kept, false);

@@ -8,6 +8,7 @@
 
 #include "../core/checks.h"
 #include "../core/dense.h"
+#include "../core/dispatch.h"
 #include "lsq_kernels.h"
 
 namespace quantize::weight {
@@ -86,9 +87,7 @@ tuple<Tensor, Tensor> lsq_backward_meta(const Tensor&, const Tensor& x, const Te
 struct Lsq : torch::autograd::Function<Lsq> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t levels,
                         double grad_scale) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("quantize::lsq_quantize", "")
-                               .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t)>();
+    static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t)>("quantize::lsq_quantize");
     at::AutoDispatchBelowADInplaceOrView below;
     ctx->saved_data["levels"] = levels;
     ctx->saved_data["grad_scale"] = grad_scale;
@@ -97,9 +96,8 @@ struct Lsq : torch::autograd::Function<Lsq> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("quantize::lsq_backward", "")
-                               .typed<tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, double)>();
+    static const auto op = find_op<tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, double)>(
+        "quantize::lsq_backward");
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
     TORCH_CHECK(!at::GradMode::is_enabled(), "lsq: the backward of a quantized tensor is not differentiable (create_graph=True)");
     const auto saved = ctx->get_saved_variables();

@@ -10,6 +10,7 @@
 
 #include "../core/checks.h"
 #include "../core/dense.h"
+#include "../core/dispatch.h"
 
 namespace quantize::weight {
 namespace {
@@ -57,8 +58,7 @@ Tensor round_power_of_two_meta(const Tensor& x, bool) { return at::empty_like(x)
 
 struct StraightThrough : torch::autograd::Function<StraightThrough> {
   static Tensor forward(AutogradContext*, const Tensor& x, bool plus) {
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow("quantize::round_power_of_two", "").typed<Tensor(const Tensor&, bool)>();
+    static const auto op = find_op<Tensor(const Tensor&, bool)>("quantize::round_power_of_two");
     at::AutoDispatchBelowADInplaceOrView below;
     return op.call(x, plus);
   }

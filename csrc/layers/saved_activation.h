@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "../activation/group_layout.h"
+#include "../core/autograd.h"
 #include "../core/dispatch.h"
 
 namespace quantize::layers {
@@ -64,11 +65,9 @@ inline Tensor shape_of_saved(AutogradContext* ctx, const Tensor& like) {
   return at::empty_strided_symint(saved_sizes(ctx, "size"), saved_sizes(ctx, "stride"), like.options());
 }
 
-// ATen's own error for a second derivative of a custom function is about leaves and views; this one says what happened.
 inline void refuse_double_backward(const char* op) {
-  TORCH_CHECK(!at::GradMode::is_enabled(), op,
-              ": the backward of a layer with compressed activations is not differentiable (create_graph=True); disable compression "
-              "(ActivationConfig(enabled=False)) for second derivatives");
+  quantize::refuse_double_backward(op, "the backward of a layer with compressed activations",
+                                   "; disable compression (ActivationConfig(enabled=False)) for second derivatives");
 }
 
 }  // namespace quantize::layers

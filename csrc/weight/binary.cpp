@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../core/autograd.h"
 #include "../core/dispatch.h"
 #include "binary_call.h"
 #include "binary_kernels.h"
@@ -112,9 +113,7 @@ struct Binarize : torch::autograd::Function<Binarize> {
     static const auto op =
         find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, double)>("quantize::binary_backward");
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor(), Tensor()};
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "binarize: the backward of a quantized weight is not "
-                "differentiable (create_graph=True)");
+    refuse_double_backward("binarize", "the backward of a quantized weight");
     const auto saved = ctx->get_saved_variables();
     return {op.call(grads[0], saved[0], saved[1], saved[2], saved[3], ctx->saved_data["factor"].toDouble()), Tensor(), Tensor(), Tensor()};
   }

@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "../core/autograd.h"
 #include "../core/checks.h"
 #include "../core/dispatch.h"
 #include "channel_quantize_kernels.h"
@@ -96,7 +97,7 @@ struct FakeQuantize : torch::autograd::Function<FakeQuantize> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const Tensor&)>("quantize::clip_gradient");
     if (!ctx->saved_data["clips"].toBool() || !grads[0].defined()) return {grads[0], Tensor(), Tensor(), Tensor()};
-    TORCH_CHECK(!at::GradMode::is_enabled(), "fake_quantize: the backward of a quantized weight is not differentiable (create_graph=True)");
+    refuse_double_backward("fake_quantize", "the backward of a quantized weight");
     const auto saved = ctx->get_saved_variables();
     return {op.call(grads[0], saved[0], saved[1]), Tensor(), Tensor(), Tensor()};
   }

@@ -8,6 +8,7 @@
 
 #include <tuple>
 
+#include "../core/autograd.h"
 #include "../core/dispatch.h"
 #include "clipped_noise.h"
 
@@ -80,7 +81,7 @@ struct Clipped : torch::autograd::Function<Clipped> {
     static const auto op =
         find_op<tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&)>("quantize::clipped_noise_backward");
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
-    TORCH_CHECK(!at::GradMode::is_enabled(), "clipped: the backward of a quantized activation is not differentiable (create_graph=True)");
+    refuse_double_backward("clipped", "the backward of a quantized activation");
     const auto saved = ctx->get_saved_variables();
     auto [grad_x, sums] = op.call(grads[0], saved[0], saved[1], saved[2]);
     return {grad_x, at::stack({sums[2], sums[1], sums[0]}), Tensor()};

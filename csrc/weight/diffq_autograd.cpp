@@ -5,6 +5,7 @@
 
 #include <tuple>
 
+#include "../core/autograd.h"
 #include "../core/dispatch.h"
 
 namespace quantize::weight {
@@ -59,7 +60,7 @@ struct DiffQ : torch::autograd::Function<DiffQ> {
                                                            Ints, Ints, Ints, Doubles, Doubles, Quantiles)>("quantize::diffq_backward");
     static const auto in_place = find_op<Tensors(at::TensorList, at::TensorList, at::TensorList, at::TensorList, const Tensor&, Ints, Ints,
                                                  Ints, Doubles, Doubles, Quantiles)>("quantize::diffq_backward_");
-    TORCH_CHECK(!at::GradMode::is_enabled(), "diffq: the backward of a quantized weight is not differentiable (create_graph=True)");
+    refuse_double_backward("diffq", "the backward of a quantized weight");
     const size_t n = grads.size() - 1;
     const auto saved = ctx->get_saved_variables();
     const auto streams = ctx->saved_data["streams"].toIntVector(), group_sizes = ctx->saved_data["group_sizes"].toIntVector(),
@@ -116,7 +117,7 @@ struct CountedBits : torch::autograd::Function<CountedBits> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     static const auto op = find_op<Tensors(const Tensor&, at::TensorList, Ints, Ints, Doubles, Doubles)>("quantize::diffq_bits_backward");
-    TORCH_CHECK(!at::GradMode::is_enabled(), "diffq: the backward of the bits is not differentiable (create_graph=True)");
+    refuse_double_backward("diffq", "the backward of the bits");
     const Tensors logits = ctx->saved_data["logits"].toTensorVector();
     const auto versions = ctx->saved_data["versions"].toIntVector();
     variable_list result = gradients(logits.size() + 5);

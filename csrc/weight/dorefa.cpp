@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../core/autograd.h"
 #include "../core/dense.h"
 #include "../core/dispatch.h"
 #include "binary.h"
@@ -175,9 +176,7 @@ struct Dorefa : torch::autograd::Function<Dorefa> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const Tensor&)>("quantize::dorefa_backward");
     if (ctx->saved_data["bits"].toInt() == 1 || !grads[0].defined()) return {grads[0], Tensor(), Tensor()};
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "dorefa: the backward of a quantized weight is not "
-                "differentiable (create_graph=True)");
+    refuse_double_backward("dorefa", "the backward of a quantized weight");
     const auto saved = ctx->get_saved_variables();
     return {op.call(grads[0], saved[0], saved[1]), Tensor(), Tensor()};
   }
@@ -195,9 +194,7 @@ struct QuantizeGradient : torch::autograd::Function<QuantizeGradient> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     static const auto op = find_op<Tensor(const Tensor&, int64_t, const Tensor&)>("quantize::dorefa_gradient");
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "quantize_gradient: a quantized gradient is not differentiable "
-                "(create_graph=True)");
+    refuse_double_backward("quantize_gradient", "a quantized gradient");
     return {op.call(grads[0], ctx->saved_data["bits"].toInt(), ctx->get_saved_variables()[0]), Tensor(), Tensor()};
   }
 };

@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "../core/autograd.h"
 #include "../core/dispatch.h"
 #include "fixed_grid_call.h"
 #include "fixed_grid_kernels.h"
@@ -99,9 +100,7 @@ void save(AutogradContext* ctx, const Tensor& x, const Tensor& kept, bool polyno
 variable_list backward_of(const char* name, AutogradContext* ctx, Tensor grad) {
   static const auto op = find_op<Tensor(const Tensor&, const Tensor&, bool)>("quantize::grid_backward");
   if (!grad.defined()) return {Tensor(), Tensor()};
-  TORCH_CHECK(!at::GradMode::is_enabled(), name,
-              ": the backward of a quantized activation is not differentiable "
-              "(create_graph=True)");
+  refuse_double_backward(name, "the backward of a quantized activation");
   // What was kept is in the forward's memory order, and so must the gradient be.
   const auto ints = [&](const char* key) {
     std::vector<c10::SymInt> values;

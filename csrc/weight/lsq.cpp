@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "../core/autograd.h"
 #include "../core/checks.h"
 #include "../core/dense.h"
 #include "../core/dispatch.h"
@@ -99,7 +100,7 @@ struct Lsq : torch::autograd::Function<Lsq> {
     static const auto op = find_op<tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, double)>(
         "quantize::lsq_backward");
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
-    TORCH_CHECK(!at::GradMode::is_enabled(), "lsq: the backward of a quantized tensor is not differentiable (create_graph=True)");
+    refuse_double_backward("lsq", "the backward of a quantized tensor");
     const auto saved = ctx->get_saved_variables();
     auto [grad_x, grad_step] =
         op.call(grads[0], saved[0], saved[1], saved[2], ctx->saved_data["levels"].toInt(), ctx->saved_data["grad_scale"].toDouble());

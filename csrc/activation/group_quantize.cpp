@@ -10,11 +10,7 @@ namespace quantize::activation {
 
 const GroupKernels& group_kernels(Isa isa, Scalar scalar, int bits) {
   const int row = int(scalar), column = bits == 8 ? 3 : bits / 2;
-#ifdef QUANTIZE_X86
-  if (isa >= Isa::avx512) return group_kernels_avx512[row][column];
-  if (isa == Isa::avx2) return group_kernels_avx2[row][column];
-#endif
-  return group_kernels_portable[row][column];
+  return QUANTIZE_BY_ISA(isa, group_kernels)[row][column];
 }
 
 namespace {

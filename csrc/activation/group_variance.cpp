@@ -11,13 +11,7 @@ namespace {
 
 using at::Tensor;
 
-GroupVarianceKernel kernel(Isa isa, Scalar scalar) {
-#ifdef QUANTIZE_X86
-  if (isa >= Isa::avx512) return group_variance_avx512[int(scalar)];
-  if (isa == Isa::avx2) return group_variance_avx2[int(scalar)];
-#endif
-  return group_variance_portable[int(scalar)];
-}
+GroupVarianceKernel kernel(Isa isa, Scalar scalar) { return QUANTIZE_BY_ISA(isa, group_variance)[int(scalar)]; }
 
 Tensor group_variance_cpu(const Tensor& input, int64_t group_size) {
   const Scalar scalar = check_scalar("group_variance", "x", input.scalar_type());

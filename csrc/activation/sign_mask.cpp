@@ -12,13 +12,7 @@
 
 namespace quantize::activation {
 
-const MaskKernels& mask_kernels(Isa isa, Scalar scalar) {
-#ifdef QUANTIZE_X86
-  if (isa >= Isa::avx512) return mask_kernels_avx512[int(scalar)];
-  if (isa == Isa::avx2) return mask_kernels_avx2[int(scalar)];
-#endif
-  return mask_kernels_portable[int(scalar)];
-}
+const MaskKernels& mask_kernels(Isa isa, Scalar scalar) { return QUANTIZE_BY_ISA(isa, mask_kernels)[int(scalar)]; }
 
 namespace {
 

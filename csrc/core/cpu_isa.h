@@ -13,6 +13,14 @@ enum class Isa { portable = 0, avx2 = 1, avx512 = 2, amx = 3 };
 
 inline constexpr int kIsaCount = 4;
 
+// Of tables of kernels name_portable, name_avx2 and name_avx512 the one for an ISA. A macro: where the latter two are not built, nothing
+// may name them.
+#ifdef QUANTIZE_X86
+#define QUANTIZE_BY_ISA(isa, name) ((isa) >= Isa::avx512 ? name##_avx512 : (isa) == Isa::avx2 ? name##_avx2 : name##_portable)
+#else
+#define QUANTIZE_BY_ISA(isa, name) ((void)(isa), name##_portable)
+#endif
+
 // The ISA in force. Throws std::invalid_argument when QUANTIZE_ISA is unknown or this machine cannot run it.
 Isa cpu_isa();
 

@@ -42,12 +42,6 @@ extern const BatchNormKernels batch_norm_portable[3];
 extern const BatchNormKernels batch_norm_avx2[3];
 extern const BatchNormKernels batch_norm_avx512[3];
 
-inline const BatchNormKernels& batch_norm_kernels(Isa isa, Scalar scalar) {
-#ifdef QUANTIZE_X86
-  if (isa >= Isa::avx512) return batch_norm_avx512[int(scalar)];
-  if (isa == Isa::avx2) return batch_norm_avx2[int(scalar)];
-#endif
-  return batch_norm_portable[int(scalar)];
-}
+inline const BatchNormKernels& batch_norm_kernels(Isa isa, Scalar scalar) { return QUANTIZE_BY_ISA(isa, batch_norm)[int(scalar)]; }
 
 }  // namespace quantize::layers

@@ -13,12 +13,6 @@ using DecodeRow = void (*)(const uint8_t* codes, int bits, int64_t columns, cons
 
 extern const DecodeRow decode_row_portable, decode_row_avx2, decode_row_avx512;
 
-inline DecodeRow decode_row() {
-#ifdef QUANTIZE_X86
-  if (cpu_isa() >= Isa::avx512) return decode_row_avx512;
-  if (cpu_isa() == Isa::avx2) return decode_row_avx2;
-#endif
-  return decode_row_portable;
-}
+inline DecodeRow decode_row() { return QUANTIZE_BY_ISA(cpu_isa(), decode_row); }
 
 }  // namespace quantize::packed

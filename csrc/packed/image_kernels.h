@@ -22,12 +22,6 @@ struct ImageKernels {
 
 extern const ImageKernels image_portable, image_avx2, image_avx512;
 
-inline const ImageKernels& image_kernels() {
-#ifdef QUANTIZE_X86
-  if (cpu_isa() >= Isa::avx512) return image_avx512;
-  if (cpu_isa() == Isa::avx2) return image_avx2;
-#endif
-  return image_portable;
-}
+inline const ImageKernels& image_kernels() { return QUANTIZE_BY_ISA(cpu_isa(), image); }
 
 }  // namespace quantize::packed

@@ -22,12 +22,6 @@ extern const BinaryKernels binary_portable[3];
 extern const BinaryKernels binary_avx2[3];
 extern const BinaryKernels binary_avx512[3];
 
-inline const BinaryKernels& binary_kernels(Isa isa, Scalar scalar) {
-#ifdef QUANTIZE_X86
-  if (isa >= Isa::avx512) return binary_avx512[int(scalar)];
-  if (isa == Isa::avx2) return binary_avx2[int(scalar)];
-#endif
-  return binary_portable[int(scalar)];
-}
+inline const BinaryKernels& binary_kernels(Isa isa, Scalar scalar) { return QUANTIZE_BY_ISA(isa, binary)[int(scalar)]; }
 
 }  // namespace quantize::weight

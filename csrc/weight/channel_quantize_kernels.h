@@ -19,11 +19,7 @@ extern const ChannelQuantizeKernels channel_quantize_avx2[3];
 extern const ChannelQuantizeKernels channel_quantize_avx512[3];
 
 inline const ChannelQuantizeKernels& channel_quantize_kernels(Isa isa, Scalar scalar) {
-#ifdef QUANTIZE_X86
-  if (isa >= Isa::avx512) return channel_quantize_avx512[int(scalar)];
-  if (isa == Isa::avx2) return channel_quantize_avx2[int(scalar)];
-#endif
-  return channel_quantize_portable[int(scalar)];
+  return QUANTIZE_BY_ISA(isa, channel_quantize)[int(scalar)];
 }
 
 }  // namespace quantize::weight

@@ -68,12 +68,6 @@ extern const DiffQKernels diffq_portable[3];
 extern const DiffQKernels diffq_avx2[3];
 extern const DiffQKernels diffq_avx512[3];
 
-inline const DiffQKernels& diffq_kernels(Isa isa, Scalar scalar) {
-#ifdef QUANTIZE_X86
-  if (isa >= Isa::avx512) return diffq_avx512[int(scalar)];
-  if (isa == Isa::avx2) return diffq_avx2[int(scalar)];
-#endif
-  return diffq_portable[int(scalar)];
-}
+inline const DiffQKernels& diffq_kernels(Isa isa, Scalar scalar) { return QUANTIZE_BY_ISA(isa, diffq)[int(scalar)]; }
 
 }  // namespace quantize::weight

@@ -36,12 +36,6 @@ extern const DorefaKernels dorefa_portable[3];
 extern const DorefaKernels dorefa_avx2[3];
 extern const DorefaKernels dorefa_avx512[3];
 
-inline const DorefaKernels& dorefa_kernels(Isa isa, Scalar scalar) {
-#ifdef QUANTIZE_X86
-  if (isa >= Isa::avx512) return dorefa_avx512[int(scalar)];
-  if (isa == Isa::avx2) return dorefa_avx2[int(scalar)];
-#endif
-  return dorefa_portable[int(scalar)];
-}
+inline const DorefaKernels& dorefa_kernels(Isa isa, Scalar scalar) { return QUANTIZE_BY_ISA(isa, dorefa)[int(scalar)]; }
 
 }  // namespace quantize::weight

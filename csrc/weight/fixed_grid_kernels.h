@@ -21,12 +21,6 @@ extern const FixedGridKernels fixed_grid_portable[3];
 extern const FixedGridKernels fixed_grid_avx2[3];
 extern const FixedGridKernels fixed_grid_avx512[3];
 
-inline const FixedGridKernels& fixed_grid_kernels(Isa isa, Scalar scalar) {
-#ifdef QUANTIZE_X86
-  if (isa >= Isa::avx512) return fixed_grid_avx512[int(scalar)];
-  if (isa == Isa::avx2) return fixed_grid_avx2[int(scalar)];
-#endif
-  return fixed_grid_portable[int(scalar)];
-}
+inline const FixedGridKernels& fixed_grid_kernels(Isa isa, Scalar scalar) { return QUANTIZE_BY_ISA(isa, fixed_grid)[int(scalar)]; }
 
 }  // namespace quantize::weight

@@ -20,12 +20,6 @@ extern const LsqKernels lsq_portable[3];
 extern const LsqKernels lsq_avx2[3];
 extern const LsqKernels lsq_avx512[3];
 
-inline const LsqKernels& lsq_kernels(Isa isa, Scalar scalar) {
-#ifdef QUANTIZE_X86
-  if (isa >= Isa::avx512) return lsq_avx512[int(scalar)];
-  if (isa == Isa::avx2) return lsq_avx2[int(scalar)];
-#endif
-  return lsq_portable[int(scalar)];
-}
+inline const LsqKernels& lsq_kernels(Isa isa, Scalar scalar) { return QUANTIZE_BY_ISA(isa, lsq)[int(scalar)]; }
 
 }  // namespace quantize::weight

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
+#include "../core/grain.h"
 #include "packed_tensor.h"
 
 namespace quantize::activation {
@@ -23,8 +24,7 @@ constexpr int64_t grain_elements = 16384;  // per task: about ten microseconds o
 template <typename F>
 void for_each_run(const PackedTensor& p, const F& body) {  // body(kernels, sample, first group in the sample, run)
   const auto& l = p.layout;
-  const int64_t grain = std::max<int64_t>(1, grain_elements / l.group_size);
-  at::parallel_for(0, l.total_groups(), grain, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, l.total_groups(), grain_of(grain_elements, l.group_size), [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t sample = begin / l.groups, group = begin % l.groups, stop = std::min(l.groups, group + end - begin);
       const int64_t elements = std::min(l.elements, stop * l.group_size) - group * l.group_size;

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "../core/grain.h"
 #include "group_layout.h"
 #include "group_variance_kernels.h"
 
@@ -21,7 +22,7 @@ Tensor group_variance_cpu(const Tensor& input, int64_t group_size) {
   const auto* source = static_cast<const uint8_t*>(x.const_data_ptr());
   auto* target = variance.data_ptr<float>();
   const int64_t row = layout.elements * x.element_size();
-  at::parallel_for(0, layout.samples, std::max<int64_t>(1, 4096 / std::max<int64_t>(1, layout.elements)), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, layout.samples, grain_of(4096, layout.elements), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       double sum[4] = {};
       kernel(cpu_isa(), scalar)(source + n * row, layout.elements, layout.group_size, sum);

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "../core/grain.h"
+
 namespace quantize::packed {
 namespace {
 
@@ -23,7 +25,7 @@ void unpack(const Tensor& codes, const uint8_t* group_bits, int64_t group_size, 
   const int64_t bytes = codes.numel();
   std::vector<int64_t> offsets(groups);
   for (int64_t g = 0, place = 0; g < groups; place += group_size * bits_of_group(group_bits, g++)) offsets[g] = place;
-  at::parallel_for(0, groups, std::max<int64_t>(1, grain / group_size), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, groups, grain_of(grain, group_size), [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
       const int bits = bits_of_group(group_bits, g);
       int64_t place = offsets[g];

@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "decode_kernels.h"
+#include "decode_row_run.h"
 
 namespace quantize::packed {
 namespace {
@@ -34,13 +34,11 @@ void decode(const uint8_t* codes, int64_t columns, const float* levels, float sc
                                _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
     _mm256_storeu_ps(out + k, _mm256_mul_ps(factor, level));
   }
-  for (int s = 0; k < columns; ++k, ++s) out[k] = scale * levels[(codes[s * bits / 8] >> (s * bits % 8)) & ((1 << bits) - 1)];
+  decode_rest<bits>(codes, columns - k, levels, scale, out + k);
 }
 
 void decode_row(const uint8_t* codes, int bits, int64_t columns, const float* levels, float scale, float* out) {
-  if (bits == 8) return decode<8>(codes, columns, levels, scale, out);
-  if (bits == 4) return decode<4>(codes, columns, levels, scale, out);
-  bits == 2 ? decode<2>(codes, columns, levels, scale, out) : decode<1>(codes, columns, levels, scale, out);
+  for_bits(bits, [&]<int b>() { decode<b>(codes, columns, levels, scale, out); });
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include <vector>
 
+#include "../core/grain.h"
 #include "decode_kernels.h"
 
 namespace quantize::packed {
@@ -25,7 +26,7 @@ Tensor decode_weight_cpu(const Tensor& code_tensor, const Tensor& level_tensor, 
   const DecodeRow decode = decode_row();
   float* target = out.data_ptr<float>();
   const int64_t bytes = codes.size(1);
-  at::parallel_for(0, codes.size(0), std::max<int64_t>(1, 8192 / std::max<int64_t>(1, columns)), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, codes.size(0), grain_of(8192, columns), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       float* out_row = target + n * columns;
       if (bits < 16) {

@@ -9,6 +9,7 @@
 
 #include "../core/autograd.h"
 #include "../core/dispatch.h"
+#include "../core/grain.h"
 #include "binary_call.h"
 #include "binary_kernels.h"
 
@@ -25,12 +26,11 @@ constexpr int64_t grain = 4096;  // elements worth a thread
 // body(row, tile, sums) for every row, several at a time.
 template <typename Body>
 void for_rows(const BinaryCall& call, const Body& body) {
-  at::parallel_for(0, call.rows, std::max<int64_t>(1, grain / std::max<int64_t>(1, call.shape.elements())),
-                   [&](int64_t begin, int64_t end) {
-                     const int64_t size = binary_sums * call.shape.taps;
-                     std::vector<float> scratch(2 * size);
-                     for (int64_t row = begin; row < end; ++row) body(row, scratch.data(), scratch.data() + size);
-                   });
+  at::parallel_for(0, call.rows, grain_of(grain, call.shape.elements()), [&](int64_t begin, int64_t end) {
+    const int64_t size = binary_sums * call.shape.taps;
+    std::vector<float> scratch(2 * size);
+    for (int64_t row = begin; row < end; ++row) body(row, scratch.data(), scratch.data() + size);
+  });
 }
 
 Results binary_quantize_cpu(const Tensor& input, double share, bool relative) {

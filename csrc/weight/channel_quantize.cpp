@@ -9,6 +9,7 @@
 #include "../core/autograd.h"
 #include "../core/checks.h"
 #include "../core/dispatch.h"
+#include "../core/grain.h"
 #include "channel_quantize_kernels.h"
 #include "codebook.h"
 
@@ -34,13 +35,12 @@ tuple<Tensor, Tensor, Tensor> channel_quantize_cpu(const Tensor& input, c10::str
   auto* target = static_cast<uint8_t*>(y.mutable_data_ptr());
   float *scales = scale.mutable_data_ptr<float>(), *limits = limit.mutable_data_ptr<float>();
   const int64_t row = layout.elements * w.element_size();
-  at::parallel_for(0, layout.channels, std::max<int64_t>(1, grain / std::max<int64_t>(1, layout.elements)),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t c = begin; c < end; ++c) {
-                       const ChannelScale own = kernels.quantize(source + c * row, layout.elements, book, target + c * row);
-                       scales[c] = own.scale, limits[c] = own.limit;
-                     }
-                   });
+  at::parallel_for(0, layout.channels, grain_of(grain, layout.elements), [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      const ChannelScale own = kernels.quantize(source + c * row, layout.elements, book, target + c * row);
+      scales[c] = own.scale, limits[c] = own.limit;
+    }
+  });
   return {y, scale, limit};
 }
 
@@ -58,11 +58,10 @@ Tensor clip_gradient_cpu(const Tensor& input_grad, const Tensor& input, const Te
   const auto *g = static_cast<const uint8_t*>(grad.const_data_ptr()), *x = static_cast<const uint8_t*>(w.const_data_ptr());
   auto* target = static_cast<uint8_t*>(y.mutable_data_ptr());
   const int64_t row = layout.elements * w.element_size();
-  at::parallel_for(0, layout.channels, std::max<int64_t>(1, grain / std::max<int64_t>(1, layout.elements)),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t c = begin; c < end; ++c)
-                       kernels.clip(g + c * row, x + c * row, layout.elements, limits.const_data_ptr<float>()[c], target + c * row);
-                   });
+  at::parallel_for(0, layout.channels, grain_of(grain, layout.elements), [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c)
+      kernels.clip(g + c * row, x + c * row, layout.elements, limits.const_data_ptr<float>()[c], target + c * row);
+  });
   return y;
 }
 

@@ -12,6 +12,7 @@
 #include "../core/autograd.h"
 #include "../core/dense.h"
 #include "../core/dispatch.h"
+#include "../core/grain.h"
 #include "binary.h"
 #include "dorefa_call.h"
 #include "dorefa_kernels.h"
@@ -141,7 +142,7 @@ Tensor dorefa_gradient_cpu(const Tensor& input, int64_t bits, const Tensor& seed
   const auto& kernels = dorefa_kernels(cpu_isa(), scalar);
   const auto* source = static_cast<const uint8_t*>(g.const_data_ptr());
   std::vector<GradientGrid> grids(samples);
-  at::parallel_for(0, samples, std::max<int64_t>(1, 8 * dorefa_piece / std::max<int64_t>(1, elements)), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, samples, grain_of(8 * dorefa_piece, elements), [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) grids[s] = gradient_grid(kernels.largest(source + s * elements * item, elements), levels);
   });
   at::parallel_for(0, n, 8 * dorefa_piece, [&](int64_t begin, int64_t end) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_strided.h>
 
 #include "../core/checks.h"
 #include "../core/seed.h"
@@ -45,6 +46,11 @@ GroupLayout<T> group_layout(const char* op, const Sizes& sizes, int64_t group_si
 
 inline at::Tensor packed_memory(const at::Tensor& x) {
   return packed_strides(x.sizes(), x.strides()) == x.strides().vec() ? x : x.contiguous();
+}
+
+// Nothing yet, of the sizes and strides that packed_memory gives.
+inline at::Tensor empty_packed(const at::Tensor& x) {
+  return at::empty_strided_symint(x.sym_sizes(), packed_strides(x.sym_sizes(), x.sym_strides()), x.options());
 }
 
 }  // namespace quantize::activation

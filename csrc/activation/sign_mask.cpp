@@ -87,10 +87,6 @@ Tensor apply_mask_cpu(const Tensor& input, const Tensor& mask, double on, double
   return out;
 }
 
-Tensor empty_packed(const Tensor& x) {
-  return at::empty_strided_symint(x.sym_sizes(), packed_strides(x.sym_sizes(), x.sym_strides()), x.options());
-}
-
 Tensor empty_mask_meta(const Tensor& x) { return at::empty_symint({(x.sym_numel() + 7) / 8}, x.options().dtype(at::kByte)); }
 
 std::tuple<Tensor, Tensor> relu_mask_meta(const Tensor& x, double, double) { return {empty_packed(x), empty_mask_meta(x)}; }

@@ -3,16 +3,11 @@
 #include <ATen/ops/ones.h>
 #include <torch/library.h>
 
+#include "channel_shape.h"
 #include "energy.h"
 
 namespace quantize::layers {
 namespace {
-
-std::vector<int64_t> channel_shape(const Tensor& x) {
-  std::vector<int64_t> shape(x.dim(), 1);
-  shape[1] = -1;
-  return shape;
-}
 
 struct BatchNorm : torch::autograd::Function<BatchNorm> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,

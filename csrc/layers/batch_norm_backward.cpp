@@ -11,6 +11,7 @@
 
 #include "../activation/packed_tensor.h"
 #include "batch_norm_kernels.h"
+#include "channel_shape.h"
 #include "energy.h"
 
 namespace quantize::layers {
@@ -33,12 +34,6 @@ struct Arguments {
   std::array<bool, 3> mask;
   bool wants_energy;
 };
-
-std::vector<int64_t> channel_shape(const Tensor& x) {
-  std::vector<int64_t> shape(x.dim(), 1);
-  shape[1] = -1;
-  return shape;
-}
 
 // energy.h's figures from x (decoded), the output gradient and the input gradient; all means are over samples and positions.
 Tensor generic_energy(const Tensor& x, const Arguments& a, const Tensor& grad_input) {

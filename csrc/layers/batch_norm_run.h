@@ -9,22 +9,6 @@ namespace {
 
 static_assert(lanes == ChannelRun::slack);
 
-template <typename T>
-QUANTIZE_INLINE Lanes load_some(const T* p, int n) {  // zeros after the first n
-  if (n >= lanes) return load_lanes(p);
-  float values[lanes] = {};
-  for (int l = 0; l < n; ++l) values[l] = to_float(p[l]);
-  return load_lanes(values);
-}
-
-template <typename T>
-QUANTIZE_INLINE void store_some(Lanes v, T* p, int n) {
-  if (n >= lanes) return store_lanes(v, p);
-  float values[lanes];
-  store_lanes(v, values);
-  for (int l = 0; l < n; ++l) p[l] = round_nearest(values[l], T{});
-}
-
 // body(place in the run, channel or column, count): stretches of one channel, or of one row.
 template <typename Body>
 QUANTIZE_INLINE void for_each_stretch(ChannelRun run, Body body) {
@@ -67,7 +51,7 @@ void reduce_planes(const T* x, const T* grad, ChannelRun run, const float* mean,
     const int64_t end = begin + count;
     for (; i + 2 * lanes <= end; i += 2 * lanes)
       for (int k = 0; k < 2; ++k) add<squares>(own[k], load_lanes(x + i + k * lanes), load_lanes(grad + i + k * lanes), m);
-    for (; i < end; i += lanes) add<squares>(own[0], load_some(x + i, int(end - i)), load_some(grad + i, int(end - i)), m);
+    for (; i < end; i += lanes) add<squares>(own[0], load_part(x + i, end - i), load_part(grad + i, end - i), m);
     own[0].grad += own[1].grad, own[0].product += own[1].product, own[0].square += own[1].square;
     store_sums<squares>(own[0], sums, channel * lanes);
   });
@@ -77,7 +61,7 @@ template <typename T, bool squares>
 QUANTIZE_INLINE void reduce_part_of_row(const T* x, const T* grad, int64_t column, int64_t count, const float* mean, ChannelSums sums) {
   for (int64_t i = 0; i < count; i += lanes) {
     Sums own = load_sums<squares>(sums, column + i);
-    add<squares>(own, load_some(x + i, int(count - i)), load_some(grad + i, int(count - i)), load_lanes(mean + column + i));
+    add<squares>(own, load_part(x + i, count - i), load_part(grad + i, count - i), load_lanes(mean + column + i));
     store_sums<squares>(own, sums, column + i);
   }
 }
@@ -124,7 +108,7 @@ void apply(const void* source, const void* gradient, ChannelRun run, ChannelTerm
       int64_t i = begin;
       const int64_t end = begin + count;
       for (; i + lanes <= end; i += lanes) store_lanes(value(load_lanes(x + i), load_lanes(grad + i)), y + i);
-      if (i < end) store_some(value(load_some(x + i, int(end - i)), load_some(grad + i, int(end - i))), y + i, int(end - i));
+      if (i < end) store_part(value(load_part(x + i, end - i), load_part(grad + i, end - i)), y + i, end - i);
     });
     return;
   }
@@ -136,8 +120,8 @@ void apply(const void* source, const void* gradient, ChannelRun run, ChannelTerm
     const T *row = x + begin, *row_grad = grad + begin;
     int64_t i = 0;
     for (; i + lanes <= count; i += lanes) store_lanes(value(load_lanes(row + i), load_lanes(row_grad + i), column + i), y + begin + i);
-    const int n = int(count - i);
-    if (n) store_some(value(load_some(row + i, n), load_some(row_grad + i, n), column + i), y + begin + i, n);
+    const int64_t n = count - i;
+    if (n) store_part(value(load_part(row + i, n), load_part(row_grad + i, n), column + i), y + begin + i, n);
   });
 }
 

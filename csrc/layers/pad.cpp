@@ -21,8 +21,7 @@ constexpr Backward* backwards[2][3] = {
 struct Pad : torch::autograd::Function<Pad> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, c10::SymIntArrayRef padding, bool replicate) {
     at::AutoDispatchBelowADInplaceOrView below;
-    ctx->saved_data["size"] = input.sym_sizes().vec();
-    ctx->saved_data["stride"] = activation::packed_strides(input.sym_sizes(), input.sym_strides());
+    save_layout(ctx, input);
     ctx->saved_data["padding"] = padding.vec();
     ctx->saved_data["replicate"] = replicate;
     return at::pad_symint(input, padding, replicate ? "replicate" : "reflect");

@@ -20,11 +20,6 @@ namespace {
 
 using at::IntArrayRef;
 
-void save_shape(AutogradContext* ctx, const Tensor& x) {
-  ctx->saved_data["size"] = x.sym_sizes().vec();
-  ctx->saved_data["stride"] = activation::packed_strides(x.sym_sizes(), x.sym_strides());
-}
-
 std::vector<int64_t> ints(AutogradContext* ctx, const char* name) { return ctx->saved_data[name].toIntVector(); }
 
 using PoolIndices = Tensor(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef);
@@ -37,7 +32,7 @@ struct MaxPool : torch::autograd::Function<MaxPool> {
     const bool two = kernel.size() == 2;
     auto [output, indices] = two ? at::max_pool2d_with_indices(input, kernel, stride, padding, dilation, ceil_mode)
                                  : at::max_pool3d_with_indices(input, kernel, stride, padding, dilation, ceil_mode);
-    save_shape(ctx, input);
+    save_layout(ctx, input);
     ctx->saved_data["window"] = input.sizes().slice(input.dim() - kernel.size()).vec();
     ctx->saved_data["kernel"] = kernel.vec();
     ctx->saved_data["pool_stride"] = stride.vec();
@@ -70,7 +65,7 @@ struct AvgPool : torch::autograd::Function<AvgPool> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                         bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor) {
     at::AutoDispatchBelowADInplaceOrView below;
-    save_shape(ctx, input);
+    save_layout(ctx, input);
     ctx->saved_data["kernel"] = kernel.vec();
     ctx->saved_data["pool_stride"] = stride.vec();
     ctx->saved_data["padding"] = padding.vec();
@@ -98,7 +93,7 @@ struct AvgPool : torch::autograd::Function<AvgPool> {
 struct AdaptiveAvgPool : torch::autograd::Function<AdaptiveAvgPool> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, c10::SymIntArrayRef output_size) {
     at::AutoDispatchBelowADInplaceOrView below;
-    save_shape(ctx, input);
+    save_layout(ctx, input);
     ctx->saved_data["spatial"] = static_cast<int64_t>(output_size.size());
     return output_size.size() == 2 ? at::_adaptive_avg_pool2d_symint(input, output_size)
                                    : at::_adaptive_avg_pool3d_symint(input, output_size);

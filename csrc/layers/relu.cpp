@@ -13,18 +13,13 @@
 namespace quantize::layers {
 namespace {
 
-Tensor apply_mask(AutogradContext* ctx, Tensor grad, const Tensor& mask, double on, double off) {
+Tensor apply_mask(AutogradContext* ctx, const Tensor& grad, const Tensor& mask, double on, double off) {
   static const auto op = find_op<Tensor(const Tensor&, const Tensor&, double, double)>("quantize::apply_mask");
-  // The mask is in the forward's memory order, and so must the gradient be.
-  const auto strides = saved_sizes(ctx, "stride");
-  if (grad.sym_strides() != c10::SymIntArrayRef(strides))
-    grad = at::empty_strided_symint(saved_sizes(ctx, "size"), strides, grad.options()).copy_(grad);
-  return op.call(grad, mask, on, off);
+  return op.call(activation::in_saved_layout(ctx, grad), mask, on, off);
 }
 
 void save_mask(AutogradContext* ctx, const Tensor& x, const Tensor& mask) {
-  ctx->saved_data["size"] = x.sym_sizes().vec();
-  ctx->saved_data["stride"] = activation::packed_strides(x.sym_sizes(), x.sym_strides());
+  save_layout(ctx, x);
   ctx->save_for_backward({mask});
 }
 

@@ -6,11 +6,14 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "../activation/group_layout.h"
+#include "../activation/saved_layout.h"
 #include "../core/autograd.h"
 #include "../core/dispatch.h"
 
 namespace quantize::layers {
 
+using activation::save_layout;
+using activation::saved_sizes;
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
@@ -26,8 +29,7 @@ struct PackedArguments {
 // Shape and dtype of the activation, kept beside the bytes. Everything that holds storage goes through save_for_backward, so that saved
 // tensor hooks (and with them reports and checkpointing) see it; energy is an output and does not.
 inline void save_packed(AutogradContext* ctx, const Tensor& input, const PackedArguments& packed) {
-  ctx->saved_data["size"] = input.sym_sizes().vec();
-  ctx->saved_data["stride"] = activation::packed_strides(input.sym_sizes(), input.sym_strides());
+  save_layout(ctx, input);
   ctx->saved_data["dtype"] = static_cast<int64_t>(input.scalar_type());
   ctx->saved_data["bits"] = packed.bits;
   ctx->saved_data["group_size"] = packed.group_size;
@@ -37,12 +39,6 @@ inline void save_packed(AutogradContext* ctx, const Tensor& input, const PackedA
 inline variable_list packed_tensors(const PackedArguments& packed) {
   return {packed.codes.value_or(Tensor()), packed.ranges.value_or(Tensor()), packed.sample_bits.value_or(Tensor()),
           packed.seed.value_or(Tensor())};
-}
-
-inline c10::SymDimVector saved_sizes(AutogradContext* ctx, const char* name) {
-  c10::SymDimVector sizes;
-  for (const at::IValue& v : ctx->saved_data[name].toListRef()) sizes.push_back(v.toSymInt());
-  return sizes;
 }
 
 inline at::ScalarType saved_dtype(AutogradContext* ctx) { return static_cast<at::ScalarType>(ctx->saved_data["dtype"].toInt()); }

@@ -161,7 +161,7 @@ Tensor dorefa_backward_meta(const Tensor&, const Tensor& w, const Tensor&) { ret
 
 Tensor dorefa_gradient_meta(const Tensor& g, int64_t bits, const Tensor&) {
   check_gradient(g, bits);
-  return at::empty_strided_symint(g.sym_sizes(), activation::packed_strides(g.sym_sizes(), g.sym_strides()), g.options());
+  return activation::empty_packed(g);
 }
 
 struct Dorefa : torch::autograd::Function<Dorefa> {

@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "../activation/saved_layout.h"
 #include "../core/autograd.h"
 #include "../core/dispatch.h"
 #include "fixed_grid_call.h"
@@ -15,8 +16,8 @@
 namespace quantize::weight {
 namespace {
 
+using activation::empty_packed;
 using activation::packed_memory;
-using activation::packed_strides;
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
@@ -73,10 +74,6 @@ Tensor grid_backward_cpu(const Tensor& input, const Tensor& kept, bool polynomia
   return out;
 }
 
-Tensor empty_packed(const Tensor& x) {
-  return at::empty_strided_symint(x.sym_sizes(), packed_strides(x.sym_sizes(), x.sym_strides()), x.options());
-}
-
 Results sign_quantize_meta(const Tensor& x, bool polynomial) {
   check_scalar("sign_quantize", "x", x.scalar_type());
   const c10::SymInt bytes = polynomial ? (x.sym_numel() + 1) / 2 : (x.sym_numel() + 7) / 8;
@@ -91,26 +88,16 @@ Results unit_quantize_meta(const Tensor& x, int64_t levels) {
 Tensor grid_backward_meta(const Tensor& grad, const Tensor&, bool) { return empty_packed(grad); }
 
 void save(AutogradContext* ctx, const Tensor& x, const Tensor& kept, bool polynomial) {
-  ctx->saved_data["size"] = x.sym_sizes().vec();
-  ctx->saved_data["stride"] = packed_strides(x.sym_sizes(), x.sym_strides());
+  activation::save_layout(ctx, x);
   ctx->saved_data["polynomial"] = polynomial;
   ctx->save_for_backward({kept});
 }
 
-variable_list backward_of(const char* name, AutogradContext* ctx, Tensor grad) {
+variable_list backward_of(const char* name, AutogradContext* ctx, const Tensor& grad) {
   static const auto op = find_op<Tensor(const Tensor&, const Tensor&, bool)>("quantize::grid_backward");
   if (!grad.defined()) return {Tensor(), Tensor()};
   refuse_double_backward(name, "the backward of a quantized activation");
-  // What was kept is in the forward's memory order, and so must the gradient be.
-  const auto ints = [&](const char* key) {
-    std::vector<c10::SymInt> values;
-    for (const c10::IValue& value : ctx->saved_data[key].toListRef()) values.push_back(value.toSymInt());
-    return values;
-  };
-  const auto strides = ints("stride");
-  if (grad.sym_strides() != c10::SymIntArrayRef(strides))
-    grad = at::empty_strided_symint(ints("size"), strides, grad.options()).copy_(grad);
-  return {op.call(grad, ctx->get_saved_variables()[0], ctx->saved_data["polynomial"].toBool()), Tensor()};
+  return {op.call(activation::in_saved_layout(ctx, grad), ctx->get_saved_variables()[0], ctx->saved_data["polynomial"].toBool()), Tensor()};
 }
 
 struct SignActivation : torch::autograd::Function<SignActivation> {

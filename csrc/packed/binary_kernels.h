@@ -35,7 +35,7 @@ struct BinaryWindow {
   int64_t out_width;
 };
 
-// What counts become (BinaryDot): the offset is base[pixel] + shift[channel].
+// What counts become (binary_bits.h's binary_dot): the offset is base[pixel] + shift[channel].
 struct BinaryFinish {
   bool unit;
   const int32_t* base;

@@ -26,7 +26,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Results = std::tuple<Tensor, Tensor, Tensor>;
 
-// Strides as at::empty_like gives them, which is what the Meta kernels say.
 int64_t pieces_of(int64_t n) { return (n + dorefa_piece - 1) / dorefa_piece; }
 
 // body(piece, byte offset, elements) for every piece of a tensor.

@@ -10,7 +10,7 @@ namespace quantize::activation {
 // x: the unpacked tensor. sample_bits, if given: uint8 [samples], contiguous, on the device.
 inline GroupPlan plan_groups(const char* op, const GroupLayout<int64_t>& layout, Seed seed, int64_t bits,
                              const std::optional<at::Tensor>& sample_bits, const at::Tensor& codes, const at::Tensor& x, Launcher& launch) {
-  TORCH_CHECK_VALUE(layout.total_groups() <= 0xffffffffll, op, ": x has ", layout.total_groups(), " groups; expected at most 2^32");
+  TORCH_CHECK_VALUE(layout.total_groups() <= 0xffffffffll, op, ": x has ", layout.total_groups(), " groups; expected less than 2^32");
   PackedGroups p{};
   p.samples = layout.samples, p.elements = layout.elements, p.group_size = layout.group_size, p.groups = layout.groups;
   p.capacity = codes.numel(), p.bits = int(bits), p.seed = seed;

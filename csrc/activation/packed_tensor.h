@@ -31,7 +31,7 @@ struct PackedTensor {
         ranges(reinterpret_cast<uint16_t*>(held_ranges.data_ptr<int16_t>())),
         bits(layout.samples, fixed_bits),
         offsets(layout.samples + 1, 0) {
-    TORCH_CHECK_VALUE(layout.total_groups() <= 0xffffffffll, op, ": x has ", layout.total_groups(), " groups; expected at most 2^32");
+    TORCH_CHECK_VALUE(layout.total_groups() <= 0xffffffffll, op, ": x has ", layout.total_groups(), " groups; expected less than 2^32");
     if (sample_bits) {
       check_dtype(op, "sample_bits", *sample_bits, at::kByte);
       check_numel(op, "sample_bits", *sample_bits, layout.samples);

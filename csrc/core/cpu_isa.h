@@ -11,7 +11,7 @@ namespace quantize {
 // and *_amx.cpp are exactly these. Kernels that have nothing to gain from tiles have no *_amx.cpp.
 enum class Isa { portable = 0, avx2 = 1, avx512 = 2, amx = 3 };
 
-inline constexpr int kIsaCount = 4;
+inline constexpr int isa_count = 4;
 
 // Of tables of kernels name_portable, name_avx2 and name_avx512 the one for an ISA. A macro: where the latter two are not built, nothing
 // may name them.

@@ -10,10 +10,10 @@
 namespace quantize::mixed_precision {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kGap = 0.5e-5;
+constexpr double infinity = std::numeric_limits<double>::infinity();
+constexpr double gap_of_proof = 0.5e-5;
 // What choices with equal objectives may differ by, relative to the largest entry: the preference weighs as much as that.
-constexpr double kTie = 1e-12;
+constexpr double tie = 1e-12;
 
 // The power of two that brings x below 1: scaling by it changes no digits.
 double scale_of(double x) {
@@ -43,7 +43,7 @@ std::vector<uint8_t> affordable(const Question& ask, std::vector<std::vector<dou
       // What rounding can add to a sum of so many terms is not held against a choice.
       room[q] = ask.limits[q] + std::abs(ask.limits[q]) * ask.layers * std::numeric_limits<double>::epsilon();
       for (int l = 0; l < ask.layers; ++l) {
-        least[q][l] = kInfinity;
+        least[q][l] = infinity;
         for (int k = 0; k < K; ++k)
           if (open[l * K + k]) least[q][l] = std::min(least[q][l], ask.costs[q][l * K + k]);
         room[q] -= least[q][l];
@@ -108,13 +108,13 @@ Reduced reduce(const Question& ask) {
   }
   if (ask.preference && n) {
     double range = 0;
-    std::vector<double> lowest(p.layers(), kInfinity), highest(p.layers(), -kInfinity);
+    std::vector<double> lowest(p.layers(), infinity), highest(p.layers(), -infinity);
     for (int v = 0; v < n; ++v) {
       const double value = ask.preference[r.origin[v]];
       lowest[p.layer[v]] = std::min(lowest[p.layer[v]], value), highest[p.layer[v]] = std::max(highest[p.layer[v]], value);
     }
     for (int l = 0; l < p.layers(); ++l) range += highest[l] - lowest[l];
-    const double weight = range > 0 ? (r.zero ? 1 : kTie) / range : 0;
+    const double weight = range > 0 ? (r.zero ? 1 : tie) / range : 0;
     for (int v = 0; v < n; ++v) p.linear[v] -= weight * (ask.preference[r.origin[v]] - lowest[p.layer[v]]);
   }
   for (size_t q = 0; q < ask.costs.size(); ++q) {
@@ -139,7 +139,7 @@ Reduced reduce(const Question& ask) {
 double first_bound(const Problem& p) {
   double bound = 0;
   for (int l = 0; l < p.layers(); ++l) {
-    double least = kInfinity;
+    double least = infinity;
     for (int v = p.first[l]; v < p.first[l + 1]; ++v) {
       double sum = p.linear[v];
       for (int m = 0; m < p.layers(); ++m)
@@ -152,7 +152,7 @@ double first_bound(const Problem& p) {
 }
 
 // Branch and bound from the best of a few convexifications, each for where the last one's relaxation came to rest.
-Proof prove(const Problem& p, bool crossed, LocalSearch& search, int patience, Watch& watch) {
+Proof prove(const Problem& p, bool crossed, LocalSearch& search, int patience, Deadline& deadline) {
   const double size = p.size(), first = first_bound(p);
   const int sweeps = int(std::clamp(3e7 / (size * size), 20., 200.));
   std::vector<double> x(p.size());
@@ -160,15 +160,15 @@ Proof prove(const Problem& p, bool crossed, LocalSearch& search, int patience, W
   Convex convex;
   std::optional<Relaxation> root;
   for (int round = 0; round < (crossed ? 4 : 1); ++round) {
-    Convex next = crossed ? convexify(p, x, sweeps, watch) : Convex{std::vector<double>(p.cross.size()), p.linear};
+    Convex next = crossed ? convexify(p, x, sweeps, deadline) : Convex{std::vector<double>(p.cross.size()), p.linear};
     if (next.matrix.empty()) break;
     Relaxation relaxation(p, next);
     relaxation.x = x;
     relaxation.refresh();
-    relaxation.tighten(400, search.ceiling(), watch);
-    search.improve(relaxation.rounded(), watch);
+    relaxation.tighten(400, search.ceiling(), deadline);
+    search.improve(relaxation.rounded(), deadline);
     x = relaxation.x;
-    const double gained = root ? relaxation.bound - root->bound : kInfinity;
+    const double gained = root ? relaxation.bound - root->bound : infinity;
     if (gained > 0) {
       convex = std::move(next);
       root.emplace(p, convex);
@@ -177,41 +177,41 @@ Proof prove(const Problem& p, bool crossed, LocalSearch& search, int patience, W
     if (gained < 0.02 * (search.ceiling() - root->bound)) break;
   }
   if (!root) return {first, 0};
-  search.search(patience, watch);
-  const Proof proof = branch_and_bound(p, convex, *root, search, kGap, watch);
+  search.search(patience, deadline);
+  const Proof proof = branch_and_bound(p, convex, *root, search, gap_of_proof, deadline);
   return {std::max(first, proof.lower_bound), proof.nodes};
 }
 
 }  // namespace
 
 Answer allocate(const Question& ask, double seconds, std::function<bool()> interrupted) {
-  Watch watch(seconds, std::move(interrupted));
+  Deadline deadline(seconds, std::move(interrupted));
   Answer answer{Outcome::infeasible};
   Reduced r = reduce(ask);
   if (!r.feasible) return answer;
   const Problem& p = r.problem;
   answer.choice = r.decided;
-  double lower = -kInfinity;
+  double lower = -infinity;
   if (p.layers()) {
     LocalSearch search(p, 1);
-    search.start(200, watch);
+    search.start(200, deadline);
     const int patience = int(std::clamp(2.5e7 / (double(p.size()) * p.size()), 20., 150.));
     std::optional<Problem::Assignment> exact;
     if (search.found()) {
-      search.search(patience, watch);
-      if (!r.crossed) exact = dynamic_program(p, search.best(), watch);
+      search.search(patience, deadline);
+      if (!r.crossed) exact = dynamic_program(p, search.best(), deadline);
     }
     Problem::Assignment best;
     if (exact) {
       best = *exact;
       lower = p.objective(best);
     } else {
-      const Proof proof = prove(p, r.crossed, search, patience, watch);
+      const Proof proof = prove(p, r.crossed, search, patience, deadline);
       answer.nodes = proof.nodes;
       lower = proof.lower_bound;
       if (!search.found()) {
-        answer.interrupted = watch.was_interrupted();
-        answer.outcome = watch.stop() ? Outcome::not_found : Outcome::infeasible;
+        answer.interrupted = deadline.was_interrupted();
+        answer.outcome = deadline.stop() ? Outcome::not_found : Outcome::infeasible;
         return answer;
       }
       best = search.best();
@@ -219,13 +219,13 @@ Answer allocate(const Question& ask, double seconds, std::function<bool()> inter
     for (const int v : best) answer.choice[r.origin[v] / ask.choices] = r.origin[v] % ask.choices;
   }
   answer.outcome = Outcome::found;
-  answer.interrupted = watch.was_interrupted();
+  answer.interrupted = deadline.was_interrupted();
   const int all = ask.layers * ask.choices;
   for (int l = 0; l < ask.layers; ++l)
     for (int m = 0; m < ask.layers; ++m)
       answer.objective += ask.matrix[size_t(l * ask.choices + answer.choice[l]) * all + m * ask.choices + answer.choice[m]];
   // What the preference's weight and rounding amount to is a tie.
-  const bool equal = p.layers() == 0 || r.zero || answer.objective - lower / r.scale <= 4 * kTie / r.scale;
+  const bool equal = p.layers() == 0 || r.zero || answer.objective - lower / r.scale <= 4 * tie / r.scale;
   answer.lower_bound = equal ? answer.objective : std::min(answer.objective, lower / r.scale);
   return answer;
 }

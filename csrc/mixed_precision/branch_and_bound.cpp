@@ -8,9 +8,9 @@
 namespace quantize::mixed_precision {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double infinity = std::numeric_limits<double>::infinity();
 // Over the layers, in a child: most are closed or as good as they get sooner.
-constexpr int kSweeps = 12;
+constexpr int child_sweeps = 12;
 
 struct Node {
   std::vector<float> x;  // where to begin
@@ -20,11 +20,11 @@ struct Node {
 
 class Tree {
  public:
-  Tree(const Problem& problem, const Convex& convex, LocalSearch& search, Watch& watch)
+  Tree(const Problem& problem, const Convex& convex, LocalSearch& search, Deadline& deadline)
       : problem_(problem),
         convex_(convex),
         search_(search),
-        watch_(watch),
+        deadline_(deadline),
         node_(problem, convex),
         child_(problem, convex),
         guesses_(problem.size()),
@@ -36,7 +36,7 @@ class Tree {
     const size_t most = (size_t(1) << 28) / (5 * size_t(problem_.size()) + 256);
     int64_t near = 0;
     push(root);
-    while (!waiting_.empty() && !watch_.stop()) {
+    while (!waiting_.empty() && !deadline_.stop()) {
       if (search_.found() && waiting_.begin()->first >= search_.best_value() - gap * std::abs(search_.best_value())) {
         if (near == 0) near = 2 * nodes_ + 1000;
         if (nodes_ >= near) break;
@@ -86,7 +86,7 @@ class Tree {
   // The layer whose children promise the smallest subtrees; -1 when all are decided. A child whose bound rises by a share r of the room
   // below the cutoff is taken to have a subtree of exp(-4 r).
   int most_telling(double room) {
-    double least = kInfinity;
+    double least = infinity;
     int layer = -1;
     for (int l = 0; l < problem_.layers(); ++l) {
       if (node_.open_in(l) < 2) continue;
@@ -110,17 +110,17 @@ class Tree {
       if (node_.open[v]) choices.push_back(v);
     std::sort(choices.begin(), choices.end(), [&](int v, int w) { return node_.x[v] > node_.x[w]; });
     for (const int v : choices) {
-      if (watch_.stop()) {
+      if (deadline_.stop()) {
         unfinished_ = std::min(unfinished_, node_.bound);
         return;
       }
       ++nodes_;
       child_.copy(node_);
       child_.fix(v);
-      const bool closed = child_.tighten(kSweeps, cutoff(), watch_);
+      const bool closed = child_.tighten(child_sweeps, cutoff(), deadline_);
       learn(v, guesses_[v], closed ? std::max(room, child_.bound - node_.bound) : child_.bound - node_.bound);
       if (closed) continue;
-      if (nodes_ % 64 == 1) search_.improve(child_.rounded(), watch_);
+      if (nodes_ % 64 == 1) search_.improve(child_.rounded(), deadline_);
       if (child_.decided())
         leaf(child_);
       else
@@ -130,26 +130,26 @@ class Tree {
 
   void leaf(const Relaxation& r) {
     const Problem::Assignment chosen = r.rounded();
-    if (problem_.feasible(chosen)) search_.improve(chosen, watch_);
+    if (problem_.feasible(chosen)) search_.improve(chosen, deadline_);
   }
 
   const Problem& problem_;
   const Convex& convex_;
   LocalSearch& search_;
-  Watch& watch_;
+  Deadline& deadline_;
   Relaxation node_, child_;
   std::multimap<double, Node> waiting_;
   std::vector<double> guesses_, ratios_;  // of each variable; ratios: what guesses came to, summed, beginning with a 1
   std::vector<int> learnt_;
-  double unfinished_ = kInfinity;
+  double unfinished_ = infinity;
   int64_t nodes_ = 0;
 };
 
 }  // namespace
 
 Proof branch_and_bound(const Problem& problem, const Convex& convex, const Relaxation& root, LocalSearch& search, double gap,
-                       Watch& watch) {
-  return Tree(problem, convex, search, watch).grow(root, gap);
+                       Deadline& deadline) {
+  return Tree(problem, convex, search, deadline).grow(root, gap);
 }
 
 }  // namespace quantize::mixed_precision

@@ -99,9 +99,9 @@ class Mixing {
   }
 
   // The sum of the blocks' traces: the less it moves, the nearer the end.
-  double sweep(Watch& watch) {
+  double sweep(Deadline& deadline) {
     double trace = 0;
-    for (size_t l = 0; l < blocks_.size() && !watch.stop(); ++l) trace += update(blocks_[l], h_[l]);
+    for (size_t l = 0; l < blocks_.size() && !deadline.stop(); ++l) trace += update(blocks_[l], h_[l]);
     return trace;
   }
 
@@ -157,7 +157,7 @@ class Mixing {
 };
 
 // Whether a (its lower half; overwritten) is positive definite.
-bool cholesky(Vector& a, int d, Watch& watch) {
+bool cholesky(Vector& a, int d, Deadline& deadline) {
   for (int i = 0; i < d; ++i) {
     double* row = &a[size_t(i) * d];
     for (int j = 0; j <= i; ++j) {
@@ -175,14 +175,14 @@ bool cholesky(Vector& a, int d, Watch& watch) {
         row[j] = sum / other[j];
       }
     }
-    if (watch.stop()) return false;
+    if (deadline.stop()) return false;
   }
   return true;
 }
 
 }  // namespace
 
-Convex convexify(const Problem& problem, const Vector& x, int sweeps, Watch& watch) {
+Convex convexify(const Problem& problem, const Vector& x, int sweeps, Deadline& deadline) {
   const int n = problem.size();
   std::vector<Block> blocks;
   int d = 0, widths = 0;
@@ -196,8 +196,8 @@ Convex convexify(const Problem& problem, const Vector& x, int sweeps, Watch& wat
   for (const Block& b : blocks) widest = std::max(widest, b.size);
   Mixing mixing(reduced, blocks, d, std::max(widest, std::min(32, int(std::sqrt(2. * widths)) + 1)));
   double trace = 0;
-  for (int s = 0; s < sweeps && !watch.stop(); ++s) {
-    const double now = mixing.sweep(watch);
+  for (int s = 0; s < sweeps && !deadline.stop(); ++s) {
+    const double now = mixing.sweep(deadline);
     if (s > 10 && std::abs(now - trace) <= 1e-7 * now) break;
     trace = now;
   }
@@ -210,11 +210,11 @@ Convex convexify(const Problem& problem, const Vector& x, int sweeps, Watch& wat
       for (int i = 0; i < k; ++i)
         for (int j = 0; j < k; ++j) a[size_t(at + i) * d + at + j] += (1 + more) * mixing.blocks()[l][i * k + j] + (i == j) * more * even;
     }
-    return cholesky(a, d, watch);
+    return cholesky(a, d, deadline);
   };
   double more = 1e-6, enough = 0;
   while (!positive(more)) {
-    if (watch.stop()) return {};
+    if (deadline.stop()) return {};
     enough = more, more *= 3;
   }
   for (int step = 0; step < 3 && more > 1e-4; ++step)
@@ -222,7 +222,7 @@ Convex convexify(const Problem& problem, const Vector& x, int sweeps, Watch& wat
       more = middle;
     else
       enough = middle;
-  if (watch.stop()) return {};
+  if (deadline.stop()) return {};
 
   Convex convex{problem.cross, problem.linear};
   for (size_t l = 0; l < blocks.size(); ++l) {

@@ -17,7 +17,8 @@ struct Convex {
 
 // The B that loses least at x: of all that make the objective convex, the one of least trace(B_l (diag(x_l) - x_l x_l')), up to what
 // `sweeps` leave. Its dual, max -trace(cross Z) over Z >= 0 with blocks diag(x_l) - x_l x_l', is solved by the mixing method (Wang, Chang,
-// Kolter, arXiv 1706.00476) with a block of vectors in place of one. Certified by a Cholesky factorisation. Empty when watch stops it.
-Convex convexify(const Problem& problem, const std::vector<double>& x, int sweeps, Watch& watch);
+// Kolter, arXiv 1706.00476) with a block of vectors in place of one. Certified by a Cholesky factorisation. Empty when the deadline stops
+// it.
+Convex convexify(const Problem& problem, const std::vector<double>& x, int sweeps, Deadline& deadline);
 
 }  // namespace quantize::mixed_precision

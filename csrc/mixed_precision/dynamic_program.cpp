@@ -23,7 +23,7 @@ struct Partials {
 };
 
 // Several limits have no order to sort by: each is compared with each.
-constexpr size_t kLongest = 400000, kLongestOfSeveral = 4000;
+constexpr size_t longest = 400000, longest_of_several = 4000;
 
 // Whether a partial assignment is worth no less than one that is kept. `kept` are those of less cost, of several limits of the first cost.
 bool dominated(const Partials& kept, double value, const double* costs, int limits) {
@@ -38,14 +38,14 @@ bool dominated(const Partials& kept, double value, const double* costs, int limi
 
 }  // namespace
 
-std::optional<Problem::Assignment> dynamic_program(const Problem& problem, const Problem::Assignment& known, Watch& watch) {
+std::optional<Problem::Assignment> dynamic_program(const Problem& problem, const Problem::Assignment& known, Deadline& deadline) {
   const int layers = problem.layers(), limits = problem.constraints();
   const double best = problem.objective(known);
   // Without cross terms the tangent is the objective itself, and the relaxation finds the multipliers at any x.
   const Convex same{std::vector<double>(size_t(problem.size()) * problem.size()), problem.linear};
   Relaxation lagrange(problem, same);
   lagrange.refresh();
-  if (lagrange.tighten(1, best, watch)) return known;
+  if (lagrange.tighten(1, best, deadline)) return known;
   const std::vector<double>& multipliers = lagrange.best_multipliers();
 
   // What the layers from l on bring at the least, the multipliers' due included.
@@ -68,7 +68,7 @@ std::optional<Problem::Assignment> dynamic_program(const Problem& problem, const
     Partials grown;
     std::vector<double> costs(limits);
     for (size_t p = 0; p < lists[l].size(); ++p) {
-      if (p % 1024 == 0 && watch.stop()) return std::nullopt;
+      if (p % 1024 == 0 && deadline.stop()) return std::nullopt;
       for (int v = problem.first[l]; v < problem.first[l + 1]; ++v) {
         if (!lagrange.open[v]) continue;
         const double value = lists[l].values[p] + problem.linear[v];
@@ -92,9 +92,9 @@ std::optional<Problem::Assignment> dynamic_program(const Problem& problem, const
     for (size_t i = 0; i < order.size(); ++i) {
       const size_t g = order[i];
       const double* own = grown.used.data() + g * limits;
-      if (i % 256 == 0 && watch.stop()) return std::nullopt;
+      if (i % 256 == 0 && deadline.stop()) return std::nullopt;
       if (dominated(next, grown.values[g], own, limits)) continue;
-      if (next.size() == (limits > 1 ? kLongestOfSeveral : kLongest)) return std::nullopt;
+      if (next.size() == (limits > 1 ? longest_of_several : longest)) return std::nullopt;
       next.add(grown.values[g], own, limits, grown.before[g], grown.chosen[g]);
     }
     lists[l].values.clear();

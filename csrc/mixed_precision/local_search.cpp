@@ -123,9 +123,9 @@ bool LocalSearch::pair_move(int v) {
   return true;
 }
 
-bool LocalSearch::single_moves(Watch& watch) {
+bool LocalSearch::single_moves(Deadline& deadline) {
   bool moved = false;
-  while (!watch.stop()) {
+  while (!deadline.stop()) {
     double best = 0;
     int to = -1;
     for (int v = 0; v < problem_.size(); ++v) {
@@ -142,17 +142,17 @@ bool LocalSearch::single_moves(Watch& watch) {
 }
 
 // Until no change of one layer helps, and none of two.
-void LocalSearch::descend(Watch& watch) {
+void LocalSearch::descend(Deadline& deadline) {
   const int n = problem_.size();
-  single_moves(watch);
-  for (int v = random(n), since = 0; since < n && !watch.stop(); v = (v + 1) % n, ++since)
+  single_moves(deadline);
+  for (int v = random(n), since = 0; since < n && !deadline.stop(); v = (v + 1) % n, ++since)
     if (pair_move(v)) {
-      single_moves(watch);
+      single_moves(deadline);
       since = 0;
     }
 }
 
-bool LocalSearch::start(int tries, Watch& watch) {
+bool LocalSearch::start(int tries, Deadline& deadline) {
   const int layers = problem_.layers();
   Problem::Assignment cheapest(layers);
   for (int l = 0; l < layers; ++l) {
@@ -165,7 +165,7 @@ bool LocalSearch::start(int tries, Watch& watch) {
   }
   place(cheapest);
   for (int t = 0; !problem_.feasible(chosen_); ++t) {
-    if (t > tries || watch.stop()) return false;
+    if (t > tries || deadline.stop()) return false;
     if (t)
       for (int k = 2 + random(4); k > 0; --k) move(random(problem_.size()));
     for (bool better = true; better;) {  // one change, or else two, that lessen the excess
@@ -187,31 +187,31 @@ bool LocalSearch::start(int tries, Watch& watch) {
   }
   place(chosen_);
   keep();
-  descend(watch);
+  descend(deadline);
   keep();
   return true;
 }
 
-void LocalSearch::improve(const Problem::Assignment& chosen, Watch& watch) {
+void LocalSearch::improve(const Problem::Assignment& chosen, Deadline& deadline) {
   place(chosen);
   if (!repair()) return;
   keep();
-  descend(watch);
+  descend(deadline);
   keep();
 }
 
-void LocalSearch::search(int patience, Watch& watch) {
+void LocalSearch::search(int patience, Deadline& deadline) {
   if (!found()) return;
   place(best_);
-  descend(watch);
+  descend(deadline);
   keep();
   Problem::Assignment from = chosen_;
   double from_value = value_;
-  for (int since = 0, kicks = 0; since < patience && !watch.stop(); ++since, ++kicks) {
+  for (int since = 0, kicks = 0; since < patience && !deadline.stop(); ++since, ++kicks) {
     for (int k = 2 + random(6); k > 0; --k) move(random(problem_.size()));
     const double before = best_value_;
     if (repair()) {
-      descend(watch);
+      descend(deadline);
       keep();
       if (best_value_ < before - 1e-12 * std::abs(before)) since = 0;
       if (value_ <= from_value + (random(4) == 0 ? 0.01 * std::abs(from_value) * uniform() : 0)) from = chosen_, from_value = value_;

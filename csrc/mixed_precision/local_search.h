@@ -13,11 +13,11 @@ class LocalSearch {
   LocalSearch(const Problem& problem, uint64_t seed);
 
   // A start that meets every limit, by descent on what exceeds them; false if `tries` kicks find none.
-  bool start(int tries, Watch& watch);
+  bool start(int tries, Deadline& deadline);
   // Kicks from the current minimum; keeps the best in `best`. Stops after `patience` kicks without a better one.
-  void search(int patience, Watch& watch);
+  void search(int patience, Deadline& deadline);
   // A descent from `chosen`, repaired first.
-  void improve(const Problem::Assignment& chosen, Watch& watch);
+  void improve(const Problem::Assignment& chosen, Deadline& deadline);
 
   bool found() const { return !best_.empty(); }
   const Problem::Assignment& best() const { return best_; }
@@ -32,9 +32,9 @@ class LocalSearch {
   bool fits(int v) const;
   bool fits(int v, int w) const;
   bool repair();
-  void descend(Watch& watch);
+  void descend(Deadline& deadline);
   bool pair_move(int v);
-  bool single_moves(Watch& watch);
+  bool single_moves(Deadline& deadline);
   void keep();
   int random(int n) { return int(random_() % uint64_t(n)); }
   double uniform() { return double(random_() >> 11) * 0x1p-53; }

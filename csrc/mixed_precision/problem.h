@@ -47,11 +47,11 @@ struct Problem {
 };
 
 // Says when to stop: at a time, or when someone asks for it. Once it has said so it says nothing else.
-class Watch {
+class Deadline {
  public:
   using Clock = std::chrono::steady_clock;
 
-  Watch(double seconds, std::function<bool()> interrupted)
+  Deadline(double seconds, std::function<bool()> interrupted)
       : begin_(Clock::now()), seconds_(seconds), interrupted_(std::move(interrupted)) {}
 
   double seconds() const { return std::chrono::duration<double>(Clock::now() - begin_).count(); }

@@ -6,14 +6,14 @@
 
 namespace quantize::mixed_precision {
 namespace {
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double infinity = std::numeric_limits<double>::infinity();
 }
 
 Relaxation::Relaxation(const Problem& problem, const Convex& convex)
     : open(problem.size(), 1),
       x(problem.size()),
       multipliers(problem.constraints()),
-      bound(-kInfinity),
+      bound(-infinity),
       problem_(problem),
       convex_(convex),
       gradient_(problem.size()),
@@ -110,7 +110,7 @@ void Relaxation::step(int l) {
   for (int repeat = 0; repeat < end - begin; ++repeat) {
     for (int q = 0; q < limits; ++q) pressure_[q] = pressure(q);
     int to = -1, from = -1;
-    double low = kInfinity, high = -kInfinity;
+    double low = infinity, high = -infinity;
     for (int v = begin; v < end; ++v) {
       if (!open[v]) continue;
       double slope = gradient_[v];
@@ -139,7 +139,7 @@ double Relaxation::tangent_bound(const std::vector<double>& m) {
   double sum = -curved_;
   for (int q = 0; q < limits; ++q) sum -= m[q] * problem_.limits[q], spent_[q] = 0;
   for (int l = 0; l < problem_.layers(); ++l) {
-    double least = kInfinity;
+    double least = infinity;
     int at = -1;
     for (int v = problem_.first[l]; v < problem_.first[l + 1]; ++v) {
       if (!open[v]) continue;
@@ -196,10 +196,10 @@ void Relaxation::raise_bound(double enough) {
   last_ = tangent_bound(peak_);
   bound = std::max(bound, last_);
   for (int l = 0; l < problem_.layers(); ++l) {
-    double least = kInfinity;
+    double least = infinity;
     for (int v = problem_.first[l]; v < problem_.first[l + 1]; ++v)
       if (open[v]) least = std::min(least, slope_[v]);
-    for (int v = problem_.first[l]; v < problem_.first[l + 1]; ++v) reduced_[v] = open[v] ? slope_[v] - least : kInfinity;
+    for (int v = problem_.first[l]; v < problem_.first[l + 1]; ++v) reduced_[v] = open[v] ? slope_[v] - least : infinity;
   }
 }
 
@@ -240,7 +240,7 @@ bool Relaxation::close_dear() {
     const std::vector<double>& cost = problem_.costs[q];
     double room = problem_.limits[q] * (1 + 1e-13);
     for (int l = 0; l < problem_.layers(); ++l) {
-      double least = kInfinity;
+      double least = infinity;
       for (int v = problem_.first[l]; v < problem_.first[l + 1]; ++v)
         if (open[v]) least = std::min(least, cost[v]);
       cheapest_[l] = least, room -= least;
@@ -254,7 +254,7 @@ bool Relaxation::close_dear() {
   return false;
 }
 
-bool Relaxation::tighten(int sweeps, double cutoff, Watch& watch) {
+bool Relaxation::tighten(int sweeps, double cutoff, Deadline& deadline) {
   if (close_dear()) return true;
   double checked = bound;
   for (int s = 0; s < sweeps; ++s) {
@@ -264,7 +264,7 @@ bool Relaxation::tighten(int sweeps, double cutoff, Watch& watch) {
     if (s % 2 && s + 1 != sweeps) continue;
     raise_bound(1e-3 * std::max(cutoff - bound, 0.));  // finer multipliers are not worth their time
     if (close_bad(cutoff)) return true;
-    if (watch.stop()) return false;
+    if (deadline.stop()) return false;
     // Near its best, as far as it matters: go on to the children.
     if (s >= 4 && s % 4 == 0) {
       if (bound - checked < 0.02 * (cutoff - bound)) break;

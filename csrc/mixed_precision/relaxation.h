@@ -27,7 +27,7 @@ class Relaxation {
   // Leaves the layer of v no other choice.
   void fix(int v);
   // Up to `sweeps` over the layers. Closes what cannot lead below `cutoff`; true when that is everything.
-  bool tighten(int sweeps, double cutoff, Watch& watch);
+  bool tighten(int sweeps, double cutoff, Deadline& deadline);
   // The bound at x, and reduced costs; tighten() does it as it goes.
   void evaluate() { raise_bound(0); }
   // How much a choice would raise the bound at the least, were it made and nothing else changed.

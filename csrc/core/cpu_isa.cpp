@@ -1,3 +1,4 @@
+// What the processor has and the operating system saves, by cpuid and xgetbv; x86 alone has more than `portable`.
 #include "cpu_isa.h"
 
 #include <atomic>

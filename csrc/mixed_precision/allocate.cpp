@@ -1,3 +1,5 @@
+// The allocator from question to answer: what is decided beforehand is left out, a local search finds a good assignment, and a dynamic
+// program (without cross terms) or branch and bound finds the best or says how far it may be.
 #include "allocate.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// The allocator for Python: tensors checked, the search without the interpreter's lock, and Ctrl-C looked for meanwhile.
 #include "bind.h"
 
 #include <ATen/core/Tensor.h>

@@ -1,3 +1,4 @@
+// Nodes wait in the order of their bounds. The layer to branch on is the one whose children promise the smallest subtrees.
 #include "branch_and_bound.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// The mixing method's blocks turn by turn, each from the eigenvectors of a small matrix; then enlarged until what they make of the
+// objective has a Cholesky factorisation.
 #include "convexify.h"
 
 #include <algorithm>

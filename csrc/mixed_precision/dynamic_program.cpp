@@ -1,3 +1,4 @@
+// Lists of partial assignments: grown by a layer, sorted by cost, and thinned out.
 #include "dynamic_program.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Every variable's field, what its choice would add to the objective, is kept up to date: a move is looked at without the matrix.
 #include "local_search.h"
 
 #include <algorithm>

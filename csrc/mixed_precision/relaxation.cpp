@@ -1,3 +1,4 @@
+// Sweeps of coordinate steps within layers. After each the multipliers follow, and choices that cannot lead below the cutoff are closed.
 #include "relaxation.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Packed layers' calls from Python, bound, watched and chosen without Python's help: bound_op.h.
 #include "bound_op.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>

@@ -1,3 +1,4 @@
+// Walks over a model's modules by way of their dictionaries, and one wait for all gradients: step.h.
 #include "step.h"
 
 #include <ATen/ops/isfinite.h>

@@ -1,6 +1,5 @@
 // batch_norm: statistics and output from the full-precision input, which is kept packed for the backward.
 #include <ATen/ops/native_batch_norm.h>
-#include <ATen/ops/ones.h>
 #include <torch/library.h>
 
 #include "channel_shape.h"

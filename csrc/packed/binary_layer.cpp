@@ -307,13 +307,12 @@ class Run {
     const int64_t outer = l_.out ? samples : l_.batch;  // words of bits are one thread's
     at::parallel_for(0, outer * shares, 1, [&](int64_t begin, int64_t end) {
       Scratch& scratch = scratch_of_thread();
-      tile_kernels()->begin();
+      const TileSession tiles(tile_kernels());
       for (int64_t item = begin; item < end; ++item)
         for (int64_t s = item / shares * (samples / outer), i = 0; i < samples / outer; ++i, ++s)
           for (int64_t c = item % shares * share, last = std::min(c + share, all); c < last; c += 2 * TileTraits::columns)
             multiply_tile(images + s * plane, rows, taps, lines, s / l_.groups * pixels, s % l_.groups * all + c, c,
                           std::min<int64_t>(last - c, 2 * TileTraits::columns), scratch);
-      tile_kernels()->end();
     });
   }
 

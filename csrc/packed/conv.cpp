@@ -151,10 +151,8 @@ template <typename Run>
 void share_out(int64_t items, const Run& run) {
   at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
     std::vector<int8_t> scratch;
-    const TileKernels* tiles = tile_kernels();
-    if (tiles) tiles->begin();
+    const TileSession tiles(tile_kernels());
     for (int64_t item = begin; item < end; ++item) run(item, scratch);
-    if (tiles) tiles->end();
   });
 }
 

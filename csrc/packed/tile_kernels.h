@@ -22,7 +22,7 @@ struct TileLines {
 };
 
 struct TileKernels {
-  // Before and after products, on each thread: tiles are set up and given back.
+  // Before and after products, on each thread: tiles are set up and given back. TileSession calls them.
   void (*begin)();
   void (*end)();
   // acc[16 * row_tiles][16 * panels]: row i lies at x + i * stride, levels are [panels][lines][chunks][16 quads][16][4]. row_tiles, panels:
@@ -50,5 +50,22 @@ inline const TileKernels* tile_kernels() {
 #endif
   return nullptr;
 }
+
+// Tiles for a thread's products: given back also when something throws, since the thread goes on to other work. None where kernels are
+// null.
+class TileSession {
+ public:
+  explicit TileSession(const TileKernels* kernels) : kernels_(kernels) {
+    if (kernels_) kernels_->begin();
+  }
+  ~TileSession() {
+    if (kernels_) kernels_->end();
+  }
+  TileSession(const TileSession&) = delete;
+  TileSession& operator=(const TileSession&) = delete;
+
+ private:
+  const TileKernels* kernels_;
+};
 
 }  // namespace quantize::packed

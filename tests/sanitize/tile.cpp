@@ -2,6 +2,7 @@
 #include "packed/tile_kernels.h"
 
 #include <algorithm>
+#include <new>
 
 #include "harness.h"
 #include "packed/image_kernels.h"
@@ -25,10 +26,9 @@ int64_t check_products(const TileKernels& tiles, Fence fence, int row_tiles, int
   const std::string what = "tiles: " + std::to_string(row_tiles) + " by " + std::to_string(panels) + ", " + std::to_string(line_count) +
                            " lines of " + std::to_string(chunks);
   for (bool negative : {false, true}) {
-    tiles.begin();
+    const TileSession session(&tiles);
     const auto& multiply = negative ? tiles.multiply_signed : tiles.multiply;
     multiply(x.data(), stride, row_tiles, {offsets.data(), line_count, chunks}, levels.data(), panels, acc.data());
-    tiles.end();
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t c = 0; c < columns; ++c) {
         int32_t sum = 0;
@@ -123,10 +123,28 @@ int64_t check_rows(int64_t height, int64_t width, int64_t pixel, int64_t line, i
   return 1;
 }
 
+int tiles_in_use = 0;
+
+// Tiles are given back also when memory for what is multiplied runs out.
+int64_t check_session() {
+  TileKernels counted{};
+  counted.begin = [] { ++tiles_in_use; };
+  counted.end = [] { --tiles_in_use; };
+  try {
+    const TileSession session(&counted);
+    if (tiles_in_use != 1) fail("tiles: not set up");
+    throw std::bad_alloc();
+  } catch (const std::bad_alloc&) {
+  }
+  const TileSession none(nullptr);
+  if (tiles_in_use != 0) fail("tiles: kept after an exception");
+  return 1;
+}
+
 }  // namespace
 
 int64_t check_tile_rows() {
-  int64_t count = 0;
+  int64_t count = check_session();
   for (int64_t height : {1, 2, 7, 14, 57})
     for (int64_t width : {1, 5, 14, 31, 32, 33, 56})
       for (int64_t down : {1, 2})

@@ -1,6 +1,4 @@
 // A binary layer on the CPU: bits of the input, blocks of output pixels, counts, outputs. Kernels: binary_kernels.h.
-//
-// Scratch is kept by each thread between calls: small layers take microseconds, and the allocator's would be a good part of them.
 #include "binary_layer.h"
 
 #include <ATen/Parallel.h>
@@ -11,6 +9,7 @@
 
 #include "binary_bits.h"
 #include "image_kernels.h"
+#include "scratch.h"
 #include "tile_rows.h"
 
 namespace quantize::packed {
@@ -38,22 +37,6 @@ struct Scratch {
   alignas(64) int32_t counts[BinaryTraits::channels * row], base[BinaryTraits::block];
   uint16_t bits[BinaryTraits::block];
 };
-
-Scratch& scratch_of_thread() {
-  static thread_local Scratch scratch;
-  return scratch;
-}
-
-template <typename T>
-T* aligned(T* p) {
-  return p + -reinterpret_cast<uintptr_t>(p) % 64;
-}
-
-template <typename T>
-T* at_least(std::vector<T>& v, int64_t size) {
-  if (int64_t(v.size()) < size) v.resize(size);
-  return v.data();
-}
 
 uint64_t word_at(const uint8_t* p) {
   uint64_t v;
@@ -103,7 +86,7 @@ class Run {
     const int64_t shares = l_.out ? std::clamp<int64_t>((2 * at::get_num_threads() - 2) / outer, 1, sixteens) : 1;
     const int64_t share = (sixteens + shares - 1) / shares * 16;
     at::parallel_for(0, outer * shares, 1, [&](int64_t begin, int64_t end) {
-      Scratch& scratch = scratch_of_thread();
+      Scratch& scratch = scratch_of_thread<Scratch>();
       for (int64_t item = begin; item < end; ++item) {
         const int64_t first = item % shares * share, last = std::min(first + share, l_.group_outputs());
         const int64_t at = item / shares, start = at % blocks * block, count = std::min(block, pixels - start);
@@ -180,7 +163,7 @@ class Run {
     uint8_t* nibbles = lookup_ ? at_least(p_.nibbles, samples * image_ + slack) : nullptr;
     if (l_.padded()) lookup_ ? std::memset(nibbles, l_.unit ? 0 : 128, samples * image_) : std::memset(images, 0, samples * image_ * 8);
     at::parallel_for(0, samples * planes, 1, [&](int64_t begin, int64_t end) {
-      Scratch& scratch = scratch_of_thread();
+      Scratch& scratch = scratch_of_thread<Scratch>();
       for (int64_t item = begin; item < end; ++item) {
         const int64_t s = item / planes, plane = item % planes;
         if (!lookup_ && !l_.padded()) {
@@ -306,7 +289,7 @@ class Run {
     const int64_t share = l_.out ? 2 * TileTraits::columns : l_.groups == 1 ? 64 : all, shares = (all + share - 1) / share;
     const int64_t outer = l_.out ? samples : l_.batch;  // words of bits are one thread's
     at::parallel_for(0, outer * shares, 1, [&](int64_t begin, int64_t end) {
-      Scratch& scratch = scratch_of_thread();
+      Scratch& scratch = scratch_of_thread<Scratch>();
       const TileSession tiles(tile_kernels());
       for (int64_t item = begin; item < end; ++item)
         for (int64_t s = item / shares * (samples / outer), i = 0; i < samples / outer; ++i, ++s)
@@ -320,7 +303,7 @@ class Run {
     const int64_t planes = l_.planes(), pixel = l_.window.channels;
     if (l_.padded()) std::memset(images, 0, l_.batch * l_.groups * image);
     at::parallel_for(0, l_.batch * l_.groups * planes, 1, [&](int64_t begin, int64_t end) {
-      uint64_t* words = at_least(scratch_of_thread().words, (l_.height * l_.width + 31) / 32 * 32);
+      uint64_t* words = at_least(scratch_of_thread<Scratch>().words, (l_.height * l_.width + 31) / 32 * 32);
       for (int64_t item = begin; item < end; ++item) {
         const int64_t s = item / planes, plane = item % planes;
         pack(s / l_.groups, s % l_.groups, plane, words);
@@ -419,9 +402,6 @@ class Run {
 
 }  // namespace
 
-void run_binary(const BinaryLayer& layer) {
-  static thread_local Prepared prepared;
-  Run(layer, prepared)();
-}
+void run_binary(const BinaryLayer& layer) { Run(layer, scratch_of_thread<Prepared>())(); }
 
 }  // namespace quantize::packed

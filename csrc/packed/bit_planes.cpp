@@ -8,6 +8,7 @@
 
 #include "binary_kernels.h"
 #include "panels.h"
+#include "scratch.h"
 
 namespace quantize::packed {
 namespace {
@@ -19,17 +20,6 @@ struct Scratch {
   std::vector<uint8_t> nibbles, index;
   alignas(64) int32_t counts[BinaryTraits::channels * BinaryTraits::stride], more[BinaryTraits::channels * BinaryTraits::stride];
 };
-
-template <typename T>
-T* at_least(std::vector<T>& v, int64_t size) {
-  if (int64_t(v.size()) < size) v.resize(size);
-  return v.data();
-}
-
-Scratch& scratch_of_thread() {
-  static thread_local Scratch scratch;
-  return scratch;
-}
 
 constexpr int32_t no_base[BinaryTraits::block] = {};
 
@@ -74,7 +64,7 @@ class Run {
     const int64_t shares = std::clamp<int64_t>((2 * at::get_num_threads() - 2) / (samples * blocks), 1, sixteens);
     const int64_t share = (sixteens + shares - 1) / shares * BinaryTraits::channels;
     at::parallel_for(0, samples * blocks * shares, 1, [&](int64_t begin, int64_t end) {
-      Scratch& scratch = scratch_of_thread();
+      Scratch& scratch = scratch_of_thread<Scratch>();
       for (int64_t item = begin; item < end; ++item) {
         const int64_t first = item % shares * share, last = std::min(first + share, all), at = item / shares;
         const int64_t sample = at / blocks, start = at % blocks * block, count = std::min(block, pixels - start);
@@ -99,7 +89,7 @@ class Run {
   void fill_images(const float* x, uint8_t* images) const {
     const int64_t pixels = g_.height * g_.width, stride = (pixels + 31) / 32 * 32, planes = (window_.channels + 63) / 64;
     at::parallel_for(0, g_.batch * s_.groups * planes, 1, [&](int64_t begin, int64_t end) {
-      Scratch& scratch = scratch_of_thread();
+      Scratch& scratch = scratch_of_thread<Scratch>();
       uint64_t* words = at_least(scratch.words, most_planes * stride);
       uint8_t* flat = at_least(scratch.nibbles, 64 / quad * stride);
       for (int64_t item = begin; item < end; ++item) {

@@ -13,6 +13,7 @@
 #include "conv_geometry.h"
 #include "image_kernels.h"
 #include "panels.h"
+#include "scratch.h"
 #include "tile_rows.h"
 #include "winograd.h"
 
@@ -102,8 +103,7 @@ struct TileProduct {
       return reinterpret_cast<const int8_t*>(panels.tile(group, first).codes);
     const int64_t stored = panels.quads * GemmTraits::quad_bytes, line = taps.quads * GemmTraits::quad_bytes;
     const int64_t whole = taps.panel_bytes();
-    if (int64_t(scratch.size()) < tiles * whole + stored + 64) scratch.resize(tiles * whole + stored + 64);
-    int8_t* made = scratch.data() + -reinterpret_cast<uintptr_t>(scratch.data()) % 64;
+    int8_t* made = aligned(at_least(scratch, tiles * whole + stored + 64));
     for (int64_t t = 0; t < tiles; ++t) {
       const auto panel = panels.tile(group, first + t);
       int8_t* target = made + t * whole;

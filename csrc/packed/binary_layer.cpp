@@ -20,7 +20,7 @@ constexpr int64_t fewest_pixels = 16;  // of a linear layer's batch: fewer go th
 constexpr int32_t none[TileTraits::together * TileTraits::columns] = {};
 constexpr int64_t fewest_tile_rows = 48;  // pixels of a sample: fewer are sooner counted than weights are spread to bytes
 
-// What a call prepares for all its blocks.
+// What a call prepares for all its blocks. Kept by the thread that calls, but for large images.
 struct Prepared {
   std::vector<uint64_t> flips, images;
   std::vector<uint8_t> nibbles;           // images for lookups, or of bytes
@@ -159,8 +159,12 @@ class Run {
   void fill_images() {
     const int64_t samples = l_.batch * l_.groups, planes = l_.planes(), pixels = l_.height * l_.width;
     const int64_t stride = (pixels + 31) / 32 * 32;  // of planes of nibbles
-    uint64_t* images = lookup_ ? nullptr : at_least(p_.images, samples * image_ + slack);
-    uint8_t* nibbles = lookup_ ? at_least(p_.nibbles, samples * image_ + slack) : nullptr;
+    if (lookup_)
+      nibbles_ = CallArray(p_.nibbles, samples * image_ + slack);
+    else
+      images_ = CallArray(p_.images, samples * image_ + slack);
+    uint64_t* images = images_.data();
+    uint8_t* nibbles = nibbles_.data();
     if (l_.padded()) lookup_ ? std::memset(nibbles, l_.unit ? 0 : 128, samples * image_) : std::memset(images, 0, samples * image_ * 8);
     at::parallel_for(0, samples * planes, 1, [&](int64_t begin, int64_t end) {
       Scratch& scratch = scratch_of_thread<Scratch>();
@@ -190,10 +194,10 @@ class Run {
     uint8_t* index = nullptr;
     if (lookup_) {
       index = aligned(at_least(scratch.index, quads * kernels_.lookup_block + 2 * slack));
-      kernels_.gather_index(p_.nibbles.data() + image, l_.window, start, count, index, kernels_.lookup_block);
+      kernels_.gather_index(nibbles_.data() + image, l_.window, start, count, index, kernels_.lookup_block);
     } else {
       x = at_least(scratch.x, words * row);
-      kernels_.gather(p_.images.data() + image, l_.window, start, count, x);
+      kernels_.gather(images_.data() + image, l_.window, start, count, x);
       if (l_.padded() && !l_.unit) find_outside(start, count, scratch);
     }
     for (int64_t i = 0, y = start / l_.out_width, w = start % l_.out_width; i < count; ++i) {
@@ -283,7 +287,8 @@ class Run {
     const TileTaps taps(w.kernel, w.dilation[1], pixel / quad);
     const std::vector<int32_t> lines = taps.offsets(w.kernel, w.dilation, pixel, line);
     const int64_t behind = TileRows::slack * rows.stride + w.kernel[1] * pixel + 2 * 64;
-    uint8_t* images = aligned(at_least(p_.nibbles, samples * plane + behind));
+    const CallArray<uint8_t> memory(p_.nibbles, samples * plane + behind);
+    uint8_t* images = aligned(memory.data());
     spread_images(images, plane);
     const int64_t pixels = l_.out_height * l_.out_width, all = l_.group_outputs();
     const int64_t share = l_.out ? 2 * TileTraits::columns : l_.groups == 1 ? 64 : all, shares = (all + share - 1) / share;
@@ -398,6 +403,8 @@ class Run {
   const BinaryKernels& kernels_;
   const bool lookup_;
   const int64_t image_;  // words, or bytes, of a group's
+  CallArray<uint64_t> images_;
+  CallArray<uint8_t> nibbles_;
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace quantize::packed {
@@ -24,5 +25,25 @@ T* aligned(T* p) {
   static_assert(sizeof(T) == 1);
   return p + -reinterpret_cast<uintptr_t>(p) % 64;
 }
+
+// An array for a call: the thread's own where that is small. What large batches take goes with the call.
+template <typename T>
+class CallArray {
+ public:
+  static constexpr int64_t most_kept = int64_t(4) << 20;  // bytes
+
+  CallArray() = default;
+  CallArray(std::vector<T>& kept, int64_t size) {
+    if (size * int64_t(sizeof(T)) <= most_kept)
+      data_ = at_least(kept, size);
+    else
+      own_.reset(data_ = new T[size]);
+  }
+  T* data() const { return data_; }
+
+ private:
+  std::unique_ptr<T[]> own_;
+  T* data_ = nullptr;
+};
 
 }  // namespace quantize::packed

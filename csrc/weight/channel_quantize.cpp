@@ -10,8 +10,8 @@
 #include "../core/checks.h"
 #include "../core/dispatch.h"
 #include "../core/grain.h"
+#include "channel_quantize_call.h"
 #include "channel_quantize_kernels.h"
-#include "codebook.h"
 
 namespace quantize::weight {
 namespace {
@@ -45,12 +45,8 @@ tuple<Tensor, Tensor, Tensor> channel_quantize_cpu(const Tensor& input, c10::str
 }
 
 Tensor clip_gradient_cpu(const Tensor& input_grad, const Tensor& input, const Tensor& limit) {
-  const Scalar scalar = check_scalar("clip_gradient", "w", input.scalar_type());
-  check_dtype("clip_gradient", "grad", input_grad, input.scalar_type());
-  TORCH_CHECK_VALUE(input_grad.sizes() == input.sizes(), "clip_gradient: grad must be ", input.sizes(), "; got ", input_grad.sizes());
+  const Scalar scalar = check_clip_gradient(input_grad, input, limit);
   const ChannelLayout layout(input);
-  check_dtype("clip_gradient", "limit", limit, at::kFloat);
-  check_numel("clip_gradient", "limit", limit, layout.channels);
   const Tensor w = channel_memory(input), limits = limit.contiguous();
   Tensor y = at::empty_strided(w.sizes(), w.strides(), w.options());
   const Tensor grad = input_grad.strides() == w.strides() ? input_grad : at::empty_like(y).copy_(input_grad);

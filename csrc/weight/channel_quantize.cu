@@ -1,4 +1,4 @@
-// channel_quantize and clip_gradient on CUDA. Build: setup.py. Specification: channel_quantize.h; arguments: channel_quantize.cpp.
+// channel_quantize and clip_gradient on CUDA. Build: setup.py. Specification: channel_quantize.h; arguments: channel_quantize_call.h.
 #include "channel_quantize.cuh"
 
 #include <ATen/ops/empty.h>
@@ -6,9 +6,8 @@
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
-#include "../core/checks.h"
 #include "../core/launch.h"
-#include "codebook.h"
+#include "channel_quantize_call.h"
 
 namespace quantize::weight {
 namespace {
@@ -33,11 +32,8 @@ std::tuple<Tensor, Tensor, Tensor> channel_quantize_cuda(const Tensor& input, c1
 }
 
 Tensor clip_gradient_cuda(const Tensor& input_grad, const Tensor& input, const Tensor& limit) {
-  const Scalar scalar = check_scalar("clip_gradient", "w", input.scalar_type());
-  check_dtype("clip_gradient", "grad", input_grad, input.scalar_type());
+  const Scalar scalar = check_clip_gradient(input_grad, input, limit);
   const ChannelLayout layout(input);
-  check_numel("clip_gradient", "limit", limit, layout.channels);
-  check_same_device("clip_gradient", "limit", limit, input);
   Launcher launch(input);
   const Tensor w = channel_memory(input), limits = limit.contiguous();
   Tensor out = at::empty_strided(w.sizes(), w.strides(), w.options());

@@ -164,7 +164,9 @@ ERRORS = [
     ("channel_quantize", (FLOAT, "po2", 9, True), ValueError, "bits must be between 2 and 8; got 9"),
     ("clip_gradient", (FLOAT.half(), FLOAT, torch.ones(3)), TypeError, "grad must be Float; got Half"),
     ("clip_gradient", (FLOAT.t(), FLOAT, torch.ones(3)), ValueError, r"grad must be \[3, 2\]; got \[2, 3\]"),
+    ("clip_gradient", (FLOAT[:2], FLOAT, torch.ones(3)), ValueError, r"grad must be \[3, 2\]; got \[2, 2\]"),
     ("clip_gradient", (FLOAT, FLOAT, torch.ones(2)), ValueError, r"limit must have 3 elements; got \[2\]"),
+    ("clip_gradient", (FLOAT, FLOAT, torch.ones(3).double()), TypeError, "limit must be Float; got Double"),
     ("lsq_quantize", (FLOAT.double(), HALF, ONE, 15), TypeError, "x must be float32, float16 or bfloat16; got Double"),
     ("lsq_quantize", (FLOAT, HALF, ONE, 0), ValueError, "levels must be between 1 and 65535; got 0"),
     ("lsq_quantize", (FLOAT, HALF, ONE, 65536), ValueError, "levels must be between 1 and 65535; got 65536"),
@@ -193,7 +195,9 @@ ERRORS = [
 ]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(("op", "arguments", "error", "message"), ERRORS)
-def test_errors(op, arguments, error, message):
+def test_errors(op, arguments, error, message, device):
+    there = [a.to(device) if isinstance(a, torch.Tensor) and a is not SEED else a for a in arguments]  # seeds stay on the CPU
     with pytest.raises(error, match=message):
-        getattr(ops, op)(*arguments)
+        getattr(ops, op)(*there)

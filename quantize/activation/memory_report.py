@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ..layers.base import CompressedLayer
 from ..patterns import resolve
 from ..weight.lsq import ActivationQuantizer, alone
+from .module import Control, controls_of
 from .state import LayerState, note_op, noted_op, override
 
 SMALL = 4096  # bytes: what a channel-wise statistic or a loss takes, not worth a reason
@@ -106,9 +107,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     quantizers = [(m, m.snapshot()) for m in model.modules() if isinstance(m, ActivationQuantizer)]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     states = [(s, s.snapshot()) for s in _states(model)]
-    control = getattr(model, "_control", None)
-    held = (dict(control.functional), control.indices, control.arriving) if control is not None else None
-    if control is not None:
+    held = [(control, dict(control.functional), control.indices, control.arriving) for control in controls_of(model).values()]
+    for control, *_ in held:
         control.indices = None  # of the training's next batch, which is not the report's
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices), alone():
@@ -122,14 +122,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
             for state, values in states:
                 state.restore(values)
-            if held is not None:
-                control.functional, control.indices, control.arriving = held
+            for control, *values in held:
+                control.functional, control.indices, control.arriving = values
 
 
 def _states(model: nn.Module) -> list[LayerState]:
-    control = getattr(model, "_control", None)
     states = {id(m._state): m._state for m in model.modules() if isinstance(m, CompressedLayer)}
-    if control is not None:
+    for control in controls_of(model).values():
         states |= {id(s): s for s in control.states()}
     return list(states.values())
 
@@ -183,15 +182,15 @@ def _leave(stack: list[str]) -> None:  # returns None: a hook's value would repl
 
 
 def _rows(model: nn.Module, live: dict[int, tuple[int, list[_Saved]]]) -> list[LayerMemory]:
-    modules = dict(model.named_modules())
+    modules, controls = dict(model.named_modules()), controls_of(model)
     totals: dict[tuple[str, str, str], list[float]] = {}
     for nbytes, holders in live.values():
         first = holders[0]
         module, tensor = modules.get(first.name), first.tensor
         compressed = tensor.dtype in (torch.uint8, torch.int16)
         op = module.plain.__name__ if isinstance(module, CompressedLayer) else first.op
-        reason = "" if compressed else _reason(model, module, first.name, tensor, op)
-        bits = tensor.element_size() * 8 if not compressed else _bits_of(model, module, first.name, op)
+        reason = "" if compressed else _reason(controls, module, first.name, tensor, op)
+        bits = tensor.element_size() * 8 if not compressed else _bits_of(controls, module, first.name, op)
         entry = totals.setdefault((first.name, op, reason), [bits, 0])
         entry[1] += nbytes
     for name, op, reason in [key for key, (_, nbytes) in totals.items() if key[2] and nbytes <= SMALL]:
@@ -201,24 +200,33 @@ def _rows(model: nn.Module, live: dict[int, tuple[int, list[_Saved]]]) -> list[L
     return sorted(rows, key=lambda r: -r.bytes)
 
 
-def _bits_of(model: nn.Module, module, name: str, op: str) -> float:
+def _control_of(controls: dict[str, Control], name: str) -> tuple[Control | None, str]:
+    """Of the innermost QModule that the module `name` is in, and the module's name there."""
+    inside = [root for root in controls if not root or f"{name}.".startswith(f"{root}.")]
+    if not inside:
+        return None, name
+    root = max(inside, key=len)
+    return controls[root], name[len(root) :].removeprefix(".")
+
+
+def _bits_of(controls: dict[str, Control], module, name: str, op: str) -> float:
     if isinstance(module, CompressedLayer) and module.lossy:
         return module._state.used_bits()
     if "pool" in op.lower():
         return 8
     if "relu" in op.lower() or "hardtanh" in op.lower() or "dropout" in op.lower():
         return 1
-    control = getattr(model, "_control", None)
+    control, name = _control_of(controls, name)
     states = control.states() if control is not None else []
     used = [s.used_bits() for s in states if s.name == name]
     used = used or [s.used_bits() for s in states if "#" in s.name and s.name.partition("#")[0] in op]  # calls outside any layer
     return sum(used) / len(used) if used else 8
 
 
-def _reason(model: nn.Module, module, name: str, tensor: Tensor, op: str) -> str:
+def _reason(controls: dict[str, Control], module, name: str, tensor: Tensor, op: str) -> str:
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"{str(tensor.dtype).removeprefix('torch.')} is kept as it is"
-    control = getattr(model, "_control", None)
+    control, name = _control_of(controls, name)
     config = module.config if isinstance(module, CompressedLayer) else resolve(control.config, name) if control is not None else None
     if config is None or not config.enabled:
         return "disabled by its config" if control is not None or config is not None else "not converted by QModule"

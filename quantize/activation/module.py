@@ -44,11 +44,14 @@ class Control:
         """All lossy layers' states, then those of functional calls."""
         return [*self.layers, *self.functional.values()]
 
+    def configs(self) -> list[ActivationConfig]:
+        """All that a layer may have."""
+        return [c for c in (self.config.values() if isinstance(self.config, Mapping) else [self.config]) if c is not None]
+
     @property
     def learning(self) -> bool:
         """Whether any layer moves bits between layers."""
-        values = self.config.values() if hasattr(self.config, "values") else [self.config]
-        return any(c is not None and c.enabled and c.adaptive and c.per_layer for c in values)
+        return any(c.enabled and c.adaptive and c.per_layer for c in self.configs())
 
     @torch.no_grad()
     def begin_step(self) -> None:
@@ -88,6 +91,11 @@ class Control:
                 by_config.setdefault(state.config, []).append(state)
         for states in by_config.values():
             share_bits(states)
+
+
+def controls_of(model: nn.Module) -> dict[str, Control]:
+    """Of each QModule in `model`, by its name there: itself, or what DistributedDataParallel and other modules have inside them."""
+    return {name: module._control for name, module in model.named_modules() if isinstance(module, QModule)}
 
 
 DEFAULT = ActivationConfig()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .memory_report import unchanged
+from .module import Control, controls_of
 from .state import override
 
 SETTLING_STEPS = 12  # of bits that move between layers
@@ -74,20 +75,22 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
     if torch.is_inference_mode_enabled():
         raise ValueError("variance_report: model must not be run in torch.inference_mode(), where there are no gradients")
     noise = torch.Generator().manual_seed(torch.initial_seed() & (2**63 - 1))
+    controls = controls_of(model).values()
+    indexed = [control for control in controls if any(c.use_gradient for c in control.configs())]
 
     def gradient(number: int, disabled: bool) -> Tensor:
         inputs, target = batches[number]
         torch.manual_seed(number)  # the same dropout in every draw
-        if not disabled and _wants_indices(model):
+        for control in [] if disabled else indexed:
             first = sum(len(b[1]) for b in batches[:number])
-            model.set_sample_indices(torch.arange(first, first + len(target), device="cpu"))
+            control.indices = torch.arange(first, first + len(target), device="cpu")
         with override(disabled, noise), torch.enable_grad():
             loss = loss_fn(model(inputs), target)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().double() for g, p in zip(gradients, parameters, strict=True)])
 
     with unchanged(model):
-        for step in range(_settling_steps(model, len(batches))):
+        for step in range(_settling_steps(controls, len(batches))):
             gradient(step % len(batches), disabled=False)
         mean, energy, quantization = 0, 0.0, 0.0
         for number in range(len(batches)):
@@ -101,16 +104,7 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
     return VarianceReport(quantization + sample, quantization, sample)
 
 
-def _configs(model: nn.Module) -> list:
-    config = getattr(model, "activation_config", None)
-    return [c for c in (config.values() if hasattr(config, "values") else [config]) if c is not None]
-
-
-def _wants_indices(model: nn.Module) -> bool:
-    return any(c.use_gradient for c in _configs(model))
-
-
-def _settling_steps(model: nn.Module, batches: int) -> int:
-    adaptive = [c for c in _configs(model) if c.enabled and c.adaptive]
+def _settling_steps(controls: Iterable[Control], batches: int) -> int:
+    adaptive = [c for control in controls for c in control.configs() if c.enabled and c.adaptive]
     steps = SETTLING_STEPS if any(c.per_layer for c in adaptive) else 0
     return max(steps, batches) if any(c.use_gradient for c in adaptive) else steps

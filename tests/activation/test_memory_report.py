@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -236,3 +237,42 @@ def test_nothing_stays_alive(compress):
     del model
     gc.collect()
     assert alive() is None
+
+
+class Functional(nn.Module):
+    """A model whose calls are its own: what is known of them is not in any layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.kept = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        x = F.silu(self.fc(x))
+        return F.softplus(self.kept(x)).square().sum(1)
+
+
+@pytest.fixture
+def parallel(tmp_path):
+    """DistributedDataParallel, of one process."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    yield nn.parallel.DistributedDataParallel
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["inside another", "DistributedDataParallel"])
+def test_the_qmodule_may_be_inside(kind, parallel):
+    config = {"*": ActivationConfig(bits=2, use_gradient=True), "kept": None}
+    alone = QModule(Functional(), config)
+    inner = copy.deepcopy(alone)
+    outer, root = (nn.Sequential(nn.Identity(), inner), "1") if kind == "inside another" else (parallel(inner), "module")
+    x, indices = torch.randn(32, 64), torch.arange(32)
+    for model in (alone, inner):
+        model.set_sample_indices(indices)
+    torch.manual_seed(1)
+    want = quantize.memory_report(alone, x)
+    torch.manual_seed(1)
+    got = quantize.memory_report(outer, x)
+    assert (got.saved_bytes, got.baseline_bytes) == (want.saved_bytes, want.baseline_bytes)
+    assert got.layers == [row._replace(name=f"{root}.{row.name}".rstrip(".")) for row in want.layers]
+    assert {row.reason for row in got.layers} >= {"", "disabled by its config", "no compressed version of softplus"}
+    assert inner.activation_state().keys() == {"fc"} and inner._control.indices is not None  # as before the report

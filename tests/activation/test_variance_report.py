@@ -144,3 +144,12 @@ def test_a_model_without_gradients_is_named():
         report(2, batches(1), network().requires_grad_(False))
     with torch.inference_mode(), pytest.raises(ValueError, match=r"variance_report: model must not be run in torch.inference_mode"):
         report(2, batches(1))
+
+
+@pytest.mark.parametrize("config", [ActivationConfig(bits=2), ActivationConfig(bits=2, use_gradient=True)], ids=["layers", "gradient"])
+def test_bits_settle_wherever_the_qmodule_is(config):
+    model, data = QModule(network(), config), [(x * torch.logspace(-1, 1, 16)[:, None, None, None], y) for x, y in batches()]
+    inside = nn.Sequential(nn.Identity(), copy.deepcopy(model))
+    want, got = (quantize.variance_report(m, data, F.cross_entropy, draws=3) for m in (model, inside))
+    assert got == want
+    assert inside[1].activation_state() == model.activation_state()

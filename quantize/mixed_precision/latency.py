@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
 from ..packed.convert import convert
+from ..packed.modules import PackedLayer
+from ..packed.pending import Pending
 from ..packed.plain import refuse_wrappers
 from ..weight.lsq import ActivationQuantizer, Observer, alone
 from ..weight.prepare import calibrate
@@ -26,7 +30,8 @@ def measure_latency(model: nn.Module, inputs, sensitivity: Sensitivity, repeats:
     """Times every layer at every choice of a sensitivity: the model is converted at each choice and run, all choices in turn.
 
     The table goes to :func:`quantize.allocate` as ``latency=``, with ``max_latency=`` in seconds. It holds for this machine, this batch
-    size and PyTorch's number of threads; what runs between the layers is not in it. Nothing of the model changes.
+    size and PyTorch's number of threads; what runs between the layers is not in it, but for sums that a binary convolution takes into its
+    own pass. Nothing of the model changes.
 
     Args:
         model: the float model that `sensitivity` was measured on. inputs: a batch, as measure_sensitivity takes it.
@@ -88,30 +93,33 @@ class _Called(nn.Module):
 
 
 class _Timed:
-    """A model whose modules `names` are timed."""
+    """A model whose modules `names` are timed: by what stands in for their forward, as hooks would make binary layers hand on floats."""
 
     def __init__(self, model: nn.Module, names: list[str]):
-        self.model, self.began, self.seconds, self.counted = model, {}, defaultdict(list), False
+        self.model, self.seconds, self.spent = model, defaultdict(list), defaultdict(float)
         self.cuda = any(tensor.is_cuda for tensor in (*model.parameters(), *model.buffers()))
         for name in names:
             module = model.get_submodule(name)
-            module.register_forward_pre_hook(lambda module, args, name=name: self._begin(name))
-            module.register_forward_hook(lambda module, args, output, name=name: self._end(name))
+            module.forward = partial(self._timed, name, module.forward)
+            if not isinstance(module, PackedLayer):  # keeps transformer layers off their fused path, which calls no modules
+                module.register_forward_pre_hook(lambda module, args: None)
 
     def _now(self) -> float:
         if self.cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def _begin(self, name: str) -> None:
-        self.began[name] = self._now()
-
-    def _end(self, name: str) -> None:
-        self.spent[name] += self._now() - self.began[name]
+    def _timed(self, name: str, forward: Callable, *args, **kwargs):
+        began = self._now()
+        output = forward(*args, **kwargs)
+        self.spent[name] += self._now() - began
+        if isinstance(output, Pending):  # computed by the sum that it is for
+            return output.around(lambda call: partial(self._timed, name, call))
+        return output
 
     def run(self, inputs, counted: bool) -> None:
         """One pass."""
-        self.spent = defaultdict(float)
+        self.spent.clear()
         call(self.model, inputs)
         if counted:
             for name, seconds in self.spent.items():

@@ -25,6 +25,10 @@ class Pending:
             self._value, self._x = self._call(self._x), None
         return self._value
 
+    def around(self, wrap: Callable[[Callable], Callable]) -> Pending:
+        """The same output, computed by wrap(call)."""
+        return Pending(wrap(self._call), self._x)
+
     def __add__(self, other):
         if self._value is not None or type(other) is not Tensor or other.device != self._x.device:
             return self.value() + _computed(other)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import quantize
+from quantize.packed.pending import Pending
 
 CHOICES = [(2, 8), (8, 8), (4, None), (None, None)]
 
@@ -95,3 +96,64 @@ def test_bad_arguments_are_named(model, batch):
         quantize.measure_latency(None, batch[0], sensitivity)
     with pytest.raises(ValueError, match="another model"):
         quantize.measure_latency(nn.Sequential(nn.Linear(3, 3)), batch[0], sensitivity)
+
+
+class Binary(nn.Module):
+    """Two binary convolutions: one hands bits to the other, whose output goes straight into a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.norm = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.b, self.last = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.first = nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return (self.b(self.norm(self.a(self.first(x)))) + x).mean((2, 3))
+
+
+@pytest.fixture
+def binary():
+    model, inputs = Binary().eval(), torch.randn(2, 3, 8, 8)
+    batches, options = [(inputs, torch.tensor([0, 1]))], {"quantizer": quantize.XNOR, "skip": ["stem"], "progress": False}
+    return model, inputs, quantize.measure_sensitivity(model, batches, [(1, 1)], **options)
+
+
+def binary_calls(function):
+    """Shapes that packed_binary_conv2d was given, in order."""
+    with torch.no_grad(), torch.autograd.profiler.profile(record_shapes=True) as profile:
+        function()
+    return [event.input_shapes[0] for event in profile.function_events if event.name == "quantize::packed_binary_conv2d"]
+
+
+def test_what_is_timed_is_what_runs(binary):
+    model, inputs, sensitivity = binary
+    packed = quantize.convert(quantize.prepare(copy.deepcopy(model), {"*": None, "a": quantize.XNOR(), "b": quantize.XNOR()}))
+    want = binary_calls(lambda: packed(inputs))
+    assert want == [[2, 16, 6, 6], [2, 6, 6, 8]]  # floats, then bits
+    assert binary_calls(lambda: quantize.measure_latency(model, inputs, sensitivity, repeats=2)) == 4 * want
+
+
+def test_sums_are_timed_with_their_layer(binary, monkeypatch):
+    model, inputs, sensitivity = binary
+    clock = [0.0]
+
+    class Slow(Pending):
+        def __init__(self, call, x):
+            def slow(*args):
+                clock[0] += 1  # a second
+                return call(*args)
+
+            super().__init__(slow, x)
+
+    monkeypatch.setattr("quantize.packed.kernels.Pending", Slow)
+    monkeypatch.setattr("quantize.mixed_precision.latency.time.perf_counter", lambda: clock[0])
+    assert quantize.measure_latency(model, inputs, sensitivity, repeats=1).tolist() == [[0], [1]]
+
+
+def test_transformer_layers_are_timed_in_full_precision():
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), nn.Flatten(), nn.Linear(64, 2)).eval()
+    inputs = torch.randn(2, 4, 16)
+    sensitivity = quantize.measure_sensitivity(model, [(inputs, torch.tensor([0, 1]))], [(4, None), (None, None)], progress=False)
+    table = dict(zip(sensitivity.layers, quantize.measure_latency(model, inputs, sensitivity, repeats=1), strict=True))
+    assert all(bool((table[name] > 0).all()) for name in ("0.linear1", "0.linear2", "2"))

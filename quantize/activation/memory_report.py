@@ -107,7 +107,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     quantizers = [(m, m.snapshot()) for m in model.modules() if isinstance(m, ActivationQuantizer)]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     states = [(s, s.snapshot()) for s in _states(model)]
-    held = [(control, dict(control.functional), control.indices, control.arriving) for control in controls_of(model).values()]
+    held = [(control, dict(control.functional), control.indices, list(control.arriving)) for control in controls_of(model).values()]
     for control, *_ in held:
         control.indices = None  # of the training's next batch, which is not the report's
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})

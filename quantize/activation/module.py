@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +36,10 @@ class Control:
         self.functional: dict[str, LayerState] = {}
         self.layers: list[LayerState] = []
         self.indices: Tensor | None = None
-        self.arriving = None  # figures being copied from the device: (states, pinned tensor, event)
+        self.arriving: list[tuple] = []  # figures being copied from the device, oldest first: (what takes them, pinned tensor, event)
 
     def __getstate__(self):
-        return {**self.__dict__, "indices": None, "arriving": None}
+        return {**self.__dict__, "indices": None, "arriving": []}
 
     def states(self) -> list[LayerState]:
         """All lossy layers' states, then those of functional calls."""
@@ -56,31 +57,36 @@ class Control:
     @torch.no_grad()
     def begin_step(self) -> None:
         """Learns from the step that ended and sets the budgets of the one that begins. Never waits for the device."""
-        self._receive()
+        self.receive()
         states = sorted((s for s in self.states() if s.records), key=lambda s: s.order or 0)
         learned = learn(states)
+        seen = []
         for state in states:
             pending, state.pending_gradients = state.pending_gradients, None
             if pending is not None:
-                state.remember_gradients(*pending)
-        if not learned:
-            return
-        figures = torch.stack([curve for _, curve in learned])
-        owners = [state for state, _ in learned]
-        if figures.is_cuda:
-            if self.arriving is None:
-                host = torch.empty(figures.shape, dtype=figures.dtype, device="cpu", pin_memory=True).copy_(figures, non_blocking=True)
-                event = torch.cuda.Event()
-                event.record()
-                self.arriving = (owners, host, event)
-        else:
-            self._update(owners, figures)
+                seen.append((state, *pending))
+        if seen:
+            self._bring(torch.cat([weight for *_, weight in seen]), partial(_remember, [entry[:2] for entry in seen]))
+        if learned:
+            self._bring(torch.stack([curve for _, curve in learned]), partial(self._update, [state for state, _ in learned]))
 
-    def _receive(self) -> None:
-        if self.arriving is not None and self.arriving[2].query():
-            owners, host, _ = self.arriving
-            self.arriving = None
-            self._update(owners, host)
+    def _bring(self, figures: Tensor, take: Callable[[Tensor], None]) -> None:
+        """take(figures) with figures on the CPU: from a GPU by the first step that finds them there."""
+        if not figures.is_cuda:
+            take(figures)
+            return
+        host = torch.empty(figures.shape, dtype=figures.dtype, device="cpu", pin_memory=True).copy_(figures, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(figures.device))
+        self.arriving.append((take, host, event))
+
+    def receive(self, wait: bool = False) -> None:
+        """Takes the figures that have come, or all."""
+        while self.arriving and (wait or self.arriving[0][2].query()):
+            take, host, event = self.arriving.pop(0)
+            if wait:
+                event.synchronize()
+            take(host)
 
     def _update(self, owners: list[LayerState], figures: Tensor) -> None:
         for state, curve in zip(owners, figures.tolist(), strict=True):
@@ -91,6 +97,12 @@ class Control:
                 by_config.setdefault(state.config, []).append(state)
         for states in by_config.values():
             share_bits(states)
+
+
+def _remember(samples: list[tuple[LayerState, Tensor]], weights: Tensor) -> None:
+    """Of layers, each with the indices of its samples: all their gradients' magnitudes in one tensor."""
+    for (state, indices), weight in zip(samples, weights.split([len(indices) for _, indices in samples]), strict=True):
+        state.remember_gradients(indices, weight)
 
 
 def controls_of(model: nn.Module) -> dict[str, Control]:
@@ -249,6 +261,7 @@ class QModule(nn.Module, metaclass=_Converting):
 
     def _finished_states(self) -> list[LayerState]:
         self._control.begin_step()  # so that the last step's figures are in
+        self._control.receive(wait=True)
         return self._control.states()
 
     def __reduce_ex__(self, protocol):

@@ -122,7 +122,7 @@ class LayerState:
         indices = session.indices if session and self.config.use_gradient else None
         if indices is not None and indices.numel() != samples:
             indices = None  # a layer that folds other axes into its batch: those are no samples of the data set
-        weighted = variance if indices is None else variance * self._weights(indices).to(variance.device)[:, None]
+        weighted = variance if indices is None else variance * _sent(self._weights(indices), variance.device)[:, None]
         if session and not under_checkpoint():
             budget = session.whole_bits(self.budget, samples, x.numel() // samples, self.config.max_bits)
         else:  # a checkpoint's second forward, which is in no session, must come to the number of the first
@@ -148,7 +148,7 @@ class LayerState:
         return torch.where(weight.isnan(), weight.nanmean().nan_to_num(1.0), weight)
 
     def remember_gradients(self, indices: Tensor, weight: Tensor) -> None:
-        """Keeps the samples' gradient magnitudes for their next visit; 4 bytes a sample of the data set and layer."""
+        """Keeps the samples' gradient magnitudes, float32 on the CPU, for their next visit; 4 bytes a sample of the data set and layer."""
         size = int(indices.max()) + 1
         if self.sample_weight is None or self.sample_weight.numel() < size:
             before = 0 if self.sample_weight is None else self.sample_weight.numel()
@@ -156,7 +156,12 @@ class LayerState:
             if before:
                 grown[:before] = self.sample_weight
             self.sample_weight = grown
-        self.sample_weight[indices] = weight.to("cpu", torch.float32)
+        self.sample_weight[indices] = weight
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`. From pinned memory: of other memory a copy waits for the GPU."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _join(record: Record | None, is_norm: bool) -> Tensor | None:

@@ -140,15 +140,33 @@ def test_autocast(dtype):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_nothing_waits_for_the_device():
-    model = quantize.QModule(network().cuda())
+@pytest.mark.parametrize("use_gradient", [False, True])
+def test_nothing_waits_for_the_device(use_gradient):
+    model = quantize.QModule(network().cuda(), quantize.ActivationConfig(use_gradient=use_gradient))
     x, y = torch.randn(16, 3, 32, 32, device="cuda"), torch.randint(10, (16,), device="cuda")
     for step in range(6):
         torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")
+        model.set_sample_indices(torch.arange(16))
         try:
             F.cross_entropy(model(x), y).backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_gradients_of_samples_arrive():
+    config = quantize.ActivationConfig(use_gradient=True)
+    plain, x, y = network(), torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+    learned = {}
+    for device in ("cpu", "cuda"):
+        model = quantize.QModule(copy.deepcopy(plain).to(device), config)
+        model.set_sample_indices(torch.arange(16))
+        torch.manual_seed(1)
+        F.cross_entropy(model(x.to(device)), y.to(device)).backward()
+        learned[device] = model.activation_state()
+    assert learned["cpu"].keys() == learned["cuda"].keys()
+    for name, values in learned["cpu"].items():
+        # Sums of squares in another order, of gradients that other kernels computed.
+        torch.testing.assert_close(learned["cuda"][name]["sample_weight"], values["sample_weight"], rtol=1e-2, atol=0)
 
 
 def test_memory():

@@ -178,3 +178,24 @@ def test_activation_states_are_checked(state, error, message):
         model.load_activation_state(state)
     assert str(model.activation_state()) == before
     model.load_activation_state(quantize.QModule(nn.Sequential(nn.Linear(64, 16))).activation_state())
+
+
+def test_figures_on_their_way_are_taken_in_order_and_wait_for_none():
+    # What a GPU's copies and events do, by hand.
+    class Event:
+        def __init__(self, there):
+            self.there = there
+
+        def query(self):
+            return self.there
+
+        def synchronize(self):
+            self.there = True
+
+    control, taken = QModule(nn.Linear(64, 8))._control, []
+    control.arriving = [(taken.append, number, Event(there)) for number, there in enumerate((True, False, True))]
+    control.receive()
+    assert taken == [0]  # the third must not overtake the second
+    assert copy.deepcopy(control).arriving == []
+    control.receive(wait=True)
+    assert taken == [0, 1, 2] and not control.arriving

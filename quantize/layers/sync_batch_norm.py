@@ -26,7 +26,7 @@ def sync_batch_norm(
     """Tensor[N, C, ...] normalised by the mean and variance over all processes' samples; N may differ and be 0 on some."""
     packed = None
     if state is not None and compressible(input) is None and tracks(input, weight, bias):
-        packed = _pack(state, input)
+        packed = _pack(state, input, is_norm=True)
     elif state is not None:  # it synchronises in training alone
         draw_as_if_tracked(state, input, True)
     return _SyncBatchNorm.apply(
@@ -66,7 +66,7 @@ class _SyncBatchNorm(torch.autograd.Function):
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((squares / (total - 1)).to(running_var.dtype), momentum)
         ctx.group, ctx.shape, ctx.strides, ctx.dtype = group, x.shape, x.stride(), x.dtype
-        ctx.packing, ctx.is_packed = (bits, group_size), is_packed
+        ctx.packing, ctx.is_packed, ctx.energy = (bits, group_size), is_packed, energy
         kept = (codes, ranges, sample_bits, seed) if is_packed else (x, None, None, None)
         ctx.save_for_backward(*kept, weight, mean, (variance + eps).rsqrt(), total)
         if not count:
@@ -92,9 +92,23 @@ class _SyncBatchNorm(torch.autograd.Function):
         centred = g - _per_channel(sums[0], g) - normalized * _per_channel(sums[1], g)
         scale = inverse_std if weight is None else inverse_std * weight
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = centred * _per_channel(scale, g) if needs_x else None
+        if ctx.energy is not None and needs_x:
+            _report(ctx.energy, g, grad_x, scale.square(), inverse_std.square(), sums[1], total)
         return (
-            (centred * _per_channel(scale, g)).to(grad.dtype) if needs_x else None,
+            grad_x.to(grad.dtype) if needs_x else None,
             grad_weight if needs_weight else None,
             grad_bias if needs_bias else None,
             *[None] * 13,
         )
+
+
+def _report(energy: Tensor, g: Tensor, grad_x: Tensor, gain: Tensor, variance_scale: Tensor, correlation: Tensor, total: Tensor) -> None:
+    """csrc/layers/energy.h's figures, as csrc/layers/batch_norm_backward.cpp has them. The means are over all processes, the input gradient
+    that the noise is compared with is this process's own, as are the energies of the layers before."""
+    channels, spread = g.shape[1], g.shape[0] / g.numel()
+    g2 = g.square().flatten(2).sum(2) if g.dim() > 2 else g.square()  # [N, C]
+    energy[:, 0] = (g2 * variance_scale * (gain + 1)).sum(1) * spread
+    direct = (gain * variance_scale * correlation.square()).sum() / channels
+    through_mean = (g2 * gain * variance_scale).sum(1) * (spread / total)
+    energy[:, 1] = (direct + through_mean) / grad_x.square().sum().clamp_min(1e-30)

@@ -49,6 +49,31 @@ def layer(name, cls, **more):
     return module.double() if name == "double" else module
 
 
+def energies(rows, cls):
+    """(figures that the backward reports, sum of squares of the input's gradient) of `rows` of an input of two values, which adaptive bits
+    keep as it is."""
+    generator = torch.Generator().manual_seed(3)
+    x, grad = torch.randint(2, (7, 3, 5, 6), generator=generator) * 255.0, torch.randn(7, 3, 5, 6, generator=generator)
+    model = quantize.QModule(torch.nn.Sequential(cls(3)))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.linspace(0.5, 1.5, 3))
+    x = x[rows].clone().requires_grad_()
+    model(x).backward(grad[rows])
+    return model[0]._state.records[0].energies[0], x.grad.square().sum()
+
+
+def settled():
+    """State of a model with a synchronized batch norm after a few steps."""
+    torch.manual_seed(5)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.SyncBatchNorm(8), torch.nn.Sigmoid(), torch.nn.Conv2d(8, 4, 3))
+    with torch.no_grad():
+        model[3].weight.mul_(30)  # much gradient for what is before it
+    model = quantize.QModule(model)
+    for _ in range(4):
+        model(torch.randn(8, 3, 16, 16)).square().mean().backward()
+    return model.activation_state()
+
+
 def main():
     rank, world, file, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     torch.set_num_threads(1)
@@ -70,6 +95,8 @@ def main():
         gradients = {n: p.grad for n, p in module.named_parameters()}
         module.eval()
         results[name] = (y.detach(), x.grad, gradients, dict(module.named_buffers()), module(x).detach())
+    results["energy"] = energies(slice(0, 5) if rank == 0 else slice(5, 7), torch.nn.SyncBatchNorm)
+    results["settled"] = settled()
     try:
         quantize.QSyncBatchNorm(3)(torch.randn(1 if rank == 0 else 0, 3))
     except ValueError as error:

@@ -61,3 +61,21 @@ def test_two_bits(results):
 def test_too_few_values_are_refused_by_all(results):
     for result in results:
         assert "input must have more than one value per channel" in result["too few"]
+
+
+def test_energies_are_those_of_the_joint_batch(results):
+    want, squares = processes.energies(slice(None), nn.BatchNorm2d)
+    got = torch.cat([r["energy"][0] for r in results])
+    torch.testing.assert_close(got[:, 0], want[:, 0])
+    # Relative to the input gradient of the process, which is a part of the joint one. The packed kernels add up in another order.
+    shares = torch.cat([r["energy"][1].expand(len(r["energy"][0])) for r in results])
+    torch.testing.assert_close(got[:, 1] * shares, want[:, 1] * squares, rtol=1e-4, atol=0)
+
+
+def test_bits_move_between_synchronized_layers_too(results):
+    for result in results:
+        states = result["settled"]
+        assert states["1"]["updates"] == 4 and states["1"]["curve"][0] > 0
+        assert states["1"]["budget"] > 2 > states["3"]["budget"]
+        spent = sum(state["budget"] * state["elements"] for state in states.values())
+        assert spent == pytest.approx(2 * sum(state["elements"] for state in states.values()))

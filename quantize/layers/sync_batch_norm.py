@@ -6,10 +6,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .. import _C
 from ..activation.state import NOT_KEPT, LayerState
 from .functional import _pack, compressible, draw_as_if_tracked, tracks
 
-_C = torch.ops.quantize
+_ops = torch.ops.quantize
 
 
 def sync_batch_norm(
@@ -79,10 +80,8 @@ class _SyncBatchNorm(torch.autograd.Function):
         first, ranges, sample_bits, seed, weight, mean, inverse_std, total = ctx.saved_tensors
         x = first
         if ctx.is_packed:
-            from .. import _C as extension
-
-            strides = extension.packed_strides(list(ctx.shape), list(ctx.strides))
-            x = _C.group_dequantize(first, ranges, sample_bits, *ctx.packing, ctx.shape, strides, ctx.dtype, seed)
+            strides = _C.packed_strides(list(ctx.shape), list(ctx.strides))
+            x = _ops.group_dequantize(first, ranges, sample_bits, *ctx.packing, ctx.shape, strides, ctx.dtype, seed)
         axes = [d for d in range(x.dim()) if d != 1]
         g, normalized = grad.to(mean.dtype), (x.to(mean.dtype) - _per_channel(mean, x)) * _per_channel(inverse_std, x)
         sums = torch.stack([g.sum(axes), (g * normalized).sum(axes)])

@@ -17,7 +17,7 @@ from .trace import Calls, collected, hooked_around, unwatched
 _POSITIVE = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _POSITIVE += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Dropout, nn.Identity, nn.Flatten)
 _POSITIVE_CALLS = {F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool2d, F.dropout, torch.flatten}
-_RELU_CALLS = {F.relu, F.relu6, torch.relu, torch.relu_, torch.sigmoid, F.sigmoid, "relu", "relu_", "sigmoid"}
+_NEVER_NEGATIVE = {F.relu, F.relu6, torch.relu, torch.relu_, torch.sigmoid, F.sigmoid, "relu", "relu_", "sigmoid"}
 # Whose output shares no memory with the input, and with the first input at most (a trace says "+" of "+=").
 _FRESH = (nn.modules.conv._ConvNd, nn.Linear, *BATCH_NORMS)
 _SUMS = {operator.add, operator.iadd, torch.add}
@@ -120,7 +120,7 @@ def _never_negative(root: nn.Module, node) -> bool:
                 return True
             passes = isinstance(module, _POSITIVE)
         else:
-            if node.op in ("call_function", "call_method") and node.target in _RELU_CALLS:
+            if node.op in ("call_function", "call_method") and node.target in _NEVER_NEGATIVE:
                 return True
             passes = node.op == "call_function" and node.target in _POSITIVE_CALLS
         if not passes or not node.args:

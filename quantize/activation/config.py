@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral, Real
 
+from ..checks import check_integer, check_number
 from ..patterns import check
 
 BIT_WIDTHS = (1, 2, 4, 8)
@@ -43,23 +43,17 @@ class ActivationConfig:
 
     def __post_init__(self):
         for name in ("bits", "max_bits"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"ActivationConfig: {name} must be a number; got {value!r}")
+            check_number("ActivationConfig", name, getattr(self, name))
         if self.max_bits not in BIT_WIDTHS:
             raise ValueError(f"ActivationConfig: max_bits must be 1, 2, 4 or 8; got {self.max_bits!r}")
-        if not isinstance(self.max_bits, Integral):
-            raise TypeError(f"ActivationConfig: max_bits must be an integer; got {self.max_bits!r}")
+        check_integer("ActivationConfig", "max_bits", self.max_bits)
         if not 1 <= self.bits <= self.max_bits:
             raise ValueError(f"ActivationConfig: bits must lie between 1 and max_bits ({self.max_bits}); got {self.bits!r}")
-        group = self.group_size
-        if isinstance(group, str):
-            if group not in ("sample", "tensor"):
-                raise ValueError(f'ActivationConfig: group_size must be a positive integer, "sample" or "tensor"; got {group!r}')
-        elif isinstance(group, bool) or not isinstance(group, Integral):
-            raise TypeError(f'ActivationConfig: group_size must be a positive integer, "sample" or "tensor"; got {group!r}')
-        elif not 1 <= group < 2**63:
-            raise ValueError(f'ActivationConfig: group_size must be a positive integer below 2^63, "sample" or "tensor"; got {group!r}')
+        expected = 'a positive integer below 2^63, "sample" or "tensor"'
+        if not isinstance(self.group_size, str):
+            check_integer("ActivationConfig", "group_size", self.group_size, 1, 2**63 - 1, expected)
+        elif self.group_size not in ("sample", "tensor"):
+            raise ValueError(f"ActivationConfig: group_size must be {expected}; got {self.group_size!r}")
         if not self.adaptive and self.bits not in BIT_WIDTHS:
             raise ValueError(
                 f'ActivationConfig: bits must be 1, 2, 4 or 8 with group_size="tensor", which leaves nothing to adapt; got {self.bits!r}'

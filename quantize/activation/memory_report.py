@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..checks import check_module
 from ..layers.base import CompressedLayer
 from ..patterns import resolve
 from ..weight.lsq import ActivationQuantizer, alone
@@ -87,8 +88,7 @@ def memory_report(model: nn.Module, *inputs) -> MemoryReport:
         >>> report.baseline_bytes > 8 * report.saved_bytes
         True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"memory_report: model must be an nn.Module; got {type(model).__name__}")
+    check_module("memory_report", model)
     if torch.is_inference_mode_enabled():
         raise ValueError("memory_report: model must not be run in torch.inference_mode(), where nothing is saved for a backward")
     with unchanged(model), torch.enable_grad():

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
 from .. import layers as q
+from ..checks import check_module
 from ..layers.base import CompressedLayer
 from ..patterns import resolve, unmatched
 from .allocation import check_learned, learn, share_bits, update_curve
@@ -288,8 +289,7 @@ def _around(module: nn.Module, context):
 
 def _convert(model: nn.Module, config) -> nn.Module:
     check_config(config, "QModule")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"QModule: model must be an nn.Module; got {type(model).__name__}")
+    check_module("QModule", model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("QModule: model must not be a ScriptModule, whose layers cannot be replaced; convert it before scripting")
     for pattern in unmatched(config, [name for name, _ in model.named_modules()]):

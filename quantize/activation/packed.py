@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor
 
 from .. import _C
+from ..checks import check_integer
 from .config import BIT_WIDTHS, ActivationConfig, op_group_size
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -79,14 +78,12 @@ def pack_activations(x: Tensor, bits: int, group_size: int | str = 256, seed: in
         raise TypeError(f"pack_activations: x must be float32, float16 or bfloat16; got {x.dtype}")
     if x.layout != torch.strided or x.is_nested:
         raise TypeError(f"pack_activations: x must be a dense Tensor; got {'a nested one' if x.is_nested else x.layout}")
-    if isinstance(bits, bool) or not isinstance(bits, Integral):
-        raise TypeError(f"pack_activations: bits must be 1, 2, 4 or 8; got {bits!r}")
+    check_integer("pack_activations", "bits", bits, expected="1, 2, 4 or 8")
     if bits not in BIT_WIDTHS:
         raise ValueError(f"pack_activations: bits must be 1, 2, 4 or 8; got {bits!r}")
     ActivationConfig(bits=bits, max_bits=bits, group_size=group_size)  # checks group_size
     for name, value in (("seed", seed), ("offset", offset)):
-        if not isinstance(value, Integral):
-            raise TypeError(f"pack_activations: {name} must be an integer; got {value!r}")
+        check_integer("pack_activations", name, value)
     x = x.detach()
     state = torch.tensor([_wrap(seed), _wrap(offset)], dtype=torch.int64, device="cpu")
     codes, ranges = torch.ops.quantize.group_quantize(x, bits, op_group_size(group_size), state)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_integer, check_module
 from .memory_report import unchanged
 from .module import Control, controls_of
 from .state import override
@@ -53,22 +54,18 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
 
     Source: ActNN, arXiv 2104.14129, eq. 4 (law of total variance).
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"variance_report: model must be an nn.Module; got {type(model).__name__}")
+    check_module("variance_report", model)
     if not isinstance(batches, Iterable):
         raise TypeError(f"variance_report: batches must be an iterable of (input, target) pairs; got {type(batches).__name__}")
     if not callable(loss_fn):
         raise TypeError(f"variance_report: loss_fn must be callable; got {loss_fn!r}")
-    if isinstance(draws, bool) or not isinstance(draws, int):
-        raise TypeError(f"variance_report: draws must be an integer; got {draws!r}")
+    check_integer("variance_report", "draws", draws, 1)
     batches = list(batches)
     if not batches:
         raise ValueError("variance_report: batches must hold at least one (input, target) pair; got none")
     wrong = [type(b).__name__ for b in batches if not isinstance(b, (tuple, list)) or len(b) != 2]
     if wrong:
         raise TypeError(f"variance_report: batches must hold (input, target) pairs; got {wrong[0]}")
-    if draws < 1:
-        raise ValueError(f"variance_report: draws must be at least 1; got {draws}")
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("variance_report: model must have parameters that require gradients; it has none")

@@ -6,12 +6,12 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from .. import _C
+from ..checks import check_number
 from ..packed.table import aligned, kib, short_count
 from ..patterns import exactly, resolve, unmatched
 from .choices import Choice
@@ -250,8 +250,7 @@ def allocate(
 
 
 def _number(name: str, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"allocate: {name} must be a number; got {value!r}")
+    check_number("allocate", name, value)
     if math.isnan(value):
         raise ValueError(f"allocate: {name} must not be NaN")
     return float(value)

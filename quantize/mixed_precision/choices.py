@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from numbers import Integral
 
+from ..checks import is_integer
 from ..weight.config import XNOR, DiffQ, DoReFa, PowerOfTwo, Ternary, Uniform, WeightConfig
 
 Choice = tuple[int | None, int | None]
@@ -31,7 +31,7 @@ def check_choices(choices, who: str) -> tuple[Choice, ...]:
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise TypeError(f"{expected}; got {pair!r}")
         for bits in pair:
-            if bits is not None and (isinstance(bits, bool) or not isinstance(bits, Integral)):
+            if bits is not None and not is_integer(bits):
                 raise TypeError(f"{expected}; got {pair!r}")
             if bits is not None and bits < 1:
                 raise ValueError(f"{expected} of at least 1; got {pair!r}")

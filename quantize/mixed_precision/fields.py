@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from ..checks import check_integer, is_integer
 from ..weight.config import WeightConfig
 
 WHO = "Sensitivity"
@@ -76,7 +76,7 @@ def shapes_of(shapes, members: Mapping[str, Sequence[str]]) -> dict[str, dict[st
             for module, own in (shapes if shapes is not None else {}).items()
         }
         sizes = [size for own in found.values() for shape in own.values() for size in shape]
-        if not all(isinstance(size, Integral) and size >= 0 for size in sizes):
+        if not all(is_integer(size) and size >= 0 for size in sizes):
             raise TypeError(f"sizes are {sizes[:8]}")
     except (AttributeError, TypeError) as error:
         raise TypeError(f"{WHO}: shapes must be a mapping {{module: {{tensor: shape}}}}; got {shapes!r}") from error
@@ -88,10 +88,7 @@ def shapes_of(shapes, members: Mapping[str, Sequence[str]]) -> dict[str, dict[st
 
 def count_of(name: str, value) -> int:
     """A number of something."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{WHO}: {name} must be an integer; got {value!r}")
-    if not 0 <= value < 2**63:
-        raise ValueError(f"{WHO}: {name} must be from 0 to 2^63 - 1; got {value}")
+    check_integer(WHO, name, value, 0, 2**63 - 1, "an integer from 0 to 2^63 - 1")
     return int(value)
 
 

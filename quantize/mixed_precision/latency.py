@@ -7,11 +7,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_integer
 from ..packed.convert import convert
 from ..packed.modules import PackedLayer
 from ..packed.pending import Pending
@@ -53,10 +53,7 @@ def measure_latency(model: nn.Module, inputs, sensitivity: Sensitivity, repeats:
     refuse_wrappers(model, WHO)
     if not isinstance(sensitivity, Sensitivity):
         raise TypeError(f"{WHO}: sensitivity must be a Sensitivity; got {type(sensitivity).__name__}")
-    if isinstance(repeats, bool) or not isinstance(repeats, Integral):
-        raise TypeError(f"{WHO}: repeats must be an integer; got {repeats!r}")
-    if repeats < 1:
-        raise ValueError(f"{WHO}: repeats must be at least 1; got {repeats}")
+    check_integer(WHO, "repeats", repeats, 1)
     sensitivity.check_model(model)
     names = [name for layer in sensitivity.layers for name in sensitivity.members[layer]]
     timed = [_Timed(_converted(model, names, config, inputs), names) for config in sensitivity.configs]

@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import is_integer
 from . import layout
 from .form import GROUPED, METHODS, RANGES
 from .grid import KINDS
@@ -68,7 +69,7 @@ def short(value) -> str:
 
 
 def _whole(low: int, high: int) -> Callable:
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high
+    return lambda v: is_integer(v) and low <= v <= high
 
 
 def _list_of(check: Callable, low: int, high: int) -> Callable:

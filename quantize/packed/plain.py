@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from ..activation.intercept import Enter, Leave
 from ..activation.module import COUNTERPARTS
+from ..checks import check_module
 from .modules import PackedLayer
 
 _plain_of = {cls: plain for plain, cls in COUNTERPARTS.items()}
@@ -72,8 +73,7 @@ def shell(model: nn.Module) -> nn.Module:
 
 def refuse_wrappers(model: nn.Module, who: str) -> None:
     """TypeError for what is no module, or hides one."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{who}: model must be an nn.Module; got {type(model).__name__}")
+    check_module(who, model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"{who}: model must not be a ScriptModule, whose layers cannot be replaced")
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):

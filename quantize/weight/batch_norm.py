@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..checks import check_module
+
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -38,8 +40,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
         >>> torch.allclose(model[1].running_mean, means.mean(0), atol=1e-5)
         True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"reestimate_batch_norm: model must be an nn.Module; got {type(model).__name__}")
+    check_module("reestimate_batch_norm", model)
     if not isinstance(batches, Iterable):
         raise TypeError(f"reestimate_batch_norm: batches must be iterable; got {type(batches).__name__}")
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from .. import _C
+from ..checks import check_module, check_number
 from .diffq import diffq_quantizers
 from .learned_activation import learned_activations
 
@@ -109,12 +109,8 @@ def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: f
     who = "add_bit_parameters"
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"{who}: optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{who}: model must be an nn.Module; got {type(model).__name__}")
-    if isinstance(lr, bool) or not isinstance(lr, (Real, Tensor)):
-        raise TypeError(f"{who}: lr must be a number of at least 0; got {lr!r}")
-    if not lr >= 0:
-        raise ValueError(f"{who}: lr must be a number of at least 0; got {lr!r}")
+    check_module(who, model)
+    check_number(who, "lr", lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr, 0)
     quantizers = [*diffq_quantizers(model), *learned_activations(model)]
     if not quantizers:
         raise ValueError(f"{who}: model must have learned bits; call quantize.prepare(model, quantize.DiffQ()) first")

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
+
+from ..checks import check_integer, check_number, is_integer
 
 SCALES = ("least_squares", "max")
 SIGN_GRADIENTS = ("clip", "polynomial")
-
-
-def _check_bits(who: str, name: str, value, least: int = 2) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{who}: {name} must be an integer from {least} to 8; got {value!r}")
-    if not least <= value <= 8:
-        raise ValueError(f"{who}: {name} must be an integer from {least} to 8; got {value!r}")
 
 
 class WeightConfig:
@@ -29,7 +23,7 @@ class WeightConfig:
     def __post_init__(self):
         who = type(self).__name__
         if self.activation_bits is not None:
-            _check_bits(who, "activation_bits", self.activation_bits)
+            check_integer(who, "activation_bits", self.activation_bits, 2, 8)
         if self.scale not in self.scales:
             raise ValueError(f"{who}: scale must be one of {', '.join(map(repr, self.scales))}; got {self.scale!r}")
 
@@ -63,7 +57,7 @@ class Uniform(WeightConfig):
     scales = (*SCALES, "learned")
 
     def __post_init__(self):
-        _check_bits("Uniform", "weight_bits", self.weight_bits)
+        check_integer("Uniform", "weight_bits", self.weight_bits, 2, 8)
         super().__post_init__()
 
     @property
@@ -101,7 +95,7 @@ class PowerOfTwo(WeightConfig):
     method = "power_of_two"
 
     def __post_init__(self):
-        _check_bits("PowerOfTwo", "bits", self.bits)
+        check_integer("PowerOfTwo", "bits", self.bits, 2, 8)
         if not isinstance(self.plus, bool):
             raise TypeError(f"PowerOfTwo: plus must be a bool; got {self.plus!r}")
         super().__post_init__()
@@ -185,15 +179,10 @@ class XNOR(WeightConfig):
 
     def __post_init__(self):
         if self.activation_bits is not None:
-            if isinstance(self.activation_bits, bool) or not isinstance(self.activation_bits, Integral):
-                raise TypeError(f"XNOR: activation_bits must be 1 or None; got {self.activation_bits!r}")
-            if self.activation_bits != 1:
-                raise ValueError(f"XNOR: activation_bits must be 1 or None; got {self.activation_bits!r}")
+            check_integer("XNOR", "activation_bits", self.activation_bits, 1, 1, "1 or None")
         if self.rectify is not None:
-            if isinstance(self.rectify, bool) or not isinstance(self.rectify, Real):
-                raise TypeError(f"XNOR: rectify must be a number above 0.5, at most 1, or None; got {self.rectify!r}")
-            if not 0.5 < self.rectify <= 1:
-                raise ValueError(f"XNOR: rectify must be a number above 0.5, at most 1, or None; got {self.rectify!r}")
+            expected = "a number above 0.5, at most 1, or None"
+            check_number("XNOR", "rectify", self.rectify, math.nextafter(0.5, 1), 1, expected)
         if self.sign_gradient not in SIGN_GRADIENTS:
             raise ValueError(f"XNOR: sign_gradient must be one of {', '.join(map(repr, SIGN_GRADIENTS))}; got {self.sign_gradient!r}")
         if not isinstance(self.reference_gradient, bool):
@@ -245,7 +234,7 @@ class DoReFa(WeightConfig):
             if value is None and name == "activation_bits":
                 continue
             expected = f"DoReFa: {name} must be an integer from {least} to 8{also}; got {value!r}"
-            if isinstance(value, bool) or not isinstance(value, Integral):
+            if not is_integer(value):
                 raise TypeError(expected)
             if not least <= value <= 8 and value not in others:
                 raise ValueError(expected)
@@ -294,16 +283,9 @@ class DiffQ(WeightConfig):
     scale = "max"  # as the other methods call it
 
     def __post_init__(self):
-        if isinstance(self.group_size, bool) or not isinstance(self.group_size, Integral):
-            raise TypeError(f"DiffQ: group_size must be an integer of at least 0; got {self.group_size!r}")
-        if self.group_size < 0:
-            raise ValueError(f"DiffQ: group_size must be an integer of at least 0; got {self.group_size!r}")
+        check_integer("DiffQ", "group_size", self.group_size, 0)
         for name in ("min_bits", "max_bits", "init_bits"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"DiffQ: {name} must be a number from 1 to 16; got {value!r}")
-            if not 1 <= value <= 16:
-                raise ValueError(f"DiffQ: {name} must be a number from 1 to 16; got {value!r}")
+            check_number("DiffQ", name, getattr(self, name), 1, 16)
         if self.min_bits > self.max_bits:
             raise ValueError(f"DiffQ: min_bits must be at most max_bits, {self.max_bits}; got {self.min_bits}")
         if not self.min_bits <= self.init_bits <= self.max_bits:

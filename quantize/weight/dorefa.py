@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..checks import check_integer
 from .config import DoReFa
 from .diffq import draw_seed
 from .quantizer import WeightQuantizer, on_floats
-
-
-def _check_bits(who: str, bits) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, Integral):
-        raise TypeError(f"{who}: bits must be an integer from 1 to 16; got {bits!r}")
-    if not 1 <= bits <= 16:
-        raise ValueError(f"{who}: bits must be an integer from 1 to 16; got {bits!r}")
 
 
 def dorefa_weight(w: Tensor, bits: int) -> Tensor:
@@ -41,7 +33,7 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
         >>> quantize.dorefa_weight(torch.tensor([0.8, 0.1, -0.3, -2.0]), 2)
         tensor([ 1.0000,  0.3333, -0.3333, -1.0000])
     """
-    _check_bits("dorefa_weight", bits)
+    check_integer("dorefa_weight", "bits", bits, 1, 16)
     return on_floats("dorefa_weight", "w", w, lambda w: torch.ops.quantize.dorefa(w, int(bits), False))
 
 
@@ -64,7 +56,7 @@ def dorefa_activation(x: Tensor, bits: int) -> Tensor:
         >>> quantize.dorefa_activation(torch.tensor([0.1, 0.2, 0.6, 3.0]), 2)
         tensor([0.0000, 0.3333, 0.6667, 1.0000])
     """
-    _check_bits("dorefa_activation", bits)
+    check_integer("dorefa_activation", "bits", bits, 1, 16)
     return on_floats("dorefa_activation", "x", x, lambda x: torch.ops.quantize.unit_activation(x, 2 ** int(bits) - 1))
 
 

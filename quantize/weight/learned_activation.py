@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_module
 from .config import DiffQ
 from .diffq import draw_seed, first_logit
 from .lsq import ActivationQuantizer, Observer
@@ -121,8 +122,7 @@ def activation_penalty(model: nn.Module) -> Tensor:
         >>> round(float(quantize.activation_penalty(model)) * 2**20)  # 1,024 inputs of half a byte
         512
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"activation_penalty: model must be an nn.Module; got {type(model).__name__}")
+    check_module("activation_penalty", model)
     found = list(learned_activations(model))
     if not found:
         raise ValueError(

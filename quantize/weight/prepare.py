@@ -12,6 +12,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from ..activation.intercept import keep_two_values
+from ..checks import check_module
 from ..patterns import check, resolve, unmatched
 from .config import XNOR, DiffQ, DoReFa, PowerOfTwo, Ternary, Uniform, WeightConfig
 from .diffq import DiffQQuantizer, draw_together, read_when_ready
@@ -96,8 +97,7 @@ def prepare(model: nn.Module, config) -> nn.Module:
         >>> quantize.weight_bits(model)
         {'3.weight': tensor(4.)}
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"prepare: model must be an nn.Module; got {type(model).__name__}")
+    check_module("prepare", model)
     check(config, CONFIGS, "prepare")
     if hasattr(config, "check_model"):  # quantize.Allocation
         config.check_model(model)
@@ -220,8 +220,7 @@ def weight_bits(model: nn.Module) -> dict[str, Tensor]:
         >>> quantize.weight_bits(quantize.prepare(nn.Linear(8, 4), quantize.Uniform(weight_bits=4)))
         {'weight': tensor(4.)}
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"weight_bits: model must be an nn.Module; got {type(model).__name__}")
+    check_module("weight_bits", model)
     found = {}
     for weight in prepared_weights(model):
         own = weight.quantizer
@@ -253,8 +252,7 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
         >>> model[0].activation_quantizer.initialized
         True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"calibrate: model must be an nn.Module; got {type(model).__name__}")
+    check_module("calibrate", model)
     if not isinstance(batches, Iterable):
         raise TypeError(f"calibrate: batches must be iterable; got {type(batches).__name__}")
     if method not in METHODS:

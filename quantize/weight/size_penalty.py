@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from .. import _C
+from ..checks import check_module, check_number
 from .diffq import DiffQQuantizer, diffq_quantizers, total_bits
 
 MIB = 1 << 20
@@ -45,8 +45,7 @@ def size_penalty(model: nn.Module, target_size: float | None = None) -> Tensor:
         >>> round(float(quantize.size_penalty(model, target_size=0.5)), 2)
         1.14
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"size_penalty: model must be an nn.Module; got {type(model).__name__}")
+    check_module("size_penalty", model)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     quantizers = list(diffq_quantizers(model))
@@ -61,8 +60,7 @@ def size_penalty(model: nn.Module, target_size: float | None = None) -> Tensor:
 
 
 def _check_target(target_size, constant: float, quantizers: list[DiffQQuantizer]) -> None:
-    if isinstance(target_size, bool) or not isinstance(target_size, Real):
-        raise TypeError(f"size_penalty: target_size must be a number of MiB; got {target_size!r}")
+    check_number("size_penalty", "target_size", target_size, expected="a number of MiB")
     least = constant + sum(q.numel * -(-q.config.min_bits // 1) for q in quantizers) / (8 * MIB)
     if not target_size >= least:
         raise ValueError(

@@ -149,6 +149,8 @@ def test_exact_levels_and_memory_format():
         ({"group_size": "row"}, ValueError, "group_size must be"),
         ({"seed": 1.5}, TypeError, "seed must be an integer; got 1.5"),
         ({"offset": "x"}, TypeError, "offset must be an integer; got 'x'"),
+        ({"seed": True}, TypeError, "seed must be an integer; got True"),
+        ({"offset": False}, TypeError, "offset must be an integer; got False"),
     ],
 )
 def test_pack_activations_names_bad_input(changes, error, message):

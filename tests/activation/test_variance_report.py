@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -127,8 +128,9 @@ def test_it_prints():
         ({"batches": [torch.ones(3)]}, TypeError, r"batches must hold \(input, target\) pairs; got Tensor"),
         ({"batches": [(torch.ones(3), 1), (1, 2, 3)]}, TypeError, "batches must hold"),
         ({"batches": 3}, TypeError, "batches"),
-        ({"draws": 0}, ValueError, "draws must be at least 1; got 0"),
-        ({"draws": "x"}, TypeError, "draws must be an integer"),
+        ({"draws": 0}, ValueError, "draws must be an integer of at least 1; got 0"),
+        ({"draws": "x"}, TypeError, "draws must be an integer of at least 1; got 'x'"),
+        ({"draws": True}, TypeError, "draws must be an integer of at least 1; got True"),
         ({"model": "x"}, TypeError, "model must be an nn.Module; got str"),
         ({"loss_fn": None}, TypeError, "loss_fn must be callable; got None"),
     ],
@@ -153,3 +155,8 @@ def test_bits_settle_wherever_the_qmodule_is(config):
     want, got = (quantize.variance_report(m, data, F.cross_entropy, draws=3) for m in (model, inside))
     assert got == want
     assert inside[1].activation_state() == model.activation_state()
+
+
+def test_numpys_integers_will_do():
+    data = batches(1)
+    assert report(2, data, draws=np.int64(1)).quantization > 0

@@ -88,9 +88,9 @@ def test_bad_arguments_are_named(model, batch):
     sensitivity = quantize.measure_sensitivity(model, [batch], CHOICES[:1], progress=False)
     with pytest.raises(TypeError, match="sensitivity must be a Sensitivity; got dict"):
         quantize.measure_latency(model, batch[0], {})
-    with pytest.raises(TypeError, match="repeats must be an integer; got 1.5"):
+    with pytest.raises(TypeError, match="repeats must be an integer of at least 1; got 1.5"):
         quantize.measure_latency(model, batch[0], sensitivity, repeats=1.5)
-    with pytest.raises(ValueError, match="repeats must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="repeats must be an integer of at least 1; got 0"):
         quantize.measure_latency(model, batch[0], sensitivity, repeats=0)
     with pytest.raises(TypeError, match="model must be an nn.Module"):
         quantize.measure_latency(None, batch[0], sensitivity)

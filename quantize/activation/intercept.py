@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..hooks import remove_hooks
 from ..layers import functional
 from .config import ActivationConfig
 from .state import LayerState, hold_op, under_checkpoint
@@ -74,6 +75,11 @@ def name_calls_of(module: nn.Module, state: LayerState | None) -> None:
     """Puts the calls that `module` makes under `state`; None: leaves them alone."""
     module.register_forward_pre_hook(Enter(state))
     module.register_forward_hook(Leave(), always_call=True)
+
+
+def forget_calls_of(module: nn.Module) -> None:
+    """Undoes :func:`name_calls_of`, however often it was called."""
+    remove_hooks(module, lambda hook: isinstance(hook, (Enter, Leave)))
 
 
 def state_of(module: nn.Module) -> LayerState | None:

@@ -20,7 +20,7 @@ from ..layers.base import CompressedLayer
 from ..patterns import resolve, unmatched
 from .allocation import check_learned, learn, share_bits, update_curve
 from .config import ActivationConfig, check_config
-from .intercept import LOSSY, SUPPORTED, Interceptor, keep_two_values, name_calls_of, state_of
+from .intercept import LOSSY, SUPPORTED, Interceptor, forget_calls_of, keep_two_values, name_calls_of, state_of
 from .state import LayerState, Session, is_disabled, swap_session
 
 LARGEST_INDEX = 2**28  # of a sample: at 4 bytes for each one up to it, 1 GiB a layer
@@ -334,15 +334,8 @@ def _convert_layer(module: nn.Module, name: str, config, control: Control) -> No
 
 
 def _revert(model: nn.Module) -> None:
-    from .intercept import Enter, Leave
-
     for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [k for k, hook in hooks.items() if isinstance(hook, (Enter, Leave))]:
-                del hooks[key]
-        module._forward_hooks_always_called = type(module._forward_hooks_always_called)(
-            (k, v) for k, v in module._forward_hooks_always_called.items() if k in module._forward_hooks
-        )
+        forget_calls_of(module)
     model.__class__ = type(model).__mro__[2]
 
 

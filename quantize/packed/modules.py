@@ -220,13 +220,6 @@ class PackedLayer(OnGrid):
         return f"{plain}, method={self.method}, {bits}{activations}"
 
 
-def drop_pre_hook(module: nn.Module, hook) -> None:
-    """Takes out a forward pre-hook, wherever it was registered."""
-    for key in [key for key, own in module._forward_pre_hooks.items() if own is hook]:
-        del module._forward_pre_hooks[key]
-        module._forward_pre_hooks_with_kwargs.pop(key, None)
-
-
 class PackedLinear(PackedLayer):
     """nn.Linear on packed codes; Tensor[*, in_features] to Tensor[*, out_features].
 

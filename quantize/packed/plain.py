@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..activation.intercept import Enter, Leave
+from ..activation.intercept import forget_calls_of
 from ..activation.module import COUNTERPARTS
 from ..checks import check_module
 from .modules import PackedLayer
@@ -60,10 +60,7 @@ def without_compression(model: nn.Module) -> None:
                 vars(module).pop(name, None)
             if any(cls in _plain_of for cls in before.__mro__):  # QModule alone leaves `config` to the model
                 vars(module).pop("config", None)
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, (Enter, Leave))]:
-                del hooks[key]
-                module._forward_hooks_always_called.pop(key, None)
+        forget_calls_of(module)
 
 
 def shell(model: nn.Module) -> nn.Module:

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from ..hooks import remove_hooks
 from ..layers.base import CompressedLayer
 from ..weight.prepare import quantize_input_of
 from .grid import Grid
-from .modules import PACKED, InputQuantizer, PackedLayer, drop_pre_hook
+from .modules import PACKED, InputQuantizer, PackedLayer
 from .plain import forward_of_its_own, plain_class
 from .trace import containers
 from .weight import PackedWeight
@@ -66,7 +67,7 @@ def mark_staying(module: nn.Module, tensor: str) -> None:
 
 def _set_input_grid(module: nn.Module, grid: Grid | None) -> None:
     module._modules.pop("activation_quantizer", None)
-    drop_pre_hook(module, quantize_input_of)
+    remove_hooks(module, lambda hook: hook is quantize_input_of)
     if grid is not None:
         spatial = len(getattr(module, "kernel_size", ()))
         module.activation_quantizer = InputQuantizer(grid, -spatial - 1)
@@ -96,7 +97,7 @@ def without_fused_path(model: nn.Module) -> None:
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
         if isinstance(module, nn.TransformerEncoderLayer):
-            drop_pre_hook(module, _nothing)
+            remove_hooks(module, lambda hook: hook is _nothing)
             module.register_forward_pre_hook(_nothing)
 
 

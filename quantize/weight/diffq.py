@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .. import _C
+from ..hooks import remove_hooks
 from .config import DiffQ
 from .quantizer import WeightQuantizer
 
@@ -309,7 +310,4 @@ def draw_together(model: nn.Module) -> None:
 def stop_drawing(model: nn.Module) -> None:
     """Takes the hooks out, wherever they are."""
     for module in model.modules():
-        for hooks, own in ((module._forward_pre_hooks, begin_forward), (module._forward_hooks, end_forward)):
-            for key in [key for key, hook in hooks.items() if hook is own]:
-                del hooks[key]
-                module._forward_hooks_always_called.pop(key, None)
+        remove_hooks(module, lambda hook: hook is begin_forward or hook is end_forward)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..checks import check_integer
+from ..hooks import remove_hooks
 from .config import DoReFa
 from .diffq import draw_seed
 from .quantizer import WeightQuantizer, on_floats
@@ -123,5 +124,4 @@ def quantize_gradient_of(module: nn.Module, args, output: Tensor) -> Tensor:
 def without_gradient_bits(model: nn.Module) -> None:
     """Takes the hook out of all layers, in place."""
     for module in model.modules():
-        for key in [key for key, hook in module._forward_hooks.items() if hook is quantize_gradient_of]:
-            del module._forward_hooks[key]
+        remove_hooks(module, lambda hook: hook is quantize_gradient_of)

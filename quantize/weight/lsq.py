@@ -37,7 +37,7 @@ def _has_partners() -> bool:
 
 
 class ActivationQuantizer(nn.Module):
-    """``x`` on the grid ``step * (0 .. 2^bits - 1 - zero_point)`` with a learned step (LSQ, arXiv 1902.08153).
+    """``x`` on the grid ``step * ({0, ..., 2^bits - 1} - zero_point)`` with a learned step (LSQ, arXiv 1902.08153).
 
     The first tensor that is not all zeros decides where the step starts (the smallest squared error, as LSQ+, arXiv 2004.09576) and where
     zero lies, which is on the grid, so that padding is exact; :func:`quantize.calibrate` does it from several batches. The step's gradient

@@ -36,7 +36,8 @@ class MemoryReport:
 
     Attributes:
         saved_bytes: bytes of all storages alive for the backward, each once, without parameters and buffers.
-        baseline_bytes: the same of the plain model. ratio: baseline over saved.
+        baseline_bytes: the same of the plain model.
+        ratio: baseline over saved.
         layers: list of LayerMemory (name, op, bits, bytes, reason), the largest first.
     """
 
@@ -77,10 +78,15 @@ def memory_report(model: nn.Module, *inputs) -> MemoryReport:
     training, and DistributedDataParallel around the model, wait for the others.
 
     Args:
-        model: any module, in the mode (train or eval) that matters. inputs: its positional arguments.
+        model: any module, in the mode (train or eval) that matters.
+        inputs: its positional arguments.
+
+    Returns:
+        MemoryReport: bytes with compression and without, and a row for each op of a layer that saved something.
 
     Raises:
-        TypeError: `model` is no nn.Module. ValueError: in torch.inference_mode().
+        TypeError: `model` is no nn.Module.
+        ValueError: in torch.inference_mode().
 
     Example:
         >>> model = quantize.QModule(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()), quantize.ActivationConfig(bits=2, max_bits=2))

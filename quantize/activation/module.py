@@ -214,11 +214,15 @@ class QModule(nn.Module, metaclass=_Converting):
         return self._control.config
 
     def set_sample_indices(self, indices: Tensor) -> None:
-        """Tells which samples of the data set the next forward gets: integer Tensor[N], for configs with ``use_gradient``.
+        """Tells which samples of the data set the next forward gets, for configs with ``use_gradient``.
+
+        Args:
+            indices: integer Tensor[N] of numbers from 0, one for each sample of the batch.
 
         Raises:
-            TypeError: not an integer tensor. ValueError: not one-dimensional, or an index that is negative or 2^28 and more; and, by the
-                next forward, where its input has another number of samples.
+            TypeError: not an integer tensor.
+            ValueError: not one-dimensional, or an index that is negative or 2^28 and more; and, by the next forward, where its input has
+                another number of samples.
         """
         if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
             raise TypeError(
@@ -244,8 +248,14 @@ class QModule(nn.Module, metaclass=_Converting):
         return {state.name: state.learned() for state in self._finished_states()}
 
     def load_activation_state(self, state: dict) -> None:
-        """Restores :meth:`activation_state`. ValueError or TypeError names layers that this model lacks and what is no such state; the
-        model is then as before."""
+        """Restores what adaptive bits had learned.
+
+        Args:
+            state: what :meth:`activation_state` returned, or a part of it.
+
+        Raises:
+            TypeError, ValueError: naming layers that this model lacks, and what is no such state; the model is then as before.
+        """
         for name, values in state.items() if isinstance(state, Mapping) else [("", state)]:
             if not isinstance(values, Mapping):
                 raise TypeError(f"load_activation_state: state must map layer names to dictionaries; got {type(values).__name__}")

@@ -13,11 +13,19 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class PackedActivations:
-    """What :func:`pack_activations` returns: the bytes, and how to get the tensor back.
+    """What :func:`pack_activations` returns, which makes it: the bytes, and how to get the tensor back.
+
+    Args:
+        codes, ranges, bits, group_size: see the attributes.
+        like: the tensor that was packed, of which shape, strides, dtype and device are kept.
+        seed: int64 [2] on the CPU, seed and offset of the noise.
 
     Attributes:
-        codes: uint8 [bytes], the codes. ranges: int16 [groups, 2], the groups' ranges (csrc/activation/group_format.h).
-        bits, group_size: as asked for. shape, dtype, device: of the tensor.
+        codes: uint8 [bytes], the codes; or, where codes and ranges would take no less, a copy of the tensor itself.
+        ranges: int16 [groups, 2], the groups' ranges (csrc/activation/group_format.h), [0, 2] with a copy.
+        bits, group_size: as asked for.
+        shape, dtype, device: of the tensor.
+        nbytes: bytes of codes and ranges.
     """
 
     def __init__(self, codes: Tensor, ranges: Tensor, bits: int, group_size: int | str, like: Tensor, seed: Tensor):
@@ -59,8 +67,8 @@ def pack_activations(x: Tensor, bits: int, group_size: int | str = 256, seed: in
         PackedActivations: ``bits/8`` bytes an element and 4 a group. What would need more than the tensor itself is kept as it is.
 
     Raises:
-        TypeError: `x` is not a floating-point tensor of these types, or a number is of another type. ValueError: `bits` or `group_size`
-            out of range.
+        TypeError: `x` is not a floating-point tensor of these types, or a number is of another type.
+        ValueError: `bits` or `group_size` out of range.
 
     Example:
         >>> x = torch.randn(4, 64, 8, 8)

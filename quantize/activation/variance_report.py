@@ -19,8 +19,10 @@ SETTLING_STEPS = 12  # of bits that move between layers
 class VarianceReport(NamedTuple):
     """What :func:`variance_report` returns: squared Euclidean norms over all parameters' gradients.
 
-    overall = quantization + sample. quantization: mean over batches and draws of ||g_hat - g_b||^2. sample: mean over batches of
-    ||g_b - g||^2, g the mean of all g_b.
+    Attributes:
+        overall: quantization + sample.
+        quantization: mean over batches and draws of ||g_hat - g_b||^2.
+        sample: mean over batches of ||g_b - g||^2, g the mean of all g_b.
     """
 
     overall: float
@@ -38,12 +40,17 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
     gradients settle first, over at least 12 steps. Weights, buffers, generators and learned bits are as before afterwards.
 
     Args:
-        model: a :class:`quantize.QModule` or a model with compressed layers. batches: (input, target) pairs, kept in memory.
-        loss_fn: ``loss_fn(output, target) -> scalar Tensor``. draws: of the noise, a batch; 10 or more for a usable figure.
+        model: a :class:`quantize.QModule`, a model that has one inside, or one with compressed layers.
+        batches: (input, target) pairs, kept in memory.
+        loss_fn: ``loss_fn(output, target) -> scalar Tensor``.
+        draws: of the noise, a batch; 10 or more for a usable figure.
+
+    Returns:
+        VarianceReport: the variance that compression adds, that of sampling, and their sum.
 
     Raises:
-        ValueError: no batches, draws < 1, no parameter that requires a gradient, or in torch.inference_mode(). TypeError: a
-            batch is not a pair, or an argument of another type.
+        TypeError: a batch is not a pair, or an argument of another type.
+        ValueError: no batches, draws < 1, no parameter that requires a gradient, or in torch.inference_mode().
 
     Example:
         >>> model = quantize.QModule(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2)))

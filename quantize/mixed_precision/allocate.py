@@ -140,7 +140,15 @@ class Allocation(Mapping):
         return table[torch.arange(len(self._choices)), torch.tensor(self._choices)].tolist()
 
     def check_model(self, model: nn.Module) -> None:
-        """ValueError, naming the first difference, unless `model` has the layers that the sensitivity was measured on."""
+        """As :meth:`Sensitivity.check_model`, of the sensitivity that it was made from.
+
+        Args:
+            model: a float or prepared model.
+
+        Raises:
+            TypeError: `model` is no nn.Module or a wrapper around it.
+            ValueError: naming the first layer that it lacks, or whose weights have other shapes.
+        """
         self._sensitivity.check_model(model)
 
     def __str__(self):
@@ -185,8 +193,8 @@ def allocate(
         max_bytes: most bytes of the layers together as stored. ``sensitivity.other_bytes``, the rest of a file, is not among them.
         max_bit_ops: most bit operations of the layers together.
         time_limit: seconds. When they are over, the best choice so far and its bound are returned.
-        latency: [L, K], of each layer at each choice, in any unit; e.g. measured with the packed kernels. max_latency: most of them
-            together, in the same unit.
+        latency: [L, K], of each layer at each choice, in any unit: :func:`quantize.measure_latency` gives seconds.
+        max_latency: most of them together, in the same unit.
         fixed: choices that are made already, by glob patterns over the layers' names: ``{"conv1": (8, 8)}``. The last match wins.
 
     Returns:

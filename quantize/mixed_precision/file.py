@@ -18,13 +18,19 @@ FIELDS = ("layers", "choices", "members", "shapes", "link", "method", "metric", 
 
 
 def write(tensors: dict[str, torch.Tensor], fields: dict, path, who: str = "Sensitivity.save") -> None:
-    """A safetensors file of `tensors` with `fields` as JSON in its header, complete or not there at all."""
+    """A safetensors file of `tensors` with `fields` as JSON in its header, complete or not there at all.
+
+    `fields` name their `format`; `who` is the function that errors name.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_tensors(tensors, json.dumps({**fields, "crc32": checksum(tensors, fields)}), path, who)
 
 
 def read(path, who: str, format: str, tables: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], dict]:
-    """The inverse. FileNotFoundError, or ValueError for a file that is damaged or of another format."""
+    """The inverse of :func:`write`: the tensors, which must be those named in `tables`, and the fields without the checksum.
+
+    FileNotFoundError, or ValueError for a file that is damaged or of another `format`.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = path_of(path, who)
@@ -56,14 +62,14 @@ def checksum(tensors: dict[str, torch.Tensor], fields: dict) -> int:
 
 
 def save(sensitivity: Sensitivity, path) -> None:
-    """See :meth:`quantize.Sensitivity.save`."""
+    """:meth:`quantize.Sensitivity.save`: its tables as tensors, everything else as JSON."""
     fields = {"format": FORMAT, "configs": [describe(config) for config in sensitivity.configs]}
     fields |= {name: getattr(sensitivity, name) for name in FIELDS}
     write({name: getattr(sensitivity, name) for name in TABLES}, fields, path)
 
 
 def load(path) -> Sensitivity:
-    """See :meth:`quantize.Sensitivity.load`."""
+    """:meth:`quantize.Sensitivity.load`: what the fields hold is checked as the arguments of Sensitivity are."""
     tensors, fields = read(path, "Sensitivity.load", FORMAT, TABLES)
     missing = [name for name in ("configs", *FIELDS) if name not in fields]
     if missing:

@@ -34,8 +34,10 @@ def measure_latency(model: nn.Module, inputs, sensitivity: Sensitivity, repeats:
     own pass. Nothing of the model changes.
 
     Args:
-        model: the float model that `sensitivity` was measured on. inputs: a batch, as measure_sensitivity takes it.
-        sensitivity: whose layers, choices and configurations are timed. repeats: passes at each choice, after two that are not counted.
+        model: the float model that `sensitivity` was measured on.
+        inputs: a batch, as measure_sensitivity takes it.
+        sensitivity: whose layers, choices and configurations are timed.
+        repeats: passes at each choice, after two that are not counted.
 
     Returns:
         float64 [L, K]: seconds, medians over the passes; of a group the sum over its modules. Zero for layers that are not called.

@@ -33,11 +33,15 @@ class Sensitivity:
         configs: K weight configurations or None, one for each choice; if not given :class:`quantize.Uniform`'s.
         members: the modules that a layer stands for, by its name; if not given the module of that name.
         shapes: of the modules' weights, ``{module: {tensor: shape}}``; if given, models are compared with them.
-        link: ``"identity"``, or ``"log1p"`` if the matrix is of log(1 + growth). method, metric, samples: how it was measured.
+        link: ``"identity"``, or ``"log1p"`` if the matrix is of log(1 + growth).
+        method, metric, samples: how it was measured.
         other_bytes: of the converted model's file beside these layers.
 
     Attributes:
-        As the arguments: tuples, tensors (matrix float64) and dicts. parameters: int64 [L], weights of each layer, None without shapes.
+        layers, choices, configs, members, shapes, link, method, metric, samples, other_bytes: the arguments, as tuples and dicts.
+        matrix, bytes, bit_ops: the arguments, as tensors on the CPU; the matrix is float64.
+        parameters: int64 [L], weights of each layer, None without shapes.
+        values: float64 [L, K], what each choice costs by itself.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -113,7 +117,18 @@ class Sensitivity:
         return self.matrix.diagonal().view(len(self.layers), len(self.choices))
 
     def one_hot(self, choice: Mapping[str, Choice]) -> Tensor:
-        """float64 [L*K]: the assignment as a vector. ValueError if it lacks a layer or names one, or a choice, that is none."""
+        """The assignment as a vector.
+
+        Args:
+            choice: one of the choices for each layer, by name.
+
+        Returns:
+            float64 [L*K]: 1 at each layer's choice, else 0.
+
+        Raises:
+            TypeError: `choice` is no mapping.
+            ValueError: it lacks a layer or names one, or a choice, that is none.
+        """
         if not isinstance(choice, Mapping):
             raise TypeError(f"Sensitivity: choice must be a mapping from layers to choices; got {choice!r}")
         unknown = set(choice) - set(self.layers)
@@ -130,7 +145,17 @@ class Sensitivity:
         return x.flatten()
 
     def predict(self, choice: Mapping[str, Choice]) -> float:
-        """The growth for an assignment of a choice to every layer: ``x @ matrix @ x``, with the link undone."""
+        """The growth for an assignment: ``x @ matrix @ x``, with the link undone.
+
+        Args:
+            choice: one of the choices for each layer, by name.
+
+        Returns:
+            The growth, in the metric's unit.
+
+        Raises:
+            TypeError, ValueError: as :meth:`one_hot`.
+        """
         x = self.one_hot(choice)
         return LINKS[self.link](float(x @ self.matrix @ x))
 
@@ -176,7 +201,15 @@ class Sensitivity:
         return Sensitivity(self.layers, self.choices, matrix, self.bytes, self.bit_ops, **rest)
 
     def check_model(self, model: nn.Module) -> None:
-        """ValueError, naming the first difference, unless `model` has the layers that this one was measured on."""
+        """Compares the layers that this one was measured on with a model's.
+
+        Args:
+            model: a float or prepared model.
+
+        Raises:
+            TypeError: `model` is no nn.Module or a wrapper around it.
+            ValueError: naming the first layer that it lacks, or whose weights have other shapes.
+        """
         refuse_wrappers(model, WHO)
         modules = dict(model.named_modules())
         for name in self.layers:
@@ -192,14 +225,34 @@ class Sensitivity:
                     )
 
     def save(self, path) -> None:
-        """Writes it to one safetensors file, no pickle. The file takes the place of an older one only when it is complete."""
+        """Writes it to one safetensors file, no pickle. The file takes the place of an older one only when it is complete.
+
+        Args:
+            path: str or PathLike, of a file.
+
+        Raises:
+            TypeError: `path` is no path.
+            OSError: the file cannot be written.
+        """
         from .file import save
 
         save(self, path)
 
     @staticmethod
     def load(path) -> Sensitivity:
-        """The inverse of :meth:`save`. FileNotFoundError, or ValueError naming what is wrong with the file."""
+        """The inverse of :meth:`save`.
+
+        Args:
+            path: str or PathLike, of a file that :meth:`save` wrote.
+
+        Returns:
+            Sensitivity: equal to the one that was saved.
+
+        Raises:
+            TypeError: `path` is no path.
+            FileNotFoundError: there is no such file.
+            ValueError: naming what is wrong with the file.
+        """
         from .file import load
 
         return load(path)

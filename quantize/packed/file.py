@@ -27,12 +27,15 @@ def save(model: nn.Module, path) -> None:
     is replaced. The same model always gives the same bytes.
 
     Args:
-        model: what :func:`quantize.convert` or :func:`quantize.load` returned. path: of the file.
+        model: what :func:`quantize.convert` or :func:`quantize.load` returned.
+        path: str or PathLike, of the file.
 
     Raises:
         TypeError: `model` is no nn.Module or a wrapper around it; `path` is no path.
         ValueError: `model` is not converted; a decoded weight was changed since; a state that is no tensor, or of a dtype that files lack;
-            `path` is a pipe or the like. FileNotFoundError: its folder is not there. IsADirectoryError.
+            `path` is a pipe or the like.
+        FileNotFoundError: the folder of `path` is not there.
+        IsADirectoryError: `path` is a folder.
 
     Example:
         >>> import os, tempfile

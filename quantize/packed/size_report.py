@@ -39,8 +39,9 @@ class SizeReport:
     """What :func:`size_report` returns; printing it gives a table.
 
     Attributes:
-        bytes: what save() writes, less its header. float_bytes: the state of the model as it was before prepare. ratio: float_bytes
-            over bytes.
+        bytes: what save() writes, less its header.
+        float_bytes: the state of the model as it was before prepare.
+        ratio: float_bytes over bytes.
         layers: list of LayerSize (name, method, bits, bytes, float_bytes, reason) in module order.
     """
 
@@ -70,8 +71,12 @@ def size_report(model: nn.Module) -> SizeReport:
         model: a converted one; or a prepared one, for what converting and saving it would write, folded batch norms included; or a float
             one, for its state as it is.
 
+    Returns:
+        SizeReport: the bytes in all, and a row for each layer.
+
     Raises:
-        TypeError: `model` is no nn.Module or a wrapper around it. ValueError: a prepared weight is NaN or infinite.
+        TypeError: `model` is no nn.Module or a wrapper around it.
+        ValueError: a prepared weight is NaN or infinite.
 
     Example:
         >>> model = quantize.prepare(nn.Sequential(nn.Conv2d(256, 256, 3, bias=False)), quantize.PowerOfTwo(4))

@@ -48,7 +48,8 @@ class Summary:
     Attributes:
         layers: list of LayerSummary (name, kind, weight_bits, activation_bits, macs, bit_ops, bytes, note) in module order. What has no
             multiply-accumulates (norms, embeddings, ...) is one row at the end, "others".
-        macs, bit_ops, bytes: totals. float_bytes: bytes of the float model's state.
+        macs, bit_ops, bytes: totals.
+        float_bytes: bytes of the float model's state.
     """
 
     def __init__(self, layers: list[LayerSummary], float_bytes: int):
@@ -87,10 +88,15 @@ def summary(model: nn.Module, *inputs) -> Summary:
     and values are a row of their own; functional calls are not. Floats count with their own bits, 32 for float32.
 
     Args:
-        model: a float, prepared or converted model. inputs: its positional arguments.
+        model: a float, prepared or converted model.
+        inputs: its positional arguments.
+
+    Returns:
+        Summary: the totals, and a row for each layer.
 
     Raises:
-        TypeError: `model` is no nn.Module or a wrapper around it. ValueError: a prepared weight is NaN or infinite.
+        TypeError: `model` is no nn.Module or a wrapper around it.
+        ValueError: a prepared weight is NaN or infinite.
 
     Example:
         >>> model = quantize.prepare(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), quantize.Uniform(4, activation_bits=8))

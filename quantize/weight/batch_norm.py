@@ -30,7 +30,8 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
         The same object, its training flags and momentums as before.
 
     Raises:
-        TypeError: naming the argument. ValueError: no batches. What went wrong leaves the old statistics in place.
+        TypeError: naming the argument.
+        ValueError: no batches. What went wrong leaves the old statistics in place.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))

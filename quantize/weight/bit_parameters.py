@@ -87,15 +87,17 @@ def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: f
 
     Args:
         optimizer: any of torch.optim, without closures. If it was made with ``model.parameters()`` after prepare, the bits leave their old
-            group. model: the prepared one, DistributedDataParallel around it or not.
+            group.
+        model: the prepared one, DistributedDataParallel around it or not.
         lr: of the bits' group, whose weight decay is 0.
 
     Returns:
         A BitGuard with the counts `steps` and `skipped`; it warns when 10 of 100 steps are skipped.
 
     Raises:
-        TypeError: naming the argument. ValueError: the model has no learned bits; they are in another optimizer; DistributedDataParallel
-            was made before prepare; or a scheduler before this call.
+        TypeError: naming the argument.
+        ValueError: the model has no learned bits; they are in another optimizer; DistributedDataParallel was made before prepare; or a
+            scheduler before this call.
 
     Example:
         >>> model = quantize.prepare(nn.Linear(8, 4), quantize.DiffQ())

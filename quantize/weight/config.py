@@ -254,7 +254,8 @@ class DiffQ(WeightConfig):
 
     Args:
         group_size: weights in a row that share their bits, counted over the whole tensor; the last group may be short. 0: the whole tensor.
-        min_bits, max_bits: 1 to 16; need not be whole. init_bits: where all groups start.
+        min_bits, max_bits: 1 to 16; need not be whole.
+        init_bits: where all groups start.
         range: ``"channel"``: lowest to highest weight of each output channel; ``"tensor"``: of all, as in the paper, where one outlier
             coarsens a whole layer; ``"group"``: of each group, which costs 8 bytes a group.
         noise: ``"uniform"``, of deviation 1/sqrt(12), or ``"gaussian"``, of deviation 1/2, as in the paper: 1.73 times what rounding does.

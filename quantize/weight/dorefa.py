@@ -28,7 +28,8 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
         Tensor of w's shape and dtype.
 
     Raises:
-        TypeError: w is no such tensor, or bits no integer. ValueError: bits out of range.
+        TypeError: w is no such tensor, or bits no integer.
+        ValueError: bits out of range.
 
     Example:
         >>> quantize.dorefa_weight(torch.tensor([0.8, 0.1, -0.3, -2.0]), 2)
@@ -51,7 +52,8 @@ def dorefa_activation(x: Tensor, bits: int) -> Tensor:
         Tensor of x's shape and dtype.
 
     Raises:
-        TypeError: x is no such tensor, or bits no integer. ValueError: bits out of range.
+        TypeError: x is no such tensor, or bits no integer.
+        ValueError: bits out of range.
 
     Example:
         >>> quantize.dorefa_activation(torch.tensor([0.1, 0.2, 0.6, 3.0]), 2)

@@ -114,7 +114,8 @@ def activation_penalty(model: nn.Module) -> Tensor:
         float32 scalar on the bits' device.
 
     Raises:
-        TypeError: naming the argument. ValueError: no learned activation bits, or no forward pass yet.
+        TypeError: naming the argument.
+        ValueError: no learned activation bits, or no forward pass yet.
 
     Example:
         >>> model = quantize.prepare(nn.Sequential(nn.Linear(1024, 4)), quantize.DiffQ(activation_bits="learned", init_bits=4))

@@ -26,7 +26,8 @@ def power_of_two(x: Tensor, bits: int | None = None, plus: bool = False) -> Tens
         Tensor of x's shape and dtype.
 
     Raises:
-        TypeError: x is no floating-point tensor, or bits no integer. ValueError: bits out of range.
+        TypeError: x is no floating-point tensor, or bits no integer.
+        ValueError: bits out of range.
 
     Example:
         >>> quantize.power_of_two(torch.tensor([0.75, 1.42, 1.5, 1.51, -3.0]), plus=True)

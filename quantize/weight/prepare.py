@@ -216,6 +216,15 @@ def weight_bits(model: nn.Module) -> dict[str, Tensor]:
 
     Learned bits are those of the noise in training mode and whole ones, as files have them, in evaluation mode.
 
+    Args:
+        model: a prepared model; of any other there is nothing to say.
+
+    Returns:
+        {name: float32 Tensor}: a scalar, or [groups] of learned bits.
+
+    Raises:
+        TypeError: `model` is no nn.Module.
+
     Example:
         >>> quantize.weight_bits(quantize.prepare(nn.Linear(8, 4), quantize.Uniform(weight_bits=4)))
         {'weight': tensor(4.)}
@@ -244,7 +253,8 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
         The same object.
 
     Raises:
-        TypeError: naming the argument. ValueError: `method` unknown, no activation quantizers, no batches, or an input not finite.
+        TypeError: naming the argument.
+        ValueError: `method` unknown, no activation quantizers, no batches, or an input not finite.
 
     Example:
         >>> model = quantize.prepare(nn.Sequential(nn.Linear(8, 4)), quantize.Uniform(8, activation_bits=8))

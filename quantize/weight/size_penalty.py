@@ -35,7 +35,8 @@ def size_penalty(model: nn.Module, target_size: float | None = None) -> Tensor:
         float32 scalar on the bits' device.
 
     Raises:
-        TypeError: naming the argument. ValueError: no learned bits, or a `target_size` that min_bits does not allow: it says the least.
+        TypeError: naming the argument.
+        ValueError: no learned bits, or a `target_size` that min_bits does not allow: it says the least.
 
     Example:
         >>> model = quantize.prepare(nn.Linear(1024, 1024, bias=False), quantize.DiffQ(init_bits=8))

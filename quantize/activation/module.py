@@ -195,10 +195,11 @@ class QModule(nn.Module, metaclass=_Converting):
             return
         if any(isinstance(value, PackedSequence) for value in (*args, *kwargs.values())):
             return
-        samples = [size for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) for size in t.shape]  # in whichever dimension
+        samples = _sample_counts([*args, *kwargs.values()])
         if samples and indices.numel() not in samples:
             self._control.indices = None
-            raise ValueError(f"set_sample_indices: indices must be one for each of the {samples[0]} samples; got {indices.numel()}")
+            counts = " or ".join(map(str, dict.fromkeys(samples)))
+            raise ValueError(f"set_sample_indices: indices must be one for each of the {counts} samples; got {indices.numel()}")
 
     def _parameter_owners(self) -> dict[int, str]:
         """Name of the module that holds a parameter or buffer, by identity."""
@@ -281,6 +282,15 @@ class QModule(nn.Module, metaclass=_Converting):
         if getattr(plain, "__getstate__", None) in (None, getattr(object, "__getstate__", None)):
             return _restore, (plain, owns_config), self.__dict__.copy()
         return _restore, (plain, owns_config, self._control), self.__getstate__()  # which may know nothing of what is ours
+
+
+def _sample_counts(inputs: list) -> list[int]:
+    """How many samples a forward's inputs may be: a list's length, sizes along dimension 0, and along 1 of what may be a sequence of
+    tokens [T, N] or of vectors [T, N, E]."""
+    tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+    counts = [len(value) for value in inputs if isinstance(value, list)]
+    counts += [len(t) for t in tensors if t.dim()]
+    return counts + [t.shape[1] for t in tensors if t.dim() == 3 or (t.dim() == 2 and not t.is_floating_point())]
 
 
 @contextlib.contextmanager

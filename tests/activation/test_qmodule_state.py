@@ -105,6 +105,39 @@ def test_indices_are_one_a_sample():
     assert model.activation_state()["0"]["sample_weight"].isfinite().all()
 
 
+class Anything(nn.Linear):
+    """Takes inputs of any form and looks at none."""
+
+    def forward(self, *inputs, **more):
+        return super().forward(torch.ones(8, 64))
+
+
+IMAGES = torch.ones(8, 3, 32, 32)
+FORMS = {
+    "images": ([IMAGES], {}, [8], [3, 32]),
+    "a list of images": ([[torch.ones(3, 30, 20), torch.ones(3, 20, 30)], [{"boxes": torch.ones(5, 4)}, {}]], {}, [2], [4, 8, 64]),
+    "several": ([torch.ones(8, 64)], {"mask": torch.ones(8, 5)}, [8], [5, 64]),
+    "vectors, sequence first": ([torch.ones(5, 8, 64)], {}, [8], [64]),
+    "tokens, sequence first": ([torch.ones(5, 8, dtype=torch.int64)], {}, [8], [3]),
+    "a tuple": ([(torch.ones(8, 64), torch.ones(()))], {}, [8], [2, 64]),
+    "no tensors": ([3], {}, [1, 8, 100], []),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_how_many_samples_an_input_has(form):
+    args, kwargs, right, wrong = FORMS[form]
+    model = QModule(nn.Sequential(Anything(64, 16)), ActivationConfig(use_gradient=True))
+    model.forward = lambda *args, **kwargs: model[0](*args, **kwargs)
+    for count in right:
+        model.set_sample_indices(torch.arange(count))
+        model(*args, **kwargs)
+    for count in wrong:
+        model.set_sample_indices(torch.arange(count))
+        with pytest.raises(ValueError, match=rf"indices must be one for each of the .*\b{right[0]}\b.* samples; got {count}$"):
+            model(*args, **kwargs)
+
+
 class SequenceFirst(nn.Linear):
     def forward(self, x):
         return super().forward(x.data if isinstance(x, nn.utils.rnn.PackedSequence) else x.transpose(0, 1))

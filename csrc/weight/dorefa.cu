@@ -21,7 +21,10 @@ std::tuple<Tensor, Tensor, Tensor> dorefa_quantize_cuda(const Tensor& input, int
   const Tensor w = dense(input);
   Tensor y = at::empty_like(w), scale = at::empty({1}, w.options().dtype(at::kFloat)).zero_();
   Tensor stats = at::empty({3}, scale.options()).zero_();
-  if (w.numel() == 0) return {y, scale, stats};
+  if (w.numel() == 0) {
+    stats.narrow(0, 2, 1).fill_(1);  // the adjustment, as on the CPU
+    return {y, scale, stats};
+  }
   with_type(scalar, [&]<typename T>(T) {
     launch_dorefa(static_cast<const T*>(w.const_data_ptr()), w.numel(), int(bits), adjusted, static_cast<T*>(y.mutable_data_ptr()),
                   scale.mutable_data_ptr<float>(), stats.mutable_data_ptr<float>(), launch);

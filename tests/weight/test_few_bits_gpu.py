@@ -47,6 +47,14 @@ def test_weights(shape, dtype):
                 assert_same_bits([on_gpu], [ops.dorefa_backward(grad, w, want[2])])
 
 
+@pytest.mark.parametrize("bits", [1, 2, 8])
+def test_no_weights(bits):
+    w = torch.empty(0, 3)
+    want, got = ops.dorefa_quantize(w, bits, True), ops.dorefa_quantize(w.cuda(), bits, True)
+    assert_same_bits(got, want)
+    assert_same_bits([ops.dorefa_backward(w.cuda(), w.cuda(), got[2])], [ops.dorefa_backward(w, w, want[2])])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES, (3, 20_000), (4, 3, 17, 19)], ids=str)
 def test_activations_and_gradients(shape, dtype):

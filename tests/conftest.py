@@ -24,6 +24,18 @@ def quiet():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def exact_products(request):
+    """On a GPU libraries multiply float32 as it is, not rounded to TensorFloat-32, which convolutions take unless they are told."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
 @pytest.fixture(params=_C.supported_isas())
 def each_isa(request):
     """Runs the test once for every ISA of this machine; its value is the name."""

@@ -1,6 +1,7 @@
 """The CUDA kernels return the CPU's bits, and a training step on a GPU is the CPU's up to rounding."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -55,8 +56,9 @@ def test_bits_of_each_sample(dtype):
     for group in (256, 100, 0):
         ours = ops.group_quantize_mixed(x.cuda(), bits.cuda(), 26, group, SEED)
         cpu = ops.group_quantize_mixed(x, bits, 26, group, SEED)
-        for a, b in zip(ours, cpu, strict=True):
-            same(a, b)
+        used = sum(len(ops.group_quantize(x[:1], b, group, SEED)[0]) for b in bits.tolist())  # what lies behind them nobody has written
+        same(ours[0][:used], cpu[0][:used])
+        same(ours[1], cpu[1])
         more = (0, group, list(x.shape), list(x.stride()), dtype, SEED)
         same(ops.group_dequantize(*ours, bits.cuda(), *more), ops.group_dequantize(*cpu, bits, *more))
 
@@ -125,6 +127,9 @@ def test_training_step(config, layout):
             torch.manual_seed(1)
             model.zero_grad()
             F.cross_entropy(model(x.to(device)), y.to(device)).backward()
+            for _ in range(2):  # a GPU's figures come a step late: here they are waited for, so that both models know the same
+                model.activation_state()
+                torch.cuda.synchronize()
     # The same noise, but activations that differ in their last bits may round to another code here and there.
     for a, b in zip(models["cuda"].parameters(), models["cpu"].parameters(), strict=True):
         assert F.cosine_similarity(a.grad.cpu().flatten(), b.grad.flatten(), dim=0) > 0.95
@@ -169,6 +174,7 @@ def test_gradients_of_samples_arrive():
         torch.testing.assert_close(learned["cuda"][name]["sample_weight"], values["sample_weight"], rtol=1e-2, atol=0)
 
 
+@pytest.mark.skipif("PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ, reason="only the caching allocator counts what is allocated")
 def test_memory():
     model = quantize.QModule(network().cuda(), quantize.ActivationConfig(bits=2, max_bits=2))
     x = torch.randn(64, 3, 64, 64, device="cuda")

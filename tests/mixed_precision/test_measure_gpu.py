@@ -12,14 +12,6 @@ from quantize import DiffQ, DoReFa, PowerOfTwo, Ternary
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(autouse=True)
-def exact_products():
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def both(method, metric, choices, **more):
     model, batches = trained(Residual()), images(16, 9)
     on_cpu = quantize.measure_sensitivity(model, batches, choices, method, metric, progress=False, **more)

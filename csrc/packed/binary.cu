@@ -54,9 +54,6 @@ struct Layer {
     Tensor out = c.next_threshold ? at::empty(bit_sizes, input.options().dtype(at::kByte))
                                   : at::empty(out_sizes, input.options().dtype(at::kFloat), format);
     if (out.numel() == 0) return given(residual) ? at::add(out, *residual) : out;
-    constexpr int64_t most = int64_t(1) << 30;
-    TORCH_CHECK_VALUE(c.pixels() * c.pixel_words() < most && c.out_rows() < most && (c.out_rows() + 31) / 32 * n < most, op,
-                      ": x must have less than 2^35 bits, and outputs be less than 2^30 pixels and 2^35; got ", input.sizes());
     const Tensor x = bits_in ? aligned(input.contiguous()) : input.contiguous(format), rows = aligned(codes);
     if (bits_in)
       c.image = reinterpret_cast<const uint32_t*>(x.const_data_ptr<uint8_t>());
@@ -67,6 +64,8 @@ struct Layer {
       c.out_bits = reinterpret_cast<uint32_t*>(out.mutable_data_ptr<uint8_t>());
     else
       c.out = out.mutable_data_ptr<float>();
+    TORCH_CHECK_VALUE(is_countable(c), op,
+                      ": x must have less than 2^30 words of 32 bits, and outputs be less than 2^30 pixels and words; got ", input.sizes());
     launch_binary(c, binary_path(c, launch.processors()), launch);
     return given(residual) && !added.defined() ? at::add(out, *residual) : out;
   }

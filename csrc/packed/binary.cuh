@@ -20,6 +20,7 @@ struct DeviceBinary {
   static constexpr int threads = 256, warps = threads / Warp::lanes, blocks = 8;  // blocks: of a multiprocessor
   static constexpr int words_at_once = 8;                                         // of a warp that packs rows: a sector of 32 bytes
   static constexpr int most_rows = 8;                                             // that go through the codes together
+  static constexpr int most_grid_rows = 65535;                                    // CUDA's gridDim.y
   static constexpr int channels_of_warp = 4;                                      // whose codes are in flight together
   static_assert(warps * channels_of_warp == 32);                                  // a block makes whole words of outputs
 };
@@ -56,7 +57,7 @@ struct BinaryCall {
   QUANTIZE_HOST_DEVICE bool padded() const { return padding[0] > 0 || padding[1] > 0; }
   int64_t pixels() const { return int64_t(batch) * height * width; }
   QUANTIZE_HOST_DEVICE int out_pixels() const { return out_height * out_width; }
-  QUANTIZE_HOST_DEVICE int64_t out_rows() const { return int64_t(batch) * out_pixels(); }  // as a matrix
+  QUANTIZE_HOST_DEVICE int64_t out_rows() const { return int64_t(batch) * out_height * out_width; }  // as a matrix
 };
 
 QUANTIZE_DEVICE int32_t popcount(uint32_t x) {
@@ -99,29 +100,31 @@ QUANTIZE_DEVICE void store_word(const BinaryCall& c, int64_t row, int word, int3
 
 // ---- Packing.
 
-// Planes: a lane a pixel, blockIdx.y the word.
+// Planes: a lane a pixel, blockIdx.y the word, or several where there are more words than a grid may have rows.
 [[maybe_unused]] static __global__ void __launch_bounds__(DeviceBinary::threads)
     pack_binary_planes(BinaryCall c, Divider plane, int pixels, uint32_t* image) {
-  const int first = blockIdx.y * 32, many = std::min(32, c.channels - first), words = c.pixel_words();
-  const int step = gridDim.x * blockDim.x;
-  for (int pixel = blockIdx.x * blockDim.x + threadIdx.x; pixel < pixels; pixel += step) {
-    const int sample = plane.quotient(pixel);
-    const float* x = c.floats + (int64_t(sample) * c.channels + first) * plane.divisor + (pixel - sample * plane.divisor);
-    uint32_t word = 0;
-    const auto take = [&](int i, float value) {
-      const bool flip = c.flip && (c.flip[first + i] & 1);
-      word |= uint32_t(binary_bit(value, c.threshold ? c.threshold[first + i] : 0.f, flip)) << i;
-    };
-    if (many == 32) {  // all loads before the first use
-      float values[32];
+  const int words = c.pixel_words(), step = gridDim.x * blockDim.x;
+  for (int at = blockIdx.y; at < words; at += gridDim.y) {
+    const int first = at * 32, many = std::min(32, c.channels - first);
+    for (int pixel = blockIdx.x * blockDim.x + threadIdx.x; pixel < pixels; pixel += step) {
+      const int sample = plane.quotient(pixel);
+      const float* x = c.floats + (int64_t(sample) * c.channels + first) * plane.divisor + (pixel - sample * plane.divisor);
+      uint32_t word = 0;
+      const auto take = [&](int i, float value) {
+        const bool flip = c.flip && (c.flip[first + i] & 1);
+        word |= uint32_t(binary_bit(value, c.threshold ? c.threshold[first + i] : 0.f, flip)) << i;
+      };
+      if (many == 32) {  // all loads before the first use
+        float values[32];
 #pragma unroll
-      for (int i = 0; i < 32; ++i) values[i] = x[int64_t(i) * plane.divisor];
+        for (int i = 0; i < 32; ++i) values[i] = x[int64_t(i) * plane.divisor];
 #pragma unroll
-      for (int i = 0; i < 32; ++i) take(i, values[i]);
-    } else {
-      for (int i = 0; i < many; ++i) take(i, x[int64_t(i) * plane.divisor]);
+        for (int i = 0; i < 32; ++i) take(i, values[i]);
+      } else {
+        for (int i = 0; i < many; ++i) take(i, x[int64_t(i) * plane.divisor]);
+      }
+      image[int64_t(pixel) * words + at] = word;
     }
-    image[int64_t(pixel) * words + blockIdx.y] = word;
   }
 }
 

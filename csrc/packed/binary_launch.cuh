@@ -32,6 +32,20 @@ inline BinaryPath binary_path(const BinaryCall& c, int processors) {
   return c.outputs() > SmallTile::n && tiles<WideTile>(c) >= processors ? BinaryPath::wide_tiles : BinaryPath::small_tiles;
 }
 
+// What `direct` shares out between warps (binary.cuh), and how many of these are of a pixel or a channel.
+inline int64_t direct_share(const BinaryCall& c) {
+  if (c.out_bits) return c.out_words();
+  return c.together ? (c.out_channels + 31) / 32 : (c.out_rows() + 31) / 32;
+}
+inline int64_t direct_units(const BinaryCall& c) { return direct_share(c) * (c.together || c.out_bits ? c.out_rows() : c.out_channels); }
+
+// Whether kernels can count a layer's pixels, words and outputs in 32 bits, and some blocks' steps beyond them.
+inline bool is_countable(const BinaryCall& c) {
+  constexpr int64_t most = int64_t(1) << 30;
+  return c.pixels() * c.pixel_words() < most && c.out_rows() < most && (c.out_rows() + 31) / 32 * c.out_channels < most &&
+         direct_units(c) < most;
+}
+
 inline bool is_aligned_to(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 // The image of `c.floats`.
@@ -46,7 +60,8 @@ const uint32_t* pack_binary(const BinaryCall& c, Launcher& launch) {
     launch(pack_binary_rows, dim3(grid(int64_t(pixels) * words, DeviceBinary::warps * DeviceBinary::words_at_once)), threads, c,
            Divider(words), pixels * words, image);
   else
-    launch(pack_binary_planes, dim3(grid(pixels, threads), unsigned(words)), threads, c, Divider(c.height * c.width), pixels, image);
+    launch(pack_binary_planes, dim3(grid(pixels, threads), unsigned(std::min(words, DeviceBinary::most_grid_rows))), threads, c,
+           Divider(c.height * c.width), pixels, image);
   return image;
 }
 
@@ -76,10 +91,7 @@ void launch_tiles(const BinaryCall& c, Launcher& launch) {
 
 template <typename Launcher>
 void launch_direct(const BinaryCall& c, Launcher& launch) {
-  const bool lanes_are_channels = c.together || c.out_bits;
-  const int rows = int(c.out_rows()),
-            share = lanes_are_channels ? (c.out_bits ? c.out_words() : (c.out_channels + 31) / 32) : (rows + 31) / 32;
-  const int units = share * (lanes_are_channels ? rows : c.out_channels);
+  const int rows = int(c.out_rows()), share = int(direct_share(c)), units = int(direct_units(c));
   launch(binary_direct, dim3(unsigned(grid_size(launch.processors(), DeviceBinary::blocks, units, DeviceBinary::warps))),
          DeviceBinary::threads, c, Divider(share), Divider(c.out_pixels()), Divider(c.out_width), rows, units);
 }

@@ -104,6 +104,49 @@ int64_t check(const Layer& l, bool unit, bool bits_in, bool bits_out, bool chann
   return count;
 }
 
+// A grid may have fewer rows than a pixel has words: blocks take what is left in turns.
+int64_t check_few_grid_rows() {
+  BinaryCall c;
+  c.batch = 2, c.channels = 290, c.height = 3, c.width = 5, c.out_channels = 1;
+  const int pixels = int(c.pixels()), words = c.pixel_words();
+  const Buffer<float> x(size_t(pixels) * c.channels, 0);
+  for (int i = 0; i < pixels * c.channels; ++i) x.data()[i] = input_value(i);
+  c.floats = x.data();
+  simt::Launcher launch(1);
+  std::vector<uint32_t> want(size_t(pixels) * words, 1), got(want.size(), 2);
+  for (const auto& [image, rows] : {std::pair{&want, words}, std::pair{&got, 3}})
+    launch(pack_binary_planes, dim3(1, unsigned(rows)), DeviceBinary::threads, c, quantize::Divider(c.height * c.width), pixels,
+           image->data());
+  expect_same(got.data(), want, "binary: planes packed by few blocks");
+  return 1;
+}
+
+// Sizes at which the kernels' counters end, without the memory that goes with them.
+int64_t check_countable() {
+  float out;
+  uint32_t out_bits;
+  BinaryCall c;
+  const auto expect = [&](bool countable, const char* what) {
+    if (is_countable(c) != countable) fail(std::string("binary: countable, ") + what);
+  };
+  c.batch = 1, c.channels = 1, c.height = c.width = 1, c.out_channels = 33, c.together = true, c.out = &out;
+  c.out_height = (1 << 14) - 1, c.out_width = 1 << 15;  // two words a pixel: just below 2^30
+  expect(true, "floats");
+  c.out_height = 1 << 14;
+  expect(false, "words of floats");
+  c.out_channels = 32, c.out = nullptr, c.out_bits = &out_bits;
+  expect(false, "words of bits, which come in twos");
+  c.out_height = (1 << 14) - 1;
+  expect(true, "bits");
+  c.together = false, c.out_bits = nullptr, c.out = &out, c.out_channels = 40, c.out_height = 1 << 14;
+  expect(true, "pixels of a channel");
+  c.out_channels = 64;
+  expect(false, "32s of all channels' pixels");
+  c.out_channels = 1, c.out_height = c.out_width = 1 << 16;
+  expect(false, "pixels that 32 bits cannot count");
+  return 7;
+}
+
 }  // namespace
 
 int64_t check_binary() {
@@ -115,7 +158,7 @@ int64_t check_binary() {
       {1, 34, 6, {3, 3}, 1, 1, 1, 2, 4, 4},    {1, 64, 64, {3, 3}, 1, 1, 1, 64, 4, 5},  {1, 128, 20, {1, 3}, 1, 2, 1, 2, 1, 9},
       {1, 256, 65, {1, 1}, 1, 0, 1, 1, 1, 1},  {7, 65, 3, {1, 1}, 1, 0, 1, 1, 1, 1},    {3, 200, 40, {1, 1}, 1, 0, 1, 1, 1, 1},
       {5, 1100, 33, {1, 1}, 1, 0, 1, 1, 1, 1}, {9, 1700, 66, {1, 1}, 1, 0, 1, 1, 1, 1}, {1, 16, 8, {1, 1}, 3, 1, 1, 1, 1, 1}};
-  int64_t count = 0, number = 0;
+  int64_t count = check_few_grid_rows() + check_countable(), number = 0;
   for (const Layer& layer : layers)
     for (const bool unit : {false, true})
       for (const bool bits_out : {false, true}) {

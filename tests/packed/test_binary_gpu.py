@@ -79,6 +79,12 @@ def test_other_strides_offsets_and_empty_batches():
     assert ops.packed_binary_conv2d(x[:0].cuda(), None, None, *on_gpu(after)).shape == (0, 33, 9, 31)
 
 
+def test_more_words_than_a_grid_has_rows():
+    x, scales = floats(1, 2_097_153, 1, 2), torch.ones(2)
+    geometry = (x.shape[1], [1, 1], [1, 1], [0, 0], [1, 1], 1)
+    assert_same(ops.packed_binary_conv2d, x, None, None, False, *weights(signs(2, x.shape[1], 1, 1)), scales, *[None] * 3, *geometry)
+
+
 def test_errors():
     x, weight, scales, bias = made(CONVS[2])
     after = (False, *weights(weight), scales, bias, None, None, 16, [3, 3], [1, 1], [1, 1], [1, 1], 1)

@@ -7,18 +7,12 @@
 #include <algorithm>
 #include <numeric>
 
-#include "../core/checks.h"
+#include "allocate_bits_call.h"
 
 namespace quantize::activation {
 namespace {
 
 using at::Tensor;
-
-void check_variance(const char* op, const Tensor& variance, int64_t max_bits) {
-  check_bits(op, max_bits);
-  check_dtype(op, "variance", variance, at::kFloat);
-  TORCH_CHECK_VALUE(variance.dim() == 2 && variance.size(1) == 4, op, ": variance must be [N, 4]; got ", variance.sizes());
-}
 
 // Upgrades by falling key.
 std::vector<int64_t> sorted_upgrades(const float* variance, int64_t samples, int max_bits) {
@@ -31,9 +25,8 @@ std::vector<int64_t> sorted_upgrades(const float* variance, int64_t samples, int
 }
 
 Tensor allocate_bits_cpu(const Tensor& input, int64_t bit_budget, int64_t max_bits) {
-  check_variance("allocate_bits", input, max_bits);
+  check_allocate(input, bit_budget, max_bits);
   const int64_t samples = input.size(0);
-  TORCH_CHECK_VALUE(bit_budget >= samples, "allocate_bits: bit_budget must give each of ", samples, " samples a bit; got ", bit_budget);
   const Tensor variance = input.contiguous();
   const auto order = sorted_upgrades(variance.const_data_ptr<float>(), samples, int(max_bits));
   Tensor bits = at::empty({samples}, variance.options().dtype(at::kByte));
@@ -45,10 +38,8 @@ Tensor allocate_bits_cpu(const Tensor& input, int64_t bit_budget, int64_t max_bi
 }
 
 Tensor allocation_curve_cpu(const Tensor& input, const Tensor& input_cost, at::ArrayRef<double> averages, int64_t max_bits) {
-  check_variance("allocation_curve", input, max_bits);
-  check_variance("allocation_curve", input_cost, max_bits);
+  check_curve(input, input_cost, max_bits);
   const int64_t samples = input.size(0);
-  check_numel("allocation_curve", "cost", input_cost, input.numel());
   const Tensor variance = input.contiguous(), cost = input_cost.contiguous();
   const auto order = sorted_upgrades(variance.const_data_ptr<float>(), samples, int(max_bits));
   Tensor curve = at::empty({int64_t(averages.size())}, variance.options());

@@ -16,11 +16,12 @@ AVERAGES = (1, 1.125, 1.25, 1.5, 2, 3, 4, 6, 8)
 MEMORY = 0.9  # of the running mean of sensitivities; exact mean until that many steps have been seen
 
 
-def learn(states: Iterable[LayerState]) -> list[tuple[LayerState, Tensor]]:
+def learn(states: Iterable[LayerState], curves: bool = True) -> list[tuple[LayerState, Tensor]]:
     """The records of the step that ended, in order of the forward, as (layer, its gradient variance at AVERAGES).
 
     A layer's noise counts for its own parameters; a batch norm's also for those of all layers before it, through the input gradient
     (csrc/layers/energy.h). Records whose backward has not run are dropped. Tensors stay on their device: nothing is synchronised.
+    Without `curves` only the samples' gradients are kept, and the list is empty.
     """
     learned = []
     upstream = None
@@ -38,6 +39,8 @@ def learn(states: Iterable[LayerState]) -> list[tuple[LayerState, Tensor]]:
                     upstream = share if upstream is None else upstream + share
             if record.indices is not None:
                 state.pending_gradients = (record.indices, weight)
+            if not curves:
+                continue
             curve = _curve(record.variance.nan_to_num(), weight, record.indices is not None, state.config.max_bits)
             total = curve if total is None else total + curve
         state.records = []

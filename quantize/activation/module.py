@@ -60,7 +60,7 @@ class Control:
         """Learns from the step that ended and sets the budgets of the one that begins. Never waits for the device."""
         self.receive()
         states = sorted((s for s in self.states() if s.records), key=lambda s: s.order or 0)
-        learned = learn(states)
+        learned = learn(states, curves=not self.arriving)  # of one step at a time
         seen = []
         for state in states:
             pending, state.pending_gradients = state.pending_gradients, None

@@ -337,6 +337,25 @@ def test_forwards_without_backward_poison_and_overflow_leave_it_working():
     assert max(model.layer_bits().values()) > min(model.layer_bits().values())
 
 
+class Late:
+    """The event behind figures that are still on their way from a GPU."""
+
+    def query(self):
+        return False
+
+
+def test_figures_that_nobody_takes_are_not_made(monkeypatch):
+    model = QModule(network(), ActivationConfig(bits=2, use_gradient=True))
+    x, y = batch(8)
+    model.set_sample_indices(torch.arange(8))
+    step(model, x, y)
+    model._control.arriving = ([], torch.empty(0), Late())
+    monkeypatch.setattr("quantize.activation.allocation._curve", lambda *_: pytest.fail("one step's figures are under way"))
+    model._control.begin_step()
+    assert all(s.records == [] and s.curve is None for s in model._control.states())
+    assert any(s.sample_weight is not None and s.sample_weight.isfinite().all() for s in model._control.states())
+
+
 def test_layers_by_hand_adapt_per_sample():
     layer = quantize.QLinear(256, 8)
     x = torch.randn(32, 256) * torch.logspace(-1, 1, 32)[:, None]

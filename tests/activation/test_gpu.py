@@ -87,6 +87,14 @@ def test_allocate_bits(samples):
         same(ops.allocate_bits(variance.cuda(), budget, most), ops.allocate_bits(variance, budget, most))
 
 
+@pytest.mark.parametrize("samples", [0, 1, 7, 128, 5000])
+def test_allocation_curve(samples):
+    variance = torch.rand(samples, 1) * torch.tensor([1.0, 0.1, 0.005, 1e-5])
+    cost, averages = torch.randint(1000, (samples, 4)).float(), [1 + 0.4 * i for i in range(20)]  # whole numbers: the order of sums is free
+    for most in (1, 4, 8):
+        same(ops.allocation_curve(variance.cuda(), cost.cuda(), averages, most), ops.allocation_curve(variance, cost, averages, most))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [1, 7, 8, 129, 1000, 70001])
 def test_masks(n, dtype):

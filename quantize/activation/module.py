@@ -153,6 +153,7 @@ class QModule(nn.Module, metaclass=_Converting):
 
     Raises:
         TypeError: `model` is no nn.Module or a compiled (ScriptModule) one, or `config` is of another type.
+        RuntimeError, by a training step: it is being captured in a CUDA graph, every replay of which would draw the same noise.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..seed import draw_seed
 from .config import ActivationConfig, op_group_size
 
 _ops = torch.ops.quantize
@@ -92,7 +93,7 @@ class LayerState:
 
     def draw_seed(self) -> Tensor:
         """Seed and offset of one packing's noise."""
-        return torch.randint(2**63 - 1, (2,), generator=_local.generator, device="cpu")
+        return draw_seed(_local.generator)
 
     def pack(self, x: Tensor, is_norm: bool = False) -> Packed:
         """`x`, sample axis first, packed as the config says; shared with another consumer of the same tensor in this forward."""

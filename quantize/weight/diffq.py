@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from .. import _C
 from ..hooks import remove_hooks
+from ..seed import draw_seed
 from .config import DiffQ
 from .quantizer import WeightQuantizer
 
@@ -158,11 +159,6 @@ def _lists(quantizers: list[DiffQQuantizer]) -> tuple[list, ...]:
         [float(q.config.min_bits) for q in quantizers],
         [float(q.config.max_bits) for q in quantizers],
     )
-
-
-def draw_seed() -> Tensor:
-    """(seed, offset) from PyTorch's default generator."""
-    return torch.randint(2**63 - 1, (2,), device="cpu")
 
 
 def gaussian_quantiles(device: torch.device) -> Tensor:

@@ -8,8 +8,8 @@ from torch.nn.utils import parametrize
 
 from ..checks import check_integer
 from ..hooks import remove_hooks
+from ..seed import draw_seed
 from .config import DoReFa
-from .diffq import draw_seed
 from .quantizer import WeightQuantizer, on_floats
 
 

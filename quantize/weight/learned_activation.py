@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_module
+from ..seed import draw_seed
 from .config import DiffQ
-from .diffq import draw_seed, first_logit
+from .diffq import first_logit
 from .lsq import ActivationQuantizer, Observer
 from .quantizer import SMALLEST_STEP
 

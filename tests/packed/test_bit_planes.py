@@ -86,7 +86,7 @@ def test_threads_and_empty_batches(lookup_isa):
     assert ops.packed_conv2d(planes[0][:0], *planes[1:]).shape == (0, *one[0].shape[1:])
 
 
-def test_opcheck():
+def test_opcheck(lookup_isa):
     planes, _ = both(CONVS[0], 2, 1)
     opcheck(ops.packed_conv2d.default, planes)
 

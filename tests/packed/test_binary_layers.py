@@ -230,11 +230,19 @@ def test_gradient_stops_at_signs(x):
     assert inputs.grad is None
 
 
-def test_long_rows_of_bits_fit_sums():
-    packed = quantize.convert(quantize.prepare(nn.Linear(100_000, 3), quantize.XNOR()))
+@pytest.mark.parametrize("config, low", [(quantize.XNOR(), -1), (quantize.DoReFa(1, 1), 0)])
+def test_long_rows_of_bits_fit_sums(each_isa, config, low):
+    signs = torch.ones(100_000)
+    if low:  # XNOR takes the mean off
+        signs[1::2] = -1
+    half = signs * torch.arange(100_000).lt(50_000).mul(2).sub(1)
+    plain = nn.Linear(100_000, 3, bias=False)
+    plain.weight.data = 0.5 * torch.stack([signs, -signs, half])
+    packed = quantize.convert(quantize.prepare(plain, config))
     assert reason(packed) == ""
-    rows = torch.ones(1, 100_000)
-    assert torch.allclose(packed(rows), nn.functional.linear(rows, packed.weight, packed.bias), rtol=1e-3, atol=1e-2)
+    with torch.no_grad():  # the largest sums there are, of halves: exact
+        got = packed(torch.stack([signs, low * signs]))
+    assert torch.equal(got, torch.tensor([[50_000.0, -50_000, 0], [low * 50_000, -low * 50_000, 0]]))
 
 
 def test_dorefa_has_no_zero_point(tmp_path):

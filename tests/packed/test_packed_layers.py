@@ -235,7 +235,9 @@ def test_transformer_layers_call_them(config, dtype):
     with torch.no_grad():
         want, got = packed(x), copy.deepcopy(packed).to(dtype)(x.to(dtype))
     assert got.dtype == dtype
-    torch.testing.assert_close(got.float(), want, rtol=0.1, atol=0.1)
+    # A dozen roundings to the dtype, and a code or two that falls to the other side: 1 / 255 of a range in one of many elements.
+    tolerance = 0 if dtype == torch.float32 else 3 * torch.finfo(dtype).eps
+    assert float((got.float() - want).norm()) <= tolerance * float(want.norm())
 
 
 def test_encoders_with_nothing_packed_keep_their_fused_path():

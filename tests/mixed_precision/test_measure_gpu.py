@@ -65,11 +65,15 @@ def test_resumed(tmp_path):
 
 
 def test_half_precision_and_autocast():
+    """bfloat16 is off by 2^-9 in each of a few operations, the logits by about 2^-8; 2 bits move these a tenth, whose square is measured."""
     model, batches = trained(Residual()).cuda(), [(x.cuda(), y.cuda()) for x, y in images(16)]
-    halves = [(x.bfloat16(), y) for x, y in batches]
-    want = quantize.measure_sensitivity(model, batches, [(2, None)], progress=False).values
-    half = quantize.measure_sensitivity(copy.deepcopy(model).bfloat16(), halves, [(2, None)], progress=False).values
+    halves, half = [(x.bfloat16(), y) for x, y in batches], copy.deepcopy(model).bfloat16()
+
+    def values(model, batches):
+        return quantize.measure_sensitivity(model, batches, [(2, None)], progress=False).values
+
     with torch.autocast("cuda", torch.bfloat16):
-        mixed = quantize.measure_sensitivity(model, batches, [(2, None)], progress=False).values
-    for got in (half, mixed):
-        torch.testing.assert_close(got, want, rtol=0.3, atol=0.05 * float(want.max()))
+        mixed = values(model, batches)
+    rounded = values(copy.deepcopy(half).float(), [(x.float(), y) for x, y in halves])
+    for got, want in ((values(half, halves), rounded), (mixed, values(model, batches))):
+        assert float((got - want).norm()) <= 0.08 * float(want.norm())

@@ -89,7 +89,8 @@ def test_few_samples_too(bits, samples, per_layer):
     ids=["per sample", "by gradient", "between layers"],
 )
 def test_bits_settle(config, steps):
-    # At fixed weights and one batch nothing but the noise of the measured sensitivities moves them.
+    # At fixed weights and one batch nothing but the noise of the measured sensitivities moves them. Null: it does not, except that two of
+    # the 32 samples trade bits, 4 for 2 at most, where sensitivities are used: of 24 runs with other seeds in one.
     model = QModule(network(), config)
     x, target = batch()
     seen = []
@@ -100,8 +101,8 @@ def test_bits_settle(config, steps):
         seen.append({n: u.float() for n, u in bits_in_use(model).items()})
     for later in seen[steps:]:
         for name, at_last in seen[-1].items():
-            assert float((later[name] - at_last).abs().mean()) <= (0.0 if steps == 3 else 0.35)
-            assert float(later[name].mean()) == pytest.approx(float(at_last.mean()), rel=0.1)
+            assert float((later[name] - at_last).abs().mean()) <= (0 if steps == 3 else 4 / 32)
+            assert later[name].sum() == at_last.sum()
 
 
 def test_bits_go_where_the_variance_is():
@@ -264,10 +265,23 @@ def test_a_tensor_changed_in_between_is_packed_again():
 
 
 def test_shared_packings_are_learned_from_once():
-    model, x = QModule(Fork(), ActivationConfig(bits=2)), torch.randn(8, 3, 16, 16)
-    for _ in range(5):
-        model(x).backward()
-    assert sum(model.layer_bits().values()) / 2 == pytest.approx(2, rel=0.1)
+    class Apart(Fork):
+        def forward(self, x):
+            return self.a(x).sum() + self.b(x * 1).sum()
+
+    plain, x, learned = Fork(), torch.randn(8, 3, 16, 16), []
+    for kind in (Fork, Apart):
+        model = kind()
+        model.load_state_dict(plain.state_dict())
+        QModule(model, ActivationConfig(bits=2))
+        for _ in range(5):
+            model(x).backward()
+        assert model.layer_bits() == {"a": 2.0, "b": 2.0}
+        learned.append(model.activation_state())
+    shared, apart = learned
+    assert shared["a"]["updates"] == 5 and shared["b"] == {**apart["b"], "curve": None, "updates": 0, "elements": 0}
+    both = [a + b for a, b in zip(apart["a"]["curve"], apart["b"]["curve"], strict=True)]
+    assert shared["a"]["curve"] == pytest.approx(both, rel=1e-5)  # the noise of one packing reaches both
 
 
 # ---------------------------------------------------------------------------------------------------------------- life goes on

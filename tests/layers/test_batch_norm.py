@@ -178,19 +178,21 @@ def test_gradients_are_unbiased(bits):
 
 
 def test_energy_says_how_far_the_noise_reaches():
-    # csrc/layers/energy.h: sum_n V_n energy[n][1] is the relative variance of the input gradient. 300 draws, within 30 %.
+    # csrc/layers/energy.h: sum_n V_n energy[n][1] is the relative variance of the input gradient. Null: so on average over 300 draws, whose
+    # relative deviations are 0.3 % and 0.2 %, but for what the formula leaves out: up to 1.5 % here. Within 4 %: false alarms 1e-11.
     x = torch.randn(8, 6, 5, 5, requires_grad=True)
     weight, grad = torch.rand(6) + 0.5, torch.randn(8, 6, 5, 5) + 0.5 * x.detach()
     weight.requires_grad_()
     exact = torch.autograd.grad(F.batch_norm(x, None, None, weight, None, True), x, grad)[0]
-    variance = torch.ops.quantize.group_variance(x.detach(), 0)[:, 1]
-    squares, draws = 0.0, 300
+    variance = torch.ops.quantize.group_variance(x.detach(), 0)[:, 2]
+    squares, told, draws = 0.0, 0.0, 300
     for draw in range(draws):
         seed, energy = torch.tensor([5, draw]), torch.full((8, 2), torch.nan)
-        codes, ranges = torch.ops.quantize.group_quantize(x.detach(), 2, 0, seed)
-        y = torch.ops.quantize.batch_norm(x, weight, None, None, None, True, 0.1, 1e-5, codes, ranges, None, 2, 0, seed, energy)
+        codes, ranges = torch.ops.quantize.group_quantize(x.detach(), 4, 0, seed)
+        y = torch.ops.quantize.batch_norm(x, weight, None, None, None, True, 0.1, 1e-5, codes, ranges, None, 4, 0, seed, energy)
         squares += float((torch.autograd.grad(y, x, grad)[0] - exact).square().sum()) / draws
-    assert float((variance * energy[:, 1]).sum()) == pytest.approx(squares / float(exact.square().sum()), rel=0.3)
+        told += float((variance * energy[:, 1]).sum()) / draws
+    assert told == pytest.approx(squares / float(exact.square().sum()), rel=0.04)
 
 
 def test_config_must_be_one():

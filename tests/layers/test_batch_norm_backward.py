@@ -115,7 +115,8 @@ def test_energies_as_defined(layout):
     correlation = (grad * normalized).sum((0, 2, 3)) / count
     through = (gain * scale * correlation.square()).sum() / 8 + (squares * gain * scale).sum(1) / (8 * positions * count)
     total = expected(own, decoded)[0].square().sum()
-    torch.testing.assert_close(energy[:, 1], (through / total).float(), rtol=0.02, atol=0)
+    # The kernel's total follows from sums over float32 codes, of which its projections are taken off.
+    torch.testing.assert_close(energy[:, 1], (through / total).float(), rtol=5e-4, atol=0)
     assert ops.batch_norm_backward(*arguments(x, energy=False)[0])[3].numel() == 0
 
 

@@ -65,7 +65,7 @@ def test_resumed(tmp_path):
 
 
 def test_half_precision_and_autocast():
-    """bfloat16 is off by 2^-9 in each of a few operations, the logits by about 2^-8; 2 bits move these a tenth, whose square is measured."""
+    """bfloat16 puts the logits off by about 2^-8, and 2 bits of weights move them a tenth, whose square is measured."""
     model, batches = trained(Residual()).cuda(), [(x.cuda(), y.cuda()) for x, y in images(16)]
     halves, half = [(x.bfloat16(), y) for x, y in batches], copy.deepcopy(model).bfloat16()
 

@@ -146,9 +146,15 @@ class SequenceFirst(nn.Linear):
 @pytest.mark.parametrize("packed", [False, True])
 def test_indices_of_samples_that_do_not_come_first(packed):
     model = quantize.QModule(SequenceFirst(8, 2), quantize.ActivationConfig(bits=2, use_gradient=True))
-    model.set_sample_indices(torch.arange(4))
+    model.set_sample_indices(torch.tensor([3, 0, 1, 2]))
     x = torch.randn(7, 4, 8)
-    model(nn.utils.rnn.pack_padded_sequence(x, torch.tensor([7, 5, 5, 2])) if packed else x).sum().backward()
+    y = model(nn.utils.rnn.pack_padded_sequence(x, torch.tensor([7, 5, 5, 2])) if packed else x)
+    (y.sum() if packed else (y.sum((1, 2)) * torch.arange(1, 5)).sum()).backward()
+    learned = model.activation_state()[""]["sample_weight"]
+    if packed:  # rows are of steps, whose samples it does not know
+        assert learned is None and y.shape == (19, 2) and model.weight.grad.any()
+    else:  # two features of each sample, with its factor's square
+        torch.testing.assert_close(learned, torch.tensor([2.0 * 4, 2 * 9, 2 * 16, 2 * 1]))
 
 
 def test_reports_between_indices_and_their_batch():
@@ -163,9 +169,11 @@ def test_a_loaded_budget_may_be_an_integer():
     model = quantize.QModule(nn.Sequential(nn.Linear(512, 8)), quantize.ActivationConfig(bits=2, max_bits=8))
     model(torch.randn(4, 512)).sum().backward()
     state = model.activation_state()
-    state["0"]["budget"] = 2
+    state["0"]["budget"] = 3
     model.load_activation_state(state)
+    assert model.activation_state()["0"]["budget"] == 3
     model(torch.randn(4, 512)).sum().backward()
+    assert model.layer_bits() == {"0": 3.0}
 
 
 def test_a_loaded_state_is_a_copy():

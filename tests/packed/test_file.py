@@ -316,5 +316,7 @@ def test_an_older_file_survives_a_failure(tmp_path, monkeypatch):
 
 def test_relative_paths_and_strings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save(convert(prepare(nn.Linear(4, 4), Uniform(4))), "f.safetensors")
-    load(nn.Linear(4, 4), "f.safetensors")
+    packed, x = convert(prepare(nn.Linear(4, 4), Uniform(4))), torch.randn(3, 4)
+    save(packed, "f.safetensors")
+    assert os.listdir(tmp_path) == ["f.safetensors"]
+    assert torch.equal(load(nn.Linear(4, 4), "f.safetensors")(x), packed(x))

@@ -6,7 +6,7 @@
     python benchmarks/accuracy.py --seeds 0           # print the table of what is there
 
 The bar: the 95 % interval of the difference of means to fp32 must not lie wholly below -0.3 points, for the configurations with
-several seeds. The configurations are those of the original's CIFAR table: bits / most bits, group or sample range, what adapts.
+several seeds. The configurations are those of ActNN's CIFAR table: bits / most bits, group or sample range, what adapts.
 """
 
 import argparse

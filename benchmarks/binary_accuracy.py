@@ -25,9 +25,9 @@ BINARY = "--arch resnet20_q --dataset mnist5k --width 8 --batch-size 32 --lr 0.1
 FIRST = f"{BINARY} --epochs 6"
 RECIPE = f"{BINARY} --epochs 3 --lr-warmup-epochs 0.5"
 DOREFA = "--weights dorefa --weight-bits"
-HELD = f"{DOREFA} 2 --lr-scheduler step --lr-milestones 99"  # the rate stays at 0.1, where the original was unstable
+HELD = f"{DOREFA} 2 --lr-scheduler step --lr-milestones 99"  # the rate stays at 0.1, where DoReFa-Net's published form is unstable
 BASELINE = "baseline"
-# The original's table with the recipe's cosine, then DoReFa's two remedies one by one, which the lines before have both.
+# All methods with the recipe's cosine, then DoReFa's two remedies one by one, which the lines before have both.
 CONFIGURATIONS = {
     BASELINE: "",
     "xnor a1w1": "--weights xnor",

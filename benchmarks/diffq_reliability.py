@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Does DiffQ survive what killed the original? Eleven models, group sizes 4, 8 and 16, penalty 5, on real images (mnist5k).
+"""Does DiffQ survive what killed trainings of facebookresearch/diffq? Eleven models, group sizes 4, 8 and 16, penalty 5, on mnist5k.
 
     python benchmarks/diffq_reliability.py                          # all 33 runs, guarded and not; about 20 minutes
     python benchmarks/diffq_reliability.py --archs lenet --groups 8
 
 The deadly recipe: a gradient scaler for two optimizers (SGD for the weights, Adam for the bits), both unscaled, then the norm of all
-gradients clipped, then both stepped. There is no fp16 on this device, so its overflow is planted where the original had it, in the layers
+gradients clipped, then both stepped. There is no fp16 on this device, so its overflow is planted where these had it, in the layers
 that are not quantized: a gradient of a batch norm or a bias that is beyond 65,504 while scaled becomes inf - inf, as a sum of fp16 numbers
 on both sides does. The scale doubles every ten good steps, so that it overflows again and again. And the first layer's channels are made a
 hundred times smaller, which makes gradients large. In the unguarded variant an ordinary Adam holds the logits.

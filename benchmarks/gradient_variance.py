@@ -1,4 +1,4 @@
-"""Variance that compression adds to the gradient of preact ResNet-56, in the configurations of the original's CIFAR table.
+"""Variance that compression adds to the gradient of preact ResNet-56, in the configurations of ActNN's CIFAR table.
 
     python benchmarks/gradient_variance.py [--epochs 6] [--memory-format contiguous] [--batches 3] [--draws 10] [--only "2/2 group" ...]
 
@@ -29,7 +29,7 @@ from data import Loader, load  # noqa: E402
 from models import create_model  # noqa: E402
 
 C = quantize.ActivationConfig
-# Name in the original's table (bits / most bits, per group, per layer, gradient) to configuration.
+# Name in ActNN's table (bits / most bits, per group, per layer, gradient) to configuration.
 CONFIGURATIONS = {
     "4/4": C(4, 4, group_size="sample"),
     "2/2": C(2, 2, group_size="sample"),
@@ -40,7 +40,7 @@ CONFIGURATIONS = {
     "2/8 group layer gradient": C(2, 8, use_gradient=True),
 }
 # CIFAR-10's figures there, for orientation: another data set and another training.
-ORIGINAL = {
+ACTNN = {
     "4/4": 0.01183,
     "2/2": 0.2969,
     "2/2 group": 0.03139,
@@ -126,7 +126,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="preact_resnet56")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--memory-format", choices=["channels_last", "contiguous"], default="contiguous", help="the original's: contiguous")
+    parser.add_argument("--memory-format", choices=["channels_last", "contiguous"], default="contiguous", help="ActNN's: contiguous")
     parser.add_argument("--batches", type=int, default=3)
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--only", nargs="+", help="measure these configurations again and keep the other figures")
@@ -142,7 +142,7 @@ def main():
     path = HERE / "results" / "gradient_variance.json"
     results = json.loads(path.read_text())["results"] if args.only else {}
     print(f"{args.arch}, mnist5k, {args.batches} batches of 128, {args.draws} draws each")
-    print(f"{'':38} {'Quant Var':>10} {'Sample Var':>11} {'before/this':>12} {'original, CIFAR-10':>19}")
+    print(f"{'':38} {'Quant Var':>10} {'Sample Var':>11} {'before/this':>12} {'ActNN, CIFAR-10':>16}")
     previous = None
     for name in [*CONFIGURATIONS, "2/8 group layer, range bound", "2/8 group layer gradient, range bound"]:
         if args.only and name not in args.only:
@@ -154,15 +154,15 @@ def main():
         gain = previous / report.quantization if previous else float("nan")
         previous = report.quantization
         results[name] = {"quant_var": report.quantization, "sample_var": report.sample, "overall_var": report.overall}
-        reference = f"{ORIGINAL[name]:.5f}" if name in ORIGINAL else ""
-        print(f"{name:38} {report.quantization:10.5f} {report.sample:11.5f} {gain:12.2f} {reference:>19}", flush=True)
+        reference = f"{ACTNN[name]:.5f}" if name in ACTNN else ""
+        print(f"{name:38} {report.quantization:10.5f} {report.sample:11.5f} {gain:12.2f} {reference:>16}", flush=True)
     per_sample, per_group = (
         by_stage(quantize.QModule(copy.deepcopy(model), CONFIGURATIONS[name]), batches[0], args.draws) for name in ("2/2", "2/2 group")
     )
     gains = {stage: per_sample[stage] / per_group[stage] for stage in sorted(per_sample)}
     print("groups of 256 over a range a sample, by stage: " + ", ".join(f"{stage} {gain:.1f}" for stage, gain in gains.items()))
     settings = {"arch": args.arch, "epochs": args.epochs, "memory_format": args.memory_format, "batches": args.batches, "draws": args.draws}
-    write("gradient_variance", {**settings, "results": results, "group_gain_by_stage": gains, "original_cifar10": ORIGINAL})
+    write("gradient_variance", {**settings, "results": results, "group_gain_by_stage": gains, "actnn_cifar10": ACTNN})
 
 
 if __name__ == "__main__":

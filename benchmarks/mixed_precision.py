@@ -11,7 +11,7 @@ training images, with one thread (raw loss pairs: 64 of them); accuracy is on th
 - prediction: KL of 250 random assignments per regime on ResNet-20, against what each method predicts (Spearman's rank correlation).
 - passes: a forward pass's processor time an image, by the size of the batch. Choices of a layer could share one pass, a larger batch; that
   pays only where an image of a larger batch takes less.
-- sanity: the optimum without a budget must be about as good as 8 bits everywhere. Raw pairs of loss changes, as in the original, beside it.
+- sanity: the optimum without a budget must be about as good as 8 bits everywhere. Raw pairs of loss changes, as in CLADO's code, beside it.
 """
 
 import argparse

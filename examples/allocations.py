@@ -11,7 +11,7 @@ from torch import nn
 import options
 from weights import BITS
 
-# name: method and metric of quantize.measure_sensitivity. The original's four modes are naive, clado, its KL (clado_kl here), and its two
+# name: method and metric of quantize.measure_sensitivity. CLADO's code has four modes: naive, clado, its KL (clado_kl here), and its two
 # flags together, which make zeroq.
 METHODS = {
     "uniform": None,

@@ -1,6 +1,6 @@
 """Command line of train.py, and what its compression flags mean in terms of quantize.ActivationConfig.
 
-The flags of the original training script are kept (README.md has the table); the rest is named as in torchvision's reference scripts.
+The flags of ActNN's training script are kept (README.md has the table); the rest is named as in torchvision's reference scripts.
 """
 
 import argparse
@@ -160,7 +160,7 @@ def _compression_label(args):
 
 
 def _switch(add, name, default, text):
-    """`--name`, `--no-name`, and the original's `--name True`."""
+    """`--name`, `--no-name`, and ActNN's `--name True`."""
     add(f"--{name}", type=_truth, nargs="?", const=True, default=default, metavar="BOOL", help=text)
     add(f"--no-{name}", dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 

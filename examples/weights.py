@@ -86,7 +86,7 @@ def prepare(model: nn.Module, args: argparse.Namespace) -> nn.Module:
     """`model`, every convolution and linear layer of it but `--float-layers` prepared for `--weights`.
 
     Where these are not given, `few_bits.METHODS` leave out the first convolution and the last layer, the others quantize them like all
-    others, as in the original; with few classes they are a small part of the file.
+    others, as the PO2+ and DiffQ experiments do; with few classes they are a small part of the file.
     """
     import quantize
 

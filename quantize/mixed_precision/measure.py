@@ -41,7 +41,7 @@ def measure_sensitivity(
 
     Every convolution, linear, recurrent and attention layer is quantized in turn to every choice, as :func:`quantize.prepare` would do
     it, its input's step set from `batches` as :func:`quantize.calibrate` would; what comes before it is not computed again. The four ways
-    of the original are ``"diagonal"`` with ``"loss"`` (its `naive`), ``"clado"`` with ``"loss"`` (CLADO) or ``"kl"`` (its `KL`), and
+    of CLADO's code are ``"diagonal"`` with ``"loss"`` (its `naive`), ``"clado"`` with ``"loss"`` (CLADO) or ``"kl"`` (its `KL`), and
     ``"diagonal"`` with ``"kl"`` (ZeroQ).
 
     `bytes` are those that :func:`quantize.save` will write, to the byte, but where inputs have 1 bit: batch norms that become thresholds

@@ -187,7 +187,7 @@ class Sensitivity:
         Two choices of one layer are never in force together: their entries may become anything.
 
         Pairs measured one by one have noise that can make the matrix indefinite. :func:`quantize.allocate` takes that as it is; other
-        solvers may want this. Clipping eigenvalues, as the original did, would change the diagonal, where the small values of many bits
+        solvers may want this. Clipping eigenvalues, as CLADO does, would change the diagonal, where the small values of many bits
         drown. Source: Higham, IMA Journal of Numerical Analysis 22 (2002), algorithm 3.3. ValueError if the diagonal has negative entries:
         then there is no such matrix.
         """

@@ -104,8 +104,8 @@ def test_target_size(train):
 
 @pytest.mark.parametrize("kind", ["adam", "same"])
 def test_a_bad_gradient_beside_the_bits(train, plant, capsys, kind):
-    """What killed the original: the overflow is the main optimizer's, and clipping carries it to the bits, whose optimizer the scaler lets
-    step."""
+    """What killed trainings of facebookresearch/diffq: the overflow is the main optimizer's, and clipping carries it to the bits, whose
+    optimizer the scaler lets step."""
     plant(lambda model: model.conv1.bias.register_hook(lambda grad: grad * float("nan")), 5, 5)
     _, last, log = train("run", "--arch", "lenet", *DEADLY, "--bits-optimizer", kind)
     assert last["skipped"] == [1, 0] and log[-1]["skipped_steps"] == 1 and log[0]["skipped_steps"] == 0

@@ -13,7 +13,7 @@ def config(*flags):
     return options.compression(args, create_model("resnet20", 10, width=4))
 
 
-# The rows of the original's CIFAR table, and the defaults.
+# The rows of ActNN's CIFAR table, and the defaults.
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -44,13 +44,13 @@ def test_qlinear_names_convolutions_and_linear_layers():
     assert set(chosen.values()) == {ActivationConfig(max_bits=2)}
 
 
-ORIGINAL = """--dataset cifar10 --arch preact_resnet56 --epochs 200 --num-classes 10 -j 0 --weight-decay 1e-4 --batch-size 128
+ACTNN = """--dataset cifar10 --arch preact_resnet56 --epochs 200 --num-classes 10 -j 0 --weight-decay 1e-4 --batch-size 128
     --label-smoothing 0 -c quantize --ca=True --cabits=2 --ibits=8 --pergroup=True --perlayer=True --usegradient=False
     --workspace results/tmp --gather-checkpoints data/cifar10"""
 
 
 def test_originals_command_line():
-    args = options.parse(ORIGINAL.split())
+    args = options.parse(ACTNN.split())
     assert (str(args.data_path), str(args.workspace), args.arch) == ("data/cifar10", "results/tmp", "preact_resnet56")
     assert args.gather_checkpoints and args.ca and not args.usegradient
 

@@ -24,10 +24,11 @@ import allocation_plots
 import allocations
 import train
 from allocations import METHODS, Budget, Choice, choice_text
-from assignments import Interrupts, Stopped, decisive, digest, fine_tune, kept, key_of, shared, write
+from assignments import Interrupts, Stopped, digest, fine_tune, kept, key_of, shared, write
 from data import Loader, Subset
 from engine import Run, show, test
 from interrupt import StopRequest
+from options import decisive
 from processes import Processes
 
 # Of the table: names in report.json and how they are printed.

@@ -25,9 +25,6 @@ from learned_bits import make_optimizers
 from models import create_model
 from processes import Processes, share_batch_norm
 
-# Options of train.py that change no number.
-PLACES = ("data", "data_path", "workspace", "init_from", "num_workers", "print_freq", "device")
-
 
 class Stopped(KeyboardInterrupt):
     """A signal asked to stop; what was done so far is kept."""
@@ -126,11 +123,6 @@ def divergence(plain: nn.Module, model: nn.Module, batches: list[tuple[Tensor, T
 def key_of(*settings) -> str:
     """A word for what decides about a result."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def decisive(recipe: Namespace) -> dict:
-    """The options that change numbers."""
-    return {name: value for name, value in vars(recipe).items() if name not in PLACES}
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

@@ -8,15 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import options
 import weights
 
 FORMAT = "quantize example, version 1"
-# Options that change the numbers of a run; a resumed run that differs in one is told so.
-DECISIVE = (
-    "batch_size", "epochs", "lr", "momentum", "weight_decay", "lr_scheduler", "lr_milestones", "lr_warmup_epochs", "label_smoothing", "amp",
-    "channels_last", "seed", "limit_train", "compress", "ca", "cabits", "ibits", "pergroup", "perlayer", "usegradient",
-    "sync_bn", "clip_grad_norm", "init_bits", "bits_lr", "reestimate_bn",
-)  # fmt: skip
 
 
 def save(run, file: Path) -> None:
@@ -27,7 +22,7 @@ def save(run, file: Path) -> None:
     content = {
         "format": FORMAT,
         "identity": identity(run.args),
-        "options": {name: getattr(run.args, name) for name in DECISIVE},
+        "options": options.decisive(run.args),  # a resumed run that differs in one is told so
         "epoch": run.epoch,
         "step": run.step,
         "best": run.best,

@@ -15,6 +15,11 @@ from data import DATASETS
 from models import ARCHITECTURES
 
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+# Where a run is, begins and is looked at from: the options that change no number of a training, but for a device's rounding.
+PLACES = (
+    "data", "data_path", "num_workers", "device", "workspace", "init_from", "resume", "resume2", "evaluate", "batches", "draws",
+    "gather_checkpoints", "print_freq",
+)  # fmt: skip
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -121,6 +126,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--gather-checkpoints", action="store_true", help="keep the checkpoint of every epoch, not only the last and the best")
     add("--print-freq", type=int, default=10, help="steps between updates of the progress bar")
     return parser
+
+
+def decisive(args: argparse.Namespace) -> dict:
+    """The options that change numbers: all others."""
+    return {name: value for name, value in vars(args).items() if name not in PLACES}
 
 
 def compression(args: argparse.Namespace, model: nn.Module):

@@ -55,6 +55,13 @@ def test_originals_command_line():
     assert args.gather_checkpoints and args.ca and not args.usegradient
 
 
+def test_every_flag_decides_or_is_a_place():
+    flags = set(vars(options.build_parser().parse_args([])))
+    decisive = set(options.decisive(options.parse([])))
+    assert decisive | set(options.PLACES) == flags and not decisive & set(options.PLACES)
+    assert {"image_size", "deterministic", "limit_test", "float_layers"} <= decisive
+
+
 def test_workspace_tells_runs_apart():
     flags = ["", "-c quantize", "-c qlinear", "-c quantize --ibits 2", "-c quantize --no-ca", "--seed 1", "--amp bf16", "--arch resnet56"]
     flags += ["--weights po2", "--weights po2plus", "--weights po2 --weight-bits 3", "--weights po2 --weight-activation-bits 8"]

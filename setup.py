@@ -6,6 +6,7 @@ TORCH_CUDA_ARCH_LIST      GPU architectures, default "8.0;9.0+PTX"
 MAX_JOBS                  parallel compilations, default the number of processors
 """
 
+import json
 import os
 import platform
 import re
@@ -168,6 +169,11 @@ def build_class(cxx_flags, module_flags, summary):
     return Build
 
 
+def defines(texts):
+    """Macros that are strings. JSON spells these as C++ does: a folder's name may hold quotes and backslashes."""
+    return [f"-DQUANTIZE_{name}={json.dumps(text, ensure_ascii=False)}" for name, text in texts.items()]
+
+
 def configure():
     """The extension and the command that builds it."""
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
@@ -216,15 +222,9 @@ def configure():
         nvidia = Path(torch.__file__).parent.parent / "nvidia"
         extension.include_dirs += [str(folder) for folder in sorted(nvidia.glob("*/include"))]
 
-    module_flags = [
-        f'-DQUANTIZE_VERSION="{VERSION}"',
-        f'-DQUANTIZE_TORCH_VERSION="{torch.__version__}"',
-        f'-DQUANTIZE_ISAS="{" ".join(ISA_FLAGS)}"',
-    ]
-    if with_cuda:
-        module_flags += ["-DQUANTIZE_WITH_CUDA", f'-DQUANTIZE_CUDA_VERSION="{torch.version.cuda}"', f'-DQUANTIZE_CUDA_ARCHS="{archs}"']
-    else:
-        module_flags += [f'-DQUANTIZE_CUDA_REASON="{obstacle}"']
+    texts = {"VERSION": VERSION, "TORCH_VERSION": torch.__version__, "ISAS": " ".join(ISA_FLAGS)}
+    texts |= {"CUDA_VERSION": torch.version.cuda, "CUDA_ARCHS": archs} if with_cuda else {"CUDA_REASON": obstacle}
+    module_flags = defines(texts) + (["-DQUANTIZE_WITH_CUDA"] if with_cuda else [])
     summary = "\n".join(
         [
             f"quantize {VERSION}",

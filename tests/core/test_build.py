@@ -106,7 +106,8 @@ def test_sdist_has_the_sources(tmp_path):
     (archive,) = (tmp_path / "dist").iterdir()
     shutil.unpack_archive(archive, tmp_path / "out")
     (tree,) = (tmp_path / "out").iterdir()
-    for pattern in ("csrc/**/*.cpp", "csrc/**/*.h", "csrc/**/*.cu", "csrc/**/*.cuh", "quantize/**/*.py", "tests/**/*.py"):
+    sources = ("csrc/**/*.cpp", "csrc/**/*.h", "csrc/**/*.cu", "csrc/**/*.cuh", "quantize/**/*.py", "quantize/py.typed", "tests/**/*.py")
+    for pattern in (*sources, "Makefile", ".clang-format", ".ci/*"):  # and what `make lint` and CI need
         want = {path.relative_to(ROOT) for path in ROOT.glob(pattern)}
         assert want == {path.relative_to(tree) for path in tree.glob(pattern)}, pattern
 

@@ -1,5 +1,5 @@
 """int8 layers of other libraries, float in and float out: PyTorch's own, and onnxruntime and OpenVINO where they are installed
-(pip install "quantize[benchmarks]")."""
+(pip install onnx onnxruntime openvino)."""
 
 import io
 

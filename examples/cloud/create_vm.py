@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make a Google Cloud virtual machine with GPUs to train on.
 
-    pip install "quantize[cloud]"
+    pip install google-cloud-compute
     gcloud auth application-default login    # once
     python examples/cloud/create_vm.py --project-id my-project --vm-name trainer --gpu-type nvidia-tesla-t4 --gpu-count 4
 
@@ -103,7 +103,7 @@ def create(request: dict) -> None:
     try:
         from google.cloud import compute_v1
     except ImportError as error:
-        raise ImportError('making a machine needs google-cloud-compute: pip install "quantize[cloud]"') from error
+        raise ImportError("making a machine needs google-cloud-compute: pip install google-cloud-compute") from error
     compute_v1.InstancesClient().insert(compute_v1.InsertInstanceRequest(request)).result(timeout=TIMEOUT)
 
 

@@ -8,6 +8,7 @@ OUT ?= benchmarks/results
 GPU_TESTS ?= tests
 SANITIZER ?= memcheck
 BIN := $(VENV)/bin
+LINTERS := $(shell sed -n 's/^dev = \[\(.*\)\].*/\1/p' pyproject.toml | tr -d ,)
 CPP := $(shell find csrc tests/sanitize tests/cuda_on_host -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 demo: $(VENV)/.built
@@ -22,19 +23,24 @@ $(BIN)/python:
 # setuptools and ninja first: --no-build-isolation uses what is there. The editable install builds the extension in place.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q $(TORCH) "setuptools>=77,<82" ninja
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[examples,test,dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[examples,test]"
+	touch $@
+
+# Without PyTorch and the build, which they do not need.
+$(VENV)/.linters: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q $(LINTERS)
 	touch $@
 
 $(VENV)/.built: setup.py $(shell find csrc -type f) | $(VENV)/.installed
 	$(BIN)/python setup.py -q build_ext --inplace
 	touch $@
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
-format: $(VENV)/.installed
+format: $(VENV)/.linters
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)

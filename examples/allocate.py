@@ -22,9 +22,10 @@ from pathlib import Path
 
 import allocation_plots
 import allocations
+import files
 import train
 from allocations import METHODS, Budget, Choice, choice_text
-from assignments import Interrupts, Stopped, digest, fine_tune, kept, key_of, shared, write
+from assignments import Interrupts, Stopped, digest, fine_tune, kept, key_of, shared
 from data import Loader, Subset
 from engine import Run, show, test
 from interrupt import StopRequest
@@ -208,13 +209,13 @@ def finish(workspace: Path, report: dict) -> None:
 
     rows, title = report["rows"], f"{report['arch']} on {report['dataset']}"
     table = pandas.DataFrame(rows, columns=list(COLUMNS))
-    write(workspace / "table.csv", table.to_csv(index=False))
+    files.write(workspace / "table.csv", table.to_csv(index=False))
     pictures = [workspace / "accuracy.png"]
     allocation_plots.accuracy(rows, report["float"], title, pictures[0])
     for name in dict.fromkeys(row["budget"] for row in rows):
         pictures.append(workspace / f"layers-{name.replace(' ', '-')}.png")
         allocation_plots.bits([row for row in rows if row["budget"] == name], f"{title}: bits of each layer, {name}", pictures[-1])
-    write(workspace / "report.json", json.dumps(report, indent=1) + "\n")
+    files.write(workspace / "report.json", json.dumps(report, indent=1) + "\n")
     text = {name: ["" if pandas.isna(value) else form.format(value) for value in table[name]] for name, form in COLUMNS.items()}
     print("\n" + pandas.DataFrame(text).to_string(index=False))
     print("\n" + "\n".join(str(file) for file in (workspace / "report.json", workspace / "table.csv", *pictures)))

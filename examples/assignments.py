@@ -17,13 +17,12 @@ from torch.nn import functional as F
 
 import checkpoint
 import data
-import options
+import files
 import train
 from engine import Run, reestimate, test
 from interrupt import StopRequest
-from learned_bits import make_optimizers
 from models import create_model
-from processes import Processes, share_batch_norm
+from processes import Processes
 
 
 class Stopped(KeyboardInterrupt):
@@ -58,7 +57,7 @@ def fine_tune(plain: nn.Module, config: dict, batches: list, recipe: Namespace, 
     result = {"true_kl": divergence(plain, model, batches)}
     # The name is the checkpoint's protection: it is not taken for one of train.py's, nor for another assignment's.
     own = {"workspace": folder, "weights": "mixed", "weight_bits": folder.name, "init_from": None}
-    run = begin(Namespace(**{**vars(recipe), **own}), processes, model)
+    run = train.begin(Namespace(**{**vars(recipe), **own}), processes, model)
     with StopRequest() as stop:
         reestimate(run, loaders[0])
         before = test(run, loaders[1], stop)
@@ -74,21 +73,6 @@ def fine_tune(plain: nn.Module, config: dict, batches: list, recipe: Namespace, 
     if not finished:
         raise Stopped(stop.signal)
     return result | {"top1_before": before[1]} | (packed(run, loaders[1], folder) if processes.first else {})
-
-
-def begin(args: Namespace, processes: Processes, model: nn.Module) -> Run:
-    """A run of `model` at its beginning, as train.py makes one."""
-    compression = options.compression(args, model)
-    if compression is not None:
-        import quantize
-
-        model = quantize.QModule(model, compression)
-    scaler = torch.amp.GradScaler(processes.device.type, enabled=args.amp == "fp16")
-    net = nn.parallel.DistributedDataParallel(model) if processes.world > 1 else model
-    if args.sync_bn and processes.world > 1:
-        share_batch_norm(model)
-    optimizer, _ = make_optimizers(args, net)
-    return Run(args, processes, model, net, optimizer, scaler)
 
 
 def packed(run: Run, test_loader, folder: Path) -> dict:
@@ -133,20 +117,12 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()[:16]
 
 
-def write(file: Path, content: str) -> None:
-    """To the side, then under its name: never half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(content)
-    temporary.replace(file)
-
-
 def kept(file: Path, processes: Processes, make) -> dict:
     """What an earlier call has left in `file`, or what `make` returns, in every process the first one's."""
     if not processes.any(processes.first and file.exists()):
         found = make()
         if processes.first:
-            write(file, json.dumps(found, indent=1) + "\n")
+            files.write(file, json.dumps(found, indent=1) + "\n")
     return shared(processes, lambda: json.loads(file.read_text()))
 
 

@@ -1,6 +1,5 @@
 """Checkpoints: everything a run needs to continue to the very same numbers, in one file that is never half written."""
 
-import os
 import random
 import warnings
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import files
 import options
 import weights
 
@@ -37,14 +37,9 @@ def save(run, file: Path) -> None:
 
 
 def write(content: dict, file: Path) -> None:
-    """torch.save that a crash cannot leave half done: to a temporary file, to the disk, then under its name."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("wb") as stream:
-        torch.save(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    """torch.save that a crash cannot leave half done."""
+    with files.replacing(file, to_disk=True) as temporary:
+        torch.save(content, temporary)
 
 
 def read(file: Path, args, flag: str = "--resume", full_precision: bool = False) -> dict:

@@ -21,6 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import data
+import files
 from data.cifar import LAYOUTS
 
 ARCHIVES = {
@@ -69,7 +70,7 @@ def fetch_archive(url: str, md5: str, folder: Path) -> None:
             name = Path(member.name)
             # Files two levels deep and nothing else: no links, no absolute or climbing paths.
             if member.isfile() and len(name.parts) == 2 and ".." not in name.parts:
-                write(folder / name, tar.extractfile(member).read())
+                files.write(folder / name, tar.extractfile(member).read())
     archive.unlink()
 
 
@@ -95,7 +96,7 @@ def fetch_imagenet(folder: Path) -> None:
             local.unlink()
             raise ValueError(f"{shard.rfilename}: expected SHA-256 {shard.lfs.sha256}; got {found}; the shard was deleted, try again")
         unpack(parquet.ParquetFile(local), folder / SPLITS[name.split("-")[0]][0], name)
-        write(finished, b"")
+        files.write(finished, b"")
         local.unlink()
 
 
@@ -104,7 +105,7 @@ def unpack(table, folder: Path, shard: str) -> None:
     index = 0
     for batch in table.iter_batches(batch_size=256, columns=["image", "label"]):
         for row in batch.to_pylist():
-            write(folder / f"{row['label']:04d}" / f"{shard}-{index:05d}.jpeg", row["image"]["bytes"])
+            files.write(folder / f"{row['label']:04d}" / f"{shard}-{index:05d}.jpeg", row["image"]["bytes"])
             index += 1
 
 
@@ -132,14 +133,6 @@ def sha256(file: Path) -> str:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def write(file: Path, content: bytes) -> None:
-    """Write a file that is either whole or not there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.part")
-    temporary.write_bytes(content)
-    temporary.replace(file)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import files
+
 
 class Logs:
     """Logs in `folder`; entries of epochs from `first_epoch` on, left by a run that this one continues, are dropped."""
@@ -10,9 +12,7 @@ class Logs:
     def __init__(self, folder: Path, first_epoch: int = 0):
         self.file = folder / "log.jsonl"
         kept = [entry for entry in read(self.file) if entry["epoch"] < first_epoch] if self.file.exists() else []
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        temporary.replace(self.file)
+        files.write(self.file, "".join(json.dumps(entry) + "\n" for entry in kept))
         try:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+import files
 import logs
 from engine import Run
 from models import create_model
@@ -29,7 +30,7 @@ def finish(run: Run, image: Tensor) -> dict:
         **pack(run.model, float_model, args.workspace / "model.safetensors"),
         "duration_seconds": sum(entry["seconds"] for entry in entries),
     }
-    (args.workspace / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    files.write(args.workspace / "report.json", json.dumps(numbers, indent=1) + "\n")
     print(text(numbers))
     return numbers
 

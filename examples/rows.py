@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas
 
+import files
+
 KEY = ("arch", "dataset", "method", "quantizer", "bits", "activation_bits", "seed")
 MEASURED = (
     "top1",  # accuracy on the test set, percent
@@ -23,7 +25,7 @@ COLUMNS = KEY + MEASURED + SOURCE
 
 
 class Rows:
-    """The rows in `file`, by their key. Every change is written at once, to the side and then under the file's name."""
+    """The rows in `file`, by their key. Every change is written at once."""
 
     def __init__(self, file: Path, key: tuple[str, ...] = KEY, columns: tuple[str, ...] = COLUMNS):
         self.file, self.key, self.columns, self.rows = file, key, columns, {}
@@ -54,11 +56,8 @@ class Rows:
             self._write()
 
     def _write(self):
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_name(f".{self.file.name}.tmp")
         table = pandas.DataFrame(list(self.rows.values()), columns=list(self.columns))
-        table.sort_values(list(self.key)).to_csv(temporary, index=False)
-        temporary.replace(self.file)
+        files.write(self.file, table.sort_values(list(self.key)).to_csv(index=False))
 
     def summary(self, keys: list[tuple]) -> str:
         """Mean ± deviation over seeds of the rows with these keys, as text."""

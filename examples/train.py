@@ -85,22 +85,27 @@ def prepare(args, processes: Processes):
         model = weights.prepare(model, args)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    run = begin(args, processes, model)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(args.seed + 1 + processes.rank)
+    if args.resume:
+        checkpoint.restore(run, checkpoint.read(args.resume, args))
+    return run, train_loader, test_loader
+
+
+def begin(args, processes: Processes, model: nn.Module) -> Run:
+    """A run of `model`, whose weights are as they will be trained, at its beginning."""
     config = options.compression(args, model)
     if config is not None:
         import quantize
 
         model = quantize.QModule(model, config)
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(args.seed + 1 + processes.rank)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=args.amp == "fp16")
     net = nn.parallel.DistributedDataParallel(model) if processes.world > 1 else model
     if args.sync_bn and processes.world > 1:
         share_batch_norm(model)
     optimizer, bits = learned_bits.make_optimizers(args, net)
-    run = Run(args, processes, model, net, optimizer, scaler, bits=bits)
-    if args.resume:
-        checkpoint.restore(run, checkpoint.read(args.resume, args))
-    return run, train_loader, test_loader
+    return Run(args, processes, model, net, optimizer, scaler, bits=bits)
 
 
 def train(run: Run, train_loader, test_loader, stop: StopRequest) -> bool:

@@ -120,6 +120,7 @@ def test_failed_write_leaves_the_old_checkpoint(tmp_path):
     with pytest.raises((AttributeError, TypeError, RuntimeError)):
         checkpoint.write({"value": lambda: None}, file)
     assert torch.load(file, weights_only=True) == {"value": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,14 @@ several seeds. The configurations are those of ActNN's CIFAR table: bits / most 
 import argparse
 import concurrent.futures
 import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-import machine
+import results
+import trainings
+from machine import describe
 
-HERE = Path(__file__).parent
 BAR = -0.3  # points
 RECIPE = "--arch resnet20 --dataset mnist5k --epochs 10 --batch-size 64 --lr 0.1 --weight-decay 5e-4 --channels-last"
 CONFIGURATIONS = {
@@ -42,19 +40,18 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5, help="seeds of fp32 and of fixed and adaptive 2 bits (default 5)")
     parser.add_argument("--other-seeds", type=int, default=1, help="seeds of the other configurations (default 1)")
     parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS), help="run these configurations only")
-    parser.add_argument(
-        "--jobs", type=int, default=machine.describe()["cores"], help="runs at a time, one thread each (default: the cores)"
-    )
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "accuracy.json")
+    parser.add_argument("--jobs", type=int, default=describe()["cores"], help="runs at a time, one thread each (default: the cores)")
+    parser.add_argument("--workspace", type=Path, default=Path("runs/accuracy"))
+    parser.add_argument("--output", type=Path, default=results.FOLDER / "accuracy.json")
     args = parser.parse_args()
 
-    runs = json.loads(args.output.read_text())["runs"] if args.output.exists() else []
-    done = {(run["configuration"], run["seed"]) for run in runs if run["flags"] == flags_of(run["configuration"])}
-    runs = [run for run in runs if (run["configuration"], run["seed"]) in done]
+    held = json.loads(args.output.read_text()) if args.output.exists() else {"machine": None, "runs": []}
+    runs = [{"machine": held["machine"], **run} for run in held["runs"] if run["flags"] == flags_of(run["configuration"])]
+    done = {(run["configuration"], run["seed"]) for run in runs}
     counts = {name: args.seeds if name in ("fp32", *BARRED) else min(args.seeds, args.other_seeds) for name in args.only}
     waiting = [(name, seed) for seed in range(args.seeds) for name, count in counts.items() if seed < count and (name, seed) not in done]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        for number, run in enumerate(pool.map(lambda job: train(*job), waiting), 1):
+        for number, run in enumerate(pool.map(lambda job: train(*job, args.workspace), waiting), 1):
             runs.append(run)
             print(
                 f"{number}/{len(waiting)}: {run['configuration']}, seed {run['seed']}: {run['top1']:.2f} % in {run['seconds']:.0f} s",
@@ -72,23 +69,10 @@ def flags_of(configuration: str) -> str:
     return f"{RECIPE} {CONFIGURATIONS.get(configuration)}"
 
 
-def train(configuration: str, seed: int) -> dict:
-    """One run of train.py in a process and a folder of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            HERE.parent / "examples" / "train.py",
-            *flags_of(configuration).split(),
-            "--seed",
-            str(seed),
-            "--workspace",
-            folder,
-        ]
-        # One thread each: two runs side by side finish sooner than two after each other on two threads.
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            raise RuntimeError(f"{configuration}, seed {seed}: train.py failed:\n{done.stderr[-3000:]}")
-        log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+def train(configuration: str, seed: int, workspace: Path) -> dict:
+    """What one training comes to."""
+    folder = trainings.folder_of(configuration, seed, workspace)
+    log = trainings.log(trainings.run(f"{flags_of(configuration)} --seed {seed}", folder))
     return {
         "configuration": configuration,
         "seed": seed,
@@ -102,9 +86,9 @@ def train(configuration: str, seed: int) -> dict:
 
 def table(runs: list[dict]) -> list[dict]:
     """A row per configuration that was run: mean, deviation, difference to fp32 with its interval, and whether that passes the bar."""
-    results = {name: [run["top1"] for run in runs if run["configuration"] == name] for name in CONFIGURATIONS}
+    top1 = {name: [run["top1"] for run in runs if run["configuration"] == name] for name in CONFIGURATIONS}
     rows = []
-    for name, values in results.items():
+    for name, values in top1.items():
         if not values:
             continue
         row = {"configuration": name, "seeds": len(values), "mean": statistics.mean(values), "deviation": None}
@@ -112,10 +96,10 @@ def table(runs: list[dict]) -> list[dict]:
         row["saved_mib_per_image"] = statistics.mean(run["saved_mib_per_image"] for run in runs if run["configuration"] == name)
         if len(values) > 1:
             row["deviation"] = statistics.stdev(values)
-        if name != "fp32" and results["fp32"]:
-            row["difference"] = row["mean"] - statistics.mean(results["fp32"])
-            if min(len(values), len(results["fp32"])) > 1:
-                row["interval"] = welch(values, results["fp32"])
+        if name != "fp32" and top1["fp32"]:
+            row["difference"] = row["mean"] - statistics.mean(top1["fp32"])
+            if min(len(values), len(top1["fp32"])) > 1:
+                row["interval"] = welch(values, top1["fp32"])
                 row["passes"] = row["interval"][1] >= BAR if name in BARRED else None
         rows.append(row)
     return rows
@@ -148,13 +132,9 @@ def render(rows: list[dict]) -> str:
 
 
 def write(file: Path, runs: list[dict]) -> None:
-    """Store runs and table; the file is never half written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Store runs and table."""
     runs = sorted(runs, key=lambda run: (list(CONFIGURATIONS).index(run["configuration"]), run["seed"]))
-    content = {"command": "python benchmarks/accuracy.py", "machine": machine.describe(), "bar": BAR, "table": table(runs), "runs": runs}
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(file)
+    results.write("accuracy", {"command": "python benchmarks/accuracy.py", "bar": BAR, "table": table(runs), "runs": runs}, file)
 
 
 if __name__ == "__main__":

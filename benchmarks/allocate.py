@@ -21,7 +21,7 @@ import statistics
 import time
 
 import torch
-from results import write
+from results import merged, write
 
 import quantize
 
@@ -223,6 +223,8 @@ def main():
                 print(
                     f"{name} {peer.__name__:6} {found['wall_s']:.1f} s: {above}, bound {100 * found['bound_below']:.1f} % below", flush=True
                 )
+    settings = {name: figures[name] for name in ("width", "rank", "share")}
+    figures["peers"] = merged(args.name, "peers", figures["peers"], **settings)
     write(args.name, figures)
 
 

@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 
 import pandas
-from results import write
-from trainings import run
+from paths import EXAMPLES
+from results import merged, write
+from trainings import folder_of, log, run
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 BINARY = "--arch resnet20_q --dataset mnist5k --width 8 --batch-size 32 --lr 0.1 --channels-last"
 FIRST = f"{BINARY} --epochs 6"
 RECIPE = f"{BINARY} --epochs 3 --lr-warmup-epochs 0.5"
@@ -44,8 +44,7 @@ CONFIGURATIONS = {
 def train(name: str, seed: int, workspace: Path) -> Path:
     """The folder of a finished training, after the one that it begins with."""
     first = run(f"{FIRST} --seed {seed}", workspace / f"first-seed{seed}") / "last.pt"
-    folder = workspace / f"{name.replace(' ', '-').replace(',', '')}-seed{seed}"
-    return run(f"{RECIPE} {CONFIGURATIONS[name]} --seed {seed} --init-from {first}", folder)
+    return run(f"{RECIPE} {CONFIGURATIONS[name]} --seed {seed} --init-from {first}", folder_of(name, seed, workspace))
 
 
 def measured(folders: dict[tuple[str, int], Path]) -> pandas.DataFrame:
@@ -75,11 +74,6 @@ def measured(folders: dict[tuple[str, int], Path]) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def log(folder: Path) -> list[dict]:
-    """The training's epochs."""
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def summary(table: pandas.DataFrame) -> list[dict]:
     """A row a configuration: mean and spread over the seeds, and what they have in common."""
     rows = []
@@ -96,7 +90,8 @@ def summary(table: pandas.DataFrame) -> list[dict]:
                 "latency1_ms": part["latency1_ms"].median(),
                 "float_latency1_ms": part["float_latency1_ms"].median(),
                 "bit_ops": int(first["bit_ops"]),
-                **{key: first[key] for key in ("macs_by_bits", "not_packed")},
+                "macs_by_bits": first["macs_by_bits"],
+                "not_packed": first["not_packed"] if isinstance(first["not_packed"], str) else None,  # pandas' NaN
             }
         )
     return rows
@@ -126,10 +121,12 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         done = dict(zip(jobs, pool.map(lambda job: train(*job, args.workspace), jobs), strict=True))
     folders = {(name, seed): done[name, seed] for name in args.only for seed in range(args.seeds)}
-    table = measured(folders)
-    rows = summary(table)
-    print(render(rows))
-    write("binary_accuracy", {"first": FIRST, "recipe": RECIPE, "table": rows, "runs": json.loads(table.to_json(orient="records"))})
+    recipe, runs = {"first": FIRST, "recipe": RECIPE}, json.loads(measured(folders).to_json(orient="records"))
+    runs = merged("binary_accuracy", "runs", runs, by=("name", "seed"), **recipe)
+    runs = [row for row in runs if row["name"] in CONFIGURATIONS]
+    table = summary(pandas.DataFrame(runs))
+    print(render(table))
+    write("binary_accuracy", {**recipe, "table": table, "runs": runs})
 
 
 if __name__ == "__main__":

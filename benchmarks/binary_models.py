@@ -22,16 +22,16 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import paths  # noqa: F401
 import torch
+from int8_peers import runtimes
+from models import create_model
 from results import write
 from timing import interleave, keep_pages, summarise
 from torch import nn
 
 import quantize
 from quantize import _C
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from models import create_model
 
 LESSER = {  # our ISA: the libraries'
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
@@ -71,44 +71,6 @@ def onnx_int8(model: nn.Module, x: torch.Tensor) -> bytes:
         return Path(done).read_bytes()
 
 
-def onnxruntime_int8(data: bytes, x: torch.Tensor, threads: int):
-    """A call of the model by onnxruntime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"x": x.numpy()})
-
-
-def openvino_int8(data: bytes, x: torch.Tensor, threads: int):
-    """A call of the model by OpenVINO."""
-    import openvino
-
-    core = openvino.Core()
-    hints = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    request = core.compile_model(core.read_model(data), "CPU", hints).create_infer_request()
-    return lambda: request.infer({"x": x.numpy()})
-
-
-def peers(model: nn.Module, x: torch.Tensor, threads: int, reference: bool) -> dict:
-    """Name to function of every library that is there, and that keeps to an ISA where that is asked for."""
-    try:
-        data = onnx_int8(model, x)
-    except ImportError as missing:
-        print(f"int8 of other libraries: not measured, {missing}")
-        return {}
-    found = {}
-    for name, make in (("onnxruntime int8", onnxruntime_int8), ("OpenVINO int8", openvino_int8)):
-        if make is onnxruntime_int8 and reference:
-            continue
-        try:
-            found[name] = make(data, x, threads)
-        except ImportError as missing:
-            print(f"{name}: not measured, {missing}")
-    return found
-
-
 def measure(arch: str, args) -> dict:
     """One architecture, all sides."""
     classes, size, calls = MODELS[arch]
@@ -120,7 +82,8 @@ def measure(arch: str, args) -> dict:
         for name, model in (("fp32", plain), ("binary", ours)):
             moved = copy.deepcopy(model).to(memory_format=form)
             sides[name + suffix] = lambda moved=moved, own=own: moved(own)
-    sides |= peers(plain, x, args.threads, args.reference)
+    others = ["OpenVINO int8"] if args.reference else ["onnxruntime int8", "OpenVINO int8"]  # the former cannot be kept to an ISA
+    sides |= runtimes(onnx_int8, plain, x, args.threads, others)
     with torch.inference_mode():
         turns = {label: lambda run=run: [run() for _ in range(calls)] for label, run in sides.items()}
         taken = interleave(turns, args.rounds, warmup=3)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Accuracy against bytes on mnist5k (4,000 images to train, 1,000 to test): DiffQ beside float, uniform and LSQ weights.
 
-    python benchmarks/diffq_accuracy.py                   # trains what results/diffq_accuracy.csv does not hold, then table and plot
+    python benchmarks/diffq_accuracy.py                   # trains what runs/diffq_accuracy does not hold, then table and plot
     python benchmarks/diffq_accuracy.py --only fp32 --seeds 1
 
 Every training starts from scratch with the same recipe; all layers are quantized, first and last ones too. Bytes are of the packed file.
@@ -10,15 +10,15 @@ Every training starts from scratch with the same recipe; all layers are quantize
 import argparse
 import concurrent.futures
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas
-from results import FOLDER, write
+from paths import EXAMPLES
+from results import FOLDER, merged, write
+from trainings import folder_of, log, run
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 RECIPE = "--arch resnet20 --dataset mnist5k --epochs 8 --batch-size 64 --lr 0.1 --weight-decay 5e-4 --channels-last"
 TARGETS = (0.12, 0.16)  # MiB; the float model has 1.03
 CONFIGURATIONS = {
@@ -32,23 +32,13 @@ CONFIGURATIONS = {
 
 
 def train(name: str, seed: int, workspace: Path) -> Path:
-    """The folder of a finished training; nothing is done where it is one already."""
-    folder = workspace / f"{name.replace(' ', '-').replace(',', '')}-seed{seed}"
-    flags = f"{RECIPE} {CONFIGURATIONS[name]} --seed {seed} --workspace {folder}"
-    if (folder / "flags").exists() and (folder / "flags").read_text().strip() == flags:
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "output.txt").open("w") as output:
-        command = [sys.executable, EXAMPLES / "train.py", *flags.split()]
-        subprocess.run(command, check=True, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    (folder / "flags").write_text(flags + "\n")
-    print(f"trained {name}, seed {seed}", flush=True)
-    return folder
+    """The folder of a finished training."""
+    return run(f"{RECIPE} {CONFIGURATIONS[name]} --seed {seed}", folder_of(name, seed, workspace))
 
 
 def payload_mib(folder: Path) -> float:
     """The file's tensors, which targets are of, by the last log entry; NaN where bits are not learned."""
-    return json.loads((folder / "log.jsonl").read_text().splitlines()[-1]).get("size_mib", float("nan"))
+    return log(folder)[-1].get("size_mib", float("nan"))
 
 
 def plot(table: pandas.DataFrame, path: Path) -> None:
@@ -97,8 +87,10 @@ def main():
         rows = table["name"] == f"DiffQ, target {target} MiB"
         table.loc[rows, "missed_percent"] = 100 * (table.loc[rows, "payload_mib"] / target - 1)
     print(table.round(3).to_string(index=False))
-    write("diffq_accuracy", {"recipe": RECIPE, "runs": json.loads(table.to_json(orient="records"))})
-    plot(table, FOLDER / "diffq_accuracy.png")
+    runs = merged("diffq_accuracy", "runs", json.loads(table.to_json(orient="records")), by=("name", "seed"), recipe=RECIPE)
+    runs = [row for row in runs if row["name"] in CONFIGURATIONS]
+    write("diffq_accuracy", {"recipe": RECIPE, "runs": runs})
+    plot(pandas.DataFrame(runs), FOLDER / "diffq_accuracy.png")
 
 
 if __name__ == "__main__":

@@ -13,19 +13,16 @@ hundred times smaller, which makes gradients large. In the unguarded variant an 
 
 import argparse
 import math
-import sys
 import time
-from pathlib import Path
 
+import paths  # noqa: F401
 import torch
 import torch.nn.functional as F
+from data import load
+from models import create_model
 from results import write
 
 import quantize
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-import data
-from models import create_model
 
 # Narrow forms, so that 66 trainings fit an hour of two cores; the width is of the first stage.
 ARCHS = {
@@ -107,7 +104,7 @@ def main():
     parser.add_argument("--groups", nargs="+", type=int, default=GROUPS)
     parser.add_argument("--steps", type=int, default=80)
     args = parser.parse_args()
-    parts, runs = data.load("mnist5k"), []
+    parts, runs = load("mnist5k"), []
     for arch in args.archs:
         for group_size in args.groups:
             for guarded in (True, False):

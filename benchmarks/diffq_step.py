@@ -5,18 +5,15 @@ python benchmarks/diffq_step.py [--rounds 15] [--group-size 8]
 
 import argparse
 import copy
-import sys
-from pathlib import Path
 
+import paths  # noqa: F401
 import torch
 import torch.nn.functional as F
+from models import create_model
 from results import write
 from timing import interleave, keep_pages, summarise
 
 import quantize
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from models import create_model
 
 STEPS = {"resnet18": ("resnet18_cifar", 16), "mobilenet": ("mobilenet", 32)}  # arch, batch: facebookresearch/diffq's take 1.24 and 1.29
 PENALTY = 5

@@ -6,18 +6,16 @@ python benchmarks/gpu_step.py [--batch 64] [--rounds 12] [--output FILE]
 import argparse
 import contextlib
 import copy
-import sys
 from pathlib import Path
 
+import paths  # noqa: F401
 import torch
 import torch.nn.functional as F
+from models import create_model
 from results import write
 from timing import interleave, summarise
 
 import quantize
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from models import create_model
 
 C = quantize.ActivationConfig
 CONFIGS = {"plain": None, "2 bits": C(2, 2), "2 bits, adaptive": C(2)}

@@ -11,22 +11,17 @@ range a sample, by the layers whose gradient it is: a group is a quarter of a ch
 import argparse
 import contextlib
 import copy
-import json
-import sys
 from collections import Counter
-from pathlib import Path
 
+import paths
 import torch
 import torch.nn.functional as F
-from results import write
+from data import Loader, load
+from models import create_model
+from results import merged, write
 
 import quantize
 from quantize.activation import state as activation_state
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "examples"))
-from data import Loader, load  # noqa: E402
-from models import create_model  # noqa: E402
 
 C = quantize.ActivationConfig
 # Name in ActNN's table (bits / most bits, per group, per layer, gradient) to configuration.
@@ -83,7 +78,7 @@ def trained(arch: str, epochs: int) -> torch.nn.Module:
     torch.manual_seed(0)
     train, test = load("mnist5k")
     model = create_model(arch, num_classes=train.classes, in_channels=train.channels).to(memory_format=torch.channels_last)
-    path = HERE.parent / "runs" / f"gradient_variance_{arch}_{epochs}.pt"
+    path = paths.ROOT / "runs" / f"gradient_variance_{arch}_{epochs}.pt"
     if path.exists():
         model.load_state_dict(torch.load(path, weights_only=True))
         return model
@@ -139,8 +134,7 @@ def main():
         batches.append((images.contiguous(memory_format=form), target))
         if len(batches) == args.batches:
             break
-    path = HERE / "results" / "gradient_variance.json"
-    results = json.loads(path.read_text())["results"] if args.only else {}
+    results = {}
     print(f"{args.arch}, mnist5k, {args.batches} batches of 128, {args.draws} draws each")
     print(f"{'':38} {'Quant Var':>10} {'Sample Var':>11} {'before/this':>12} {'ActNN, CIFAR-10':>16}")
     previous = None
@@ -162,6 +156,7 @@ def main():
     gains = {stage: per_sample[stage] / per_group[stage] for stage in sorted(per_sample)}
     print("groups of 256 over a range a sample, by stage: " + ", ".join(f"{stage} {gain:.1f}" for stage, gain in gains.items()))
     settings = {"arch": args.arch, "epochs": args.epochs, "memory_format": args.memory_format, "batches": args.batches, "draws": args.draws}
+    results = merged("gradient_variance", "results", results, **settings) if args.only else results
     write("gradient_variance", {**settings, "results": results, "group_gain_by_stage": gains, "actnn_cifar10": ACTNN})
 
 

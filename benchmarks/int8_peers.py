@@ -78,34 +78,47 @@ def onnx_int8(layer: nn.Module, x: torch.Tensor) -> bytes:
     return stream.getvalue()
 
 
-def onnxruntime_int8(layer: nn.Module, x: torch.Tensor, threads: int):
-    """The same by onnxruntime; ImportError where it is not installed."""
+def by_onnxruntime(model: bytes, x: torch.Tensor, threads: int):
+    """A function that runs an ONNX model by onnxruntime; ImportError where it is not installed."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(onnx_int8(layer, x), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feed = {"x": x.numpy()}
     return lambda: session.run(None, feed)
 
 
-def openvino_int8(layer: nn.Module, x: torch.Tensor, threads: int):
-    """The same by OpenVINO; ImportError where it is not installed."""
+def by_openvino(model: bytes, x: torch.Tensor, threads: int):
+    """The same by OpenVINO."""
     import openvino
 
     core = openvino.Core()
     hints = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    request = core.compile_model(core.read_model(onnx_int8(layer, x)), "CPU", hints).create_infer_request()
+    request = core.compile_model(core.read_model(model), "CPU", hints).create_infer_request()
     array = x.numpy()
     return lambda: request.infer({"x": array})
 
 
-def peers(layer: nn.Module, x: torch.Tensor, threads: int) -> dict:
-    """Name to function of every library that is there."""
-    found = {"PyTorch int8": pytorch_int8(layer, x)}
-    for name, make in (("onnxruntime int8", onnxruntime_int8), ("OpenVINO int8", openvino_int8)):
+RUNTIMES = {"onnxruntime int8": by_onnxruntime, "OpenVINO int8": by_openvino}
+
+
+def runtimes(make, module: nn.Module, x: torch.Tensor, threads: int, names=tuple(RUNTIMES)) -> dict:
+    """Name to function of every runtime that is there. `make(module, x)`: the ONNX model that they run."""
+    try:
+        model = make(module, x)
+    except ImportError as missing:
+        print(f"int8 of other libraries: not measured, {missing}")
+        return {}
+    found = {}
+    for name in names:
         try:
-            found[name] = make(layer, x, threads)
+            found[name] = RUNTIMES[name](model, x, threads)
         except ImportError as missing:
             print(f"{name}: not measured, {missing}")
     return found
+
+
+def peers(layer: nn.Module, x: torch.Tensor, threads: int) -> dict:
+    """Name to function of every library that is there."""
+    return {"PyTorch int8": pytorch_int8(layer, x)} | runtimes(onnx_int8, layer, x, threads)

@@ -10,14 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import paths  # noqa: F401
 import torch
 import torch.nn.functional as F
+from models import create_model
 from results import write
 
 import quantize
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from models import create_model
 
 CONFIGS = {
     "plain": None,

@@ -24,18 +24,15 @@ import time
 from pathlib import Path
 
 import pandas
+import paths  # noqa: F401
 import torch
+from data import load
+from models import create_model
+from results import FOLDER, write
 from torch import nn
+from trainings import run
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import data  # noqa: E402
-from models import create_model  # noqa: E402
-from results import FOLDER, write  # noqa: E402
-from trainings import run  # noqa: E402
-
-import quantize  # noqa: E402
+import quantize
 
 RUNS = Path("runs/mixed_precision")
 FIRST = "--dataset mnist5k --batch-size 64 --lr 0.1 --epochs 6 --channels-last"
@@ -71,7 +68,7 @@ def trained(arch: str, seed: int = 0) -> torch.nn.Module:
 
 def calibration(samples: int = SAMPLES) -> list:
     """One batch of training images, without augmentation."""
-    images = data.load("mnist5k")[0]
+    images = load("mnist5k")[0]
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[:samples]
     return [images.batch(chosen, None)]
 
@@ -138,7 +135,7 @@ class Assigned:
     @torch.no_grad()
     def top1(self, choice: dict) -> float:
         """Percent of the test images."""
-        model, images = self(choice), data.load("mnist5k")[1]
+        model, images = self(choice), load("mnist5k")[1]
         right = 0
         for chosen in torch.arange(len(images)).split(250):
             inputs, targets = images.batch(chosen, None)

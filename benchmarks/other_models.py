@@ -6,15 +6,13 @@ python benchmarks/other_models.py [--batch 4] [--only resnet]     # needs torchv
 import argparse
 import sys
 from collections import Counter
-from pathlib import Path
 
+import paths  # noqa: F401
 import torch
+from catalog import MODELS
 from results import write
 
 import quantize
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "models"))
-from catalog import MODELS
 
 
 def measure(entry, batch: int) -> dict:

@@ -73,7 +73,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--isa", choices=quantize._C.supported_isas(), help="ours on another ISA than the best")
+    parser.add_argument("--isa", choices=quantize._C.supported_isas(), help="ours on another ISA than the best; nothing is written")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -90,7 +90,8 @@ def main():
         layer, x = make(nn.Linear, size, size, bias=False), torch.randn(1, size)
         results.append(measure(f"linear {size}x{size}", layer, x, args))
         results.append(measure(f"linear {size}x{size}, 20 calls in a row", layer, x, args, in_a_row=20))
-    write("packed", {"threads": args.threads, "rounds": args.rounds, "isa": quantize._C.cpu_isa(), "results": results})
+    if not args.isa:
+        write("packed", {"threads": args.threads, "rounds": args.rounds, "isa": quantize._C.cpu_isa(), "results": results})
 
 
 if __name__ == "__main__":

@@ -18,3 +18,18 @@ def write(name: str, figures: dict, path: Path | None = None) -> Path:
     os.replace(temporary, path)
     print(f"written to {path}")
     return path
+
+
+def merged(name: str, part: str, new, by: tuple[str, ...] = (), **settings):
+    """`new`, and what results/NAME.json holds in `part` beside it, with a "machine" of its own: of a run that measured only some of all.
+
+    Rows (a list) are told apart by the columns `by`, other figures (a dict) by their keys. From a file of other `settings` nothing is kept.
+    """
+    path = FOLDER / f"{name}.json"
+    held = json.loads(path.read_text()) if path.exists() else {}
+    if any(held.get(setting) != value for setting, value in settings.items()):
+        return new
+    listed = isinstance(new, list)
+    fresh, old = ({tuple(row[key] for key in by): row for row in rows} if listed else rows for rows in (new, held.get(part, type(new)())))
+    found = {key: fresh.get(key) or {"machine": held["machine"], **row} for key, row in old.items()} | fresh
+    return list(found.values()) if listed else found

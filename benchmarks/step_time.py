@@ -5,20 +5,17 @@ python benchmarks/step_time.py [--rounds 9] [--formats contiguous channels_last]
 
 import argparse
 import copy
-import sys
-from pathlib import Path
 
+import paths  # noqa: F401
 import torch
 import torch.nn.functional as F
 from kernels import eager_dequantize, eager_quantize
-from results import write
+from models import create_model
+from results import merged, write
 from timing import interleave, keep_pages, summarise
 from torch.utils.checkpoint import checkpoint
 
 import quantize
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from models import create_model
 
 BATCH = 128
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -95,7 +92,8 @@ def main():
         print(f"\n{args.arch}, batch {BATCH}, {name}: saved {results[name]['saved_ratio']:.1f} times less")
         for side, t in results[name]["sides"].items():
             print(f"  {side:22} {t['median_s']:7.3f} s   {t['ratio']:5.3f} x plain", flush=True)
-    write("step_time", {"arch": args.arch, "batch": BATCH, "rounds": args.rounds, "threads": torch.get_num_threads(), "results": results})
+    settings = {"arch": args.arch, "batch": BATCH, "rounds": args.rounds, "threads": torch.get_num_threads()}
+    write("step_time", {**settings, "results": merged("step_time", "results", results, **settings)})
 
 
 if __name__ == "__main__":

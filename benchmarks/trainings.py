@@ -8,7 +8,17 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from paths import EXAMPLES
+
+
+def folder_of(name: str, seed: int, workspace: Path) -> Path:
+    """Where a configuration's training lies."""
+    return workspace / f"{name.replace(' ', '-').replace('/', '-').replace(',', '')}-seed{seed}"
+
+
+def log(folder: Path) -> list[dict]:
+    """The training's epochs."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def run(flags: str, folder: Path, script: str = "train.py") -> Path:
@@ -24,7 +34,7 @@ def run(flags: str, folder: Path, script: str = "train.py") -> Path:
     resume = ["--resume", folder / "last.pt"] if script == "train.py" and (folder / "last.pt").exists() else []
     began = time.perf_counter()
     with (folder / "output.txt").open("a") as output:
-        command = [sys.executable, ROOT / "examples" / script, *flags.split(), *resume]
+        command = [sys.executable, EXAMPLES / script, *flags.split(), *resume]
         subprocess.run(command, check=True, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"})
     report = json.loads((folder / "report.json").read_text())
     shown = f"{report['last_top1']:.2f} % " if "last_top1" in report else ""

@@ -21,6 +21,16 @@ def read(name: str) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def as_fast(ratio: float, digits: int = 1) -> str:
+    """Of a speed; below 1 it is slower."""
+    return f"{ratio:.{digits}f} times as fast"
+
+
+def seeds(count: int) -> str:
+    """In words."""
+    return f"{count} seeds" if count > 1 else "one seed"
+
+
 def memory(r: dict) -> list[str]:
     """Of ResNet-50."""
     plain, ours = r["results"]["plain"], r["results"]["2 bits"]
@@ -56,7 +66,7 @@ def accuracy(r: dict) -> list[str]:
         if row and row["interval"]:
             low, high = row["interval"]
             rows.append(
-                f"| Accuracy, ResNet-20, mnist5k, {row['seeds']} seeds, {words} | {row['mean']:.2f} ± {row['deviation']:.2f} % | "
+                f"| Accuracy, ResNet-20, mnist5k, {seeds(row['seeds'])}, {words} | {row['mean']:.2f} ± {row['deviation']:.2f} % | "
                 f"{plain['mean']:.2f} ± {plain['deviation']:.2f} % | {row['difference']:+.2f} points, 95 % in [{low:+.2f}, {high:+.2f}] |"
             )
     return rows
@@ -108,11 +118,12 @@ def packed(r: dict) -> list[str]:
     for name, words in names.items():
         sides = next(row["sides"] for row in r["results"] if row["layer"] == name)
         times = {side: f"{t['median_s'] * 1e3:.2f}" for side, t in sides.items()}
-        speed = {side: f"{t['speedup']:.1f}" for side, t in sides.items()}
+        speed = {side: t["speedup"] for side, t in sides.items()}
         others = "; ".join(f"{side} {times[side]}" for side in sides if side.endswith("int8"))
         rows.append(
-            f"| Packed {words}, batch 1, {r['threads']} thread, {r['isa']}, ms | {times['4 bits']} | {times['fp32']} | {speed['4 bits']} "
-            f"times faster at 4 bits, {speed['PO2+ 4 bits']} as PO2+, {speed['8 bits']} at 8 ({times['8 bits']}); {others} |"
+            f"| Packed {words}, batch 1, {r['threads']} thread, {r['isa']}, ms | {times['4 bits']} | {times['fp32']} | "
+            f"{as_fast(speed['4 bits'])} at 4 bits, {speed['PO2+ 4 bits']:.1f} as PO2+, {speed['8 bits']:.1f} at 8 ({times['8 bits']}); "
+            f"{others} |"
         )
     return rows
 
@@ -125,7 +136,7 @@ def fake_quantize(r: dict) -> list[str]:
     ours, eager = by[first, "ours"], by[first, "eager, same search"]
     return [
         f"| Fake quantization, {r['bits']} bits, forward and backward, 1 thread, ns a weight | {ours['ns_per_weight']:.1f} | "
-        f"{eager['ns_per_weight']:.1f} (eager) | {eager['ratio_to_ours']:.0f} times faster; {notes} |"
+        f"{eager['ns_per_weight']:.1f} (eager) | {as_fast(eager['ratio_to_ours'], 0)}; {notes} |"
     ]
 
 
@@ -150,7 +161,7 @@ def power_of_two_mnist5k() -> list[str]:
             size = float(full[0]["file_bytes"]) / float(tuned[0]["file_bytes"])
             ptq = accuracy(table[arch, "ptq", "po2plus", "4"])
             lines.append(
-                f"| Accuracy, {arch}, mnist5k, PO2+ 4-bit weights, {len(tuned)} seeds | {accuracy(tuned)} | {accuracy(full)} | {size:.1f} "
+                f"| Accuracy, {arch}, mnist5k, PO2+ 4-bit weights, {seeds(len(tuned))} | {accuracy(tuned)} | {accuracy(full)} | {size:.1f} "
                 f"times smaller file; without fine-tuning {ptq} | `examples/launch.sh`, `examples/evaluate.py` |"
             )
     return lines
@@ -172,7 +183,7 @@ def diffq_step(r: dict) -> list[str]:
     isa, op = list(r["op_ns_a_weight"].items())[-1]
     rows = [
         f"| DiffQ, forward and backward, groups of {r['group_size']}, {isa}, 1 thread, ns a weight | {op['fused']:.1f} | "
-        f"{op['eager']:.1f} (eager) | {op['eager'] / op['fused']:.0f} times faster; copying two tensors {op['copy']:.1f} |"
+        f"{op['eager']:.1f} (eager) | {as_fast(op['eager'] / op['fused'], 0)}; copying two tensors {op['copy']:.1f} |"
     ]
     for name, sides in r["steps"].items():
         own, plain = sides["diffq"], sides["plain"]
@@ -183,22 +194,28 @@ def diffq_step(r: dict) -> list[str]:
 
 
 def diffq_reliability(r: dict) -> list[str]:
-    """Of 33 runs with planted overflows."""
-    count = len(r["runs"]) // 2
+    """Of runs with planted overflows."""
+    count, groups = len(r["runs"]) // 2, ", ".join(str(size) for size in sorted({run["group_size"] for run in r["runs"]}))
     return [
-        f"| Trainings with planted overflows that finish, 11 models, groups of 4, 8, 16, mnist5k | {r['lived']['true']} of {count} | "
-        f"{r['lived']['false']} of {count} | without the guard |"
+        f"| Trainings with planted overflows that finish, {len(r['widths'])} models, groups of {groups}, mnist5k | "
+        f"{r['lived']['true']} of {count} | {r['lived']['false']} of {count} | without the guard |"
     ]
 
 
 def diffq_accuracy(r: dict) -> list[str]:
-    """Learned bits beside fixed ones."""
-    by = {row["name"]: row for row in r["runs"]}
-    others = "; ".join(f"{name} {row['top1']:.1f} % in {1024 * row['size_mib']:.0f} KiB" for name, row in by.items() if name != "fp32")
-    full, own = by["fp32"], by["DiffQ, penalty 5"]
+    """Learned bits beside fixed ones, means over the seeds."""
+    by: dict[str, list[dict]] = {}
+    for row in r["runs"]:
+        by.setdefault(row["name"], []).append(row)
+
+    def figures(name: str) -> str:
+        top1, size = (statistics.mean(row[column] for row in by[name]) for column in ("top1", "size_mib"))
+        return f"{top1:.1f} % in {1024 * size:.0f} KiB"
+
+    own = "DiffQ, penalty 5"
+    others = "; ".join(f"{name} {figures(name)}" for name in by if name != "fp32")
     return [
-        f"| Accuracy, ResNet-20, mnist5k, one seed, DiffQ with penalty 5 | {own['top1']:.1f} % in {1024 * own['size_mib']:.0f} KiB | "
-        f"{full['top1']:.1f} % in {1024 * full['size_mib']:.0f} KiB | {others} |"
+        f"| Accuracy, ResNet-20, mnist5k, {seeds(len(by[own]))}, DiffQ with penalty 5 | {figures(own)} | {figures('fp32')} | {others} |"
     ]
 
 
@@ -216,7 +233,7 @@ def binary(r: dict) -> list[str]:
         avx2 = f", {alone[name]:.1f} where both have AVX2 only" if name in alone else ""
         rows.append(
             f"| Binary {words}, batch 1, {r['threads']} thread, {isa.split(', ')[1]}, ms | {times[isa]} | {times['fp32']} | "
-            f"{sides[isa]['speedup']:.1f} times faster{avx2}; {others} |"
+            f"{as_fast(sides[isa]['speedup'])}{avx2}; {others} |"
         )
     return rows
 
@@ -230,7 +247,7 @@ def few_bits(r: dict) -> list[str]:
             gains, t = [row["isas"][isa][name]["speedup"] for row in r["results"]], times[name]
             rows.append(
                 f"| {words.format(layer)}, batch 1, 1 thread, {isa}, ms | {1e3 * t['median_s']:.3f} | "
-                f"{1e3 * times['8 bits']['median_s']:.3f} (our 8 bits) | {t['speedup']:.2f} times faster; {len(gains)} layers: "
+                f"{1e3 * times['8 bits']['median_s']:.3f} (our 8 bits) | {as_fast(t['speedup'], 2)}; {len(gains)} layers: "
                 f"{min(gains):.2f} to {max(gains):.2f} |"
             )
     return rows
@@ -246,7 +263,7 @@ def binary_models(r: dict) -> list[str]:
             others = "; ".join(f"{side} {t['median_s'] * 1e3:.2f}" for side, t in row["sides"].items() if side.endswith("int8"))
             rows.append(
                 f"| Binary {row['model']}, batch 1, {r['threads']} thread, {isa}, ms | {best['binary']:.2f} | {best['fp32']:.2f} | "
-                f"{best['fp32'] / best['binary']:.1f} times faster; {others} |"
+                f"{as_fast(best['fp32'] / best['binary'])}; {others} |"
             )
     return rows
 
@@ -263,7 +280,7 @@ def binary_accuracy(r: dict) -> list[str]:
     others = "; ".join(f"{name} {accuracy(name)} in {by[name]['file_bytes'] / 1024:.0f} KiB" for name in shown)
     held = {part: accuracy(f"dorefa a2w2, rate held, {part}") for part in ("published", "scale adjusted", "statistics anew", "both")}
     return [
-        f"| Accuracy, ResNet-20 of width 8, mnist5k, {full['seeds']} seeds, 1-bit weights and inputs | {accuracy(best)} in "
+        f"| Accuracy, ResNet-20 of width 8, mnist5k, {seeds(full['seeds'])}, 1-bit weights and inputs | {accuracy(best)} in "
         f"{by[best]['file_bytes'] / 1024:.0f} KiB | {accuracy('baseline')} in {full['file_bytes'] / 1024:.0f} KiB | {others} |",
         f"| Accuracy of the same, DoReFa at 2 bits, learning rate held at 0.1, batch norms re-estimated | {held['statistics anew']} | "
         f"{held['published']} (as published) | with adjusted scales {held['both']}; adjusted scales alone {held['scale adjusted']} |",
@@ -291,14 +308,24 @@ def rows_of(benchmark) -> list[str]:
     return [f"{row} `python benchmarks/{name}.py` |" for row in benchmark(result)] if result else []
 
 
+def machines_in(figures):
+    """Those of a result: rows that an earlier run has left have their own."""
+    if isinstance(figures, dict):
+        own = figures.get("machine")
+        yield from [own] if own else []
+    for value in figures.values() if isinstance(figures, dict) else figures if isinstance(figures, list) else ():
+        yield from machines_in(value)
+
+
 def measured_on(names) -> str:
     """The machines and days of some results."""
     days: dict[str, set] = {}
-    for machine in (result["machine"] for result in map(read, names) if result):
+    for machine in (machine for result in map(read, names) for machine in machines_in(result)):
         text = f"{machine['cpu']}, {machine['cores']} cores, PyTorch {machine['torch']}"
         days.setdefault(text, set()).add(machine["date"])
     found = [f"{text} ({', '.join(sorted(own))})" for text, own in sorted(days.items())]
-    return f"Measured on {'; '.join(found)}. On a GPU: not yet measured."
+    on_gpu = ", ".join(f"`{path.name}`" for path in sorted((HERE / "results").glob("gpu_*.json")))
+    return f"Measured on {'; '.join(found)}. On a GPU: {on_gpu or 'not yet measured'}."
 
 
 def headlines() -> str:
@@ -347,8 +374,10 @@ def mixed_precision(folder: str = "benchmarks/results/") -> str:
         lines.append("")
     if lines:
         plots = ", ".join(f"[{what}]({folder}mixed_precision_{what.replace(' ', '_')}.png)" for what in r["predictions"])
+        counts = sorted({len(figures["points"]["true"]) for regimes in r["predictions"].values() for figures in regimes.values()})
+        text = f"Rank correlation of predicted with true KL over {' or '.join(map(str, counts))} random assignments a column: "
         lines += [
-            "Rank correlation of predicted with true KL over 250 random assignments a column: `python benchmarks/mixed_precision.py`,",
+            f"{text}`python benchmarks/mixed_precision.py`,",
             f"plots of {plots}.",
             "",
         ]
@@ -367,9 +396,8 @@ def mixed_precision(folder: str = "benchmarks/results/") -> str:
     r = read("mixed_precision_accuracy")
     if r:
         methods = list(dict.fromkeys(row["method"] for row in r["table"]))
-        seeds = r["table"][0]["seeds"]
         lines += [
-            f"| ResNet-56, mnist5k, {seeds} seeds, before and after an epoch | {' | '.join(methods)} |",
+            f"| ResNet-56, mnist5k, {seeds(r['table'][0]['seeds'])}, before and after an epoch | {' | '.join(methods)} |",
             "|---" * (1 + len(methods)) + "|",
         ]
         for budget in dict.fromkeys(row["budget"] for row in r["table"]):

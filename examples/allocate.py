@@ -20,6 +20,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import quantize
+
 import allocation_plots
 import allocations
 import files
@@ -70,8 +72,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare(args: Namespace, recipe: Namespace, first: Namespace, processes: Processes) -> None:
     """All methods at all budgets, and their report."""
-    import quantize
-
     recipe.init_from = recipe.init_from or float_model(args, first, processes)
     bare = Namespace(**{**vars(recipe), "compress": "fanin", "sync_bn": False})
     run, *loaders = train.prepare(bare, processes)
@@ -141,8 +141,6 @@ def calibration(run: Run, loader, samples: int) -> list[tuple]:
 
 def measured(args: Namespace, method: str, plain, batches, choices: list[Choice], given: tuple, processes: Processes) -> tuple:
     """The sensitivity, in the first process, and where it is and how long it took."""
-    import quantize
-
     how, metric = METHODS[method]
     name = allocations.MADE_POSITIVE.get(method, method)
     file = args.workspace / f"sensitivity-{name}-{key_of(given, choices, args.float_layers)}.safetensors"
@@ -167,8 +165,6 @@ def measured(args: Namespace, method: str, plain, batches, choices: list[Choice]
 
 def allocated(args: Namespace, budget: Budget, sensitivity) -> tuple[dict, dict]:
     """The best assignment within the budget by `sensitivity`: its row in the report, and its configuration for prepare()."""
-    import quantize
-
     max_bytes, max_bit_ops = budget.max_bytes - sensitivity.other_bytes, allocations.max_bit_ops(budget, sensitivity)
     found = quantize.allocate(sensitivity, max_bytes, max_bit_ops, args.time_limit)
     if found.interrupted:

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+import quantize
 from torch import nn
 
 import options
@@ -131,8 +132,6 @@ def _bits(activation: int | None) -> int:
 
 def quantizer_of(args: Namespace):
     """What quantize.measure_sensitivity takes: a function of the bits of weights and inputs that returns a configuration."""
-    import quantize
-
     return {
         "uniform": quantize.Uniform,
         "lsq": lambda weight, activation: quantize.Uniform(weight, activation, "learned"),
@@ -203,6 +202,4 @@ def choice_text(choice: Choice) -> str:
 
 def layers_of(prepared: nn.Module) -> list[str]:
     """Names of the layers with quantized weights."""
-    import quantize
-
     return list(dict.fromkeys(name.rpartition(".")[0] for name in quantize.weight_bits(prepared)))

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import quantize
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -49,8 +50,6 @@ def fine_tune(plain: nn.Module, config: dict, batches: list, recipe: Namespace, 
     `batches` are what it is calibrated and compared with `plain` on, `loaders` those of training and of the test. One that was
     interrupted in `folder` goes on. Raises Stopped.
     """
-    import quantize
-
     model = quantize.prepare(copy.deepcopy(plain).eval(), config)
     if any(own is not None and own.activation_bits for own in config.values()):
         quantize.calibrate(model, [images for images, _ in batches])
@@ -77,8 +76,6 @@ def fine_tune(plain: nn.Module, config: dict, batches: list, recipe: Namespace, 
 
 def packed(run: Run, test_loader, folder: Path) -> dict:
     """Numbers of the file that the training has left in `folder`, whose checkpoints are of no more use."""
-    import quantize
-
     report = json.loads((folder / "report.json").read_text())
     for name in ("last.pt", "best.pt"):
         (folder / name).unlink(missing_ok=True)

@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+import quantize
+
 import logs
 import options
 import train
@@ -40,8 +42,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=8, help="epochs of each training (default: 8)")
     parser.add_argument("flags", nargs="*", help="more flags for both trainings, after --")
     args = parser.parse_args(argv)
-
-    import quantize  # before the first training, not after it, if it is missing
 
     began = time.perf_counter()
     flags = {name: [*RECIPE.split(), *own.split(), "--epochs", str(args.epochs), *args.flags] for name, own in RUNS.items()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
+from quantize import reestimate_batch_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -157,8 +158,6 @@ def lament(run: Run, value: float, images: Tensor) -> str:
 def reestimate(run: Run, loader: Loader) -> None:
     """With `--reestimate-bn` give the batch norms the statistics of the weights as they are now, which running averages lag behind."""
     if run.args.reestimate_bn:
-        from quantize import reestimate_batch_norm
-
         batches = islice(loader.epoch(0), run.args.reestimate_bn)  # always the same ones
         device = run.processes.device
         with autocast(run), torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -6,6 +6,7 @@ Their quantizers are for networks that are built and trained with them: the mode
 import argparse
 import warnings
 
+import quantize
 from torch import nn
 
 METHODS = ("xnor", "dorefa")
@@ -81,8 +82,6 @@ def ends(model: nn.Module) -> list[str]:
 
 def config(args: argparse.Namespace, model: nn.Module):
     """What `args` ask quantize.prepare for. Warns where the signs of `model`'s activations would all be the same."""
-    import quantize
-
     if args.weights == "dorefa":
         return quantize.DoReFa(args.weight_bits, args.activation_bits, args.gradient_bits, scale_adjusted=args.scale_adjusted)
     if args.activation_bits and not any(isinstance(module, nn.Hardtanh) for module in model.modules()):

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 
+import quantize
 import torch
 from torch import Tensor, nn
 
@@ -83,8 +84,6 @@ class LearnedBits:
 
     def loss(self, model: nn.Module) -> Tensor:
         """What is added to the cross entropy."""
-        import quantize
-
         return self.penalty * quantize.size_penalty(model, self.target_size)
 
     def state(self) -> dict:
@@ -110,8 +109,6 @@ def make_optimizers(args: argparse.Namespace, net: nn.Module) -> tuple[torch.opt
 
     if args.weights != "diffq":
         return sgd(net.parameters()), None
-    import quantize
-
     alone = args.bits_optimizer == "adam"
     optimizer = torch.optim.Adam([{"params": []}]) if alone else sgd(net.parameters())
     guard = quantize.add_bit_parameters(optimizer, net, args.bits_lr)
@@ -126,8 +123,6 @@ def make_optimizers(args: argparse.Namespace, net: nn.Module) -> tuple[torch.opt
 @torch.no_grad()
 def numbers(model: nn.Module) -> dict[str, float]:
     """MiB of the file that `model` would be saved to now, and the average bits of its prepared weights."""
-    import quantize
-
     training = model.training
     model.eval()  # whole bits, as the file has them
     found = {"size_mib": float(quantize.size_penalty(model)), "bits": average_bits(model)}
@@ -138,8 +133,6 @@ def numbers(model: nn.Module) -> dict[str, float]:
 @torch.no_grad()
 def average_bits(model: nn.Module) -> float:
     """Bits of a prepared weight, over all of them; 32 where none is prepared."""
-    import quantize
-
     total = count = 0
     for name, bits in quantize.weight_bits(model).items():
         owner, _, tensor = name.rpartition(".")

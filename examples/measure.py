@@ -7,6 +7,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import quantize
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ import data
 import weights
 from engine import Run, test
 from interrupt import StopRequest
+from learned_bits import average_bits
 from models import create_model
 from processes import Processes
 
@@ -35,18 +37,18 @@ class Bench:
         self.image = test_part.batch(torch.tensor([0]))[0]
 
     def measure(self, method: str, args: argparse.Namespace, content: dict) -> dict:
-        """The measured columns of a row: of the model that `args` (train.py's) describe, with the weights in `content`."""
+        """The measured columns of a row, and average bits, of the model that `args` (train.py's) describe with the weights in `content`."""
         plain = self.create(args).eval()
         if method == "fp32":
             load_state(plain, content)
-            model, error, size = plain, 0.0, state_bytes(plain)
+            model, error, size, bits = plain, 0.0, state_bytes(plain), 32.0
         else:
             prepared = self.prepare(method, args, content)
-            error = weights.relative_mse(prepared)
+            error, bits = weights.relative_mse(prepared), average_bits(prepared)
             model, size = self.pack(prepared, args)
         latencies = self.latencies(model, plain)
         loss, top1 = self.accuracy(model, args)
-        return {"top1": top1, "test_loss": loss, "relative_mse": error, "file_bytes": size, **latencies}
+        return {"top1": top1, "test_loss": loss, "relative_mse": error, "file_bytes": size, "average_bits": bits, **latencies}
 
     def create(self, args) -> nn.Module:
         """The float model, with weights of no meaning."""
@@ -61,8 +63,6 @@ class Bench:
             return model.eval()
         load_state(model, content)
         model = weights.prepare(model, args).eval()
-        import quantize
-
         if args.activation_bits:
             quantize.calibrate(model, self.training_images())
         if method == "ptq+bn":
@@ -75,8 +75,6 @@ class Bench:
 
     def pack(self, prepared: nn.Module, args) -> tuple[nn.Module, int]:
         """The packed model, loaded back from the file it was saved to, and the bytes of the file."""
-        import quantize
-
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.safetensors"
             quantize.save(quantize.convert(prepared), file)

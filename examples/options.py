@@ -7,6 +7,7 @@ import argparse
 import math
 from pathlib import Path
 
+from quantize import ActivationConfig
 from torch import nn
 
 import learned_bits
@@ -137,8 +138,6 @@ def compression(args: argparse.Namespace, model: nn.Module):
     """The config that QModule takes for these options, or None for `-c fanin`."""
     if args.compress == "fanin":
         return None
-    from quantize import ActivationConfig
-
     config = ActivationConfig(
         bits=args.cabits,
         max_bits=args.ibits,

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import quantize
 from torch import Tensor, nn
 
 import files
@@ -37,8 +38,6 @@ def finish(run: Run, image: Tensor) -> dict:
 
 def complexity(model: nn.Module, image: Tensor) -> dict:
     """Multiply-accumulates for `image`, in all and by bits, and bit operations: a multiply-accumulate's are the product of its bits."""
-    import quantize
-
     try:
         summary, macs = quantize.summary(model, image), Counter()
     except ValueError as error:  # a training that diverged has a report, too
@@ -52,8 +51,6 @@ def complexity(model: nn.Module, image: Tensor) -> dict:
 
 def pack(model: nn.Module, float_model: nn.Module, file: Path) -> dict:
     """Save `model` packed and load it back into `float_model`: bytes and seconds, or why it is not packed."""
-    import quantize
-
     numbers = {"file": str(file), "file_bytes": None, "float_bytes": None, "load_seconds": None, "not_packed": None}
     if not quantize.weight_bits(model):
         return numbers | {"file": None, "not_packed": "the weights are in full precision"}

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+from quantize import ActivationConfig, QSyncBatchNorm
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -73,8 +74,6 @@ def share_batch_norm(model: nn.Module) -> None:
 
     To be called after DistributedDataParallel has looked at the model: on CPUs it refuses every SyncBatchNorm, ours too, which can do it.
     """
-    from quantize import ActivationConfig, QSyncBatchNorm
-
     for name, module in model.named_modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
             module.process_group = None  # all processes

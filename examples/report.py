@@ -3,6 +3,7 @@
 from functools import partial
 from itertools import islice
 
+from quantize import variance_report
 from torch.nn import functional as F
 
 import checkpoint
@@ -30,8 +31,6 @@ def report(run: Run, train_loader, test_loader) -> dict:
 
 def variances(run: Run, loader) -> dict:
     """Overall, Quant and Sample variance of the gradient over the first `--batches` training batches, `--draws` draws each."""
-    from quantize import variance_report
-
     run.model.train()
     batches = [(show(run, images), targets.to(run.processes.device)) for images, targets, _ in islice(loader.epoch(0), run.args.batches)]
     with autocast(run):

@@ -46,8 +46,8 @@ class Rows:
         return key in self.rows and self.rows[key]["fingerprint"] == fingerprint
 
     def add(self, row: dict) -> None:
-        """Put in `row`, in place of one with the same key."""
-        self.rows[tuple(row[name] for name in self.key)] = row
+        """Put in the columns of `row`, in place of a row with the same key."""
+        self.rows[tuple(row[name] for name in self.key)] = {name: row[name] for name in self.columns}
         self._write()
 
     def drop(self, key: tuple) -> None:

@@ -16,6 +16,7 @@ import sys
 import time
 
 import numpy as np
+import quantize
 import torch
 from torch import nn
 
@@ -97,8 +98,6 @@ def begin(args, processes: Processes, model: nn.Module) -> Run:
     """A run of `model`, whose weights are as they will be trained, at its beginning."""
     config = options.compression(args, model)
     if config is not None:
-        import quantize
-
         model = quantize.QModule(model, config)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=args.amp == "fp16")
     net = nn.parallel.DistributedDataParallel(model) if processes.world > 1 else model

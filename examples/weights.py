@@ -4,6 +4,7 @@ import argparse
 import re
 from fnmatch import fnmatchcase
 
+import quantize
 import torch
 from torch import nn
 
@@ -88,8 +89,6 @@ def prepare(model: nn.Module, args: argparse.Namespace) -> nn.Module:
     Where these are not given, `few_bits.METHODS` leave out the first convolution and the last layer, the others quantize them like all
     others, as the PO2+ and DiffQ experiments do; with few classes they are a small part of the file.
     """
-    import quantize
-
     left_out = list(args.float_layers or ())
     if args.float_layers is None and args.weights in few_bits.METHODS:
         left_out = few_bits.ends(model)
@@ -115,8 +114,6 @@ def prepare(model: nn.Module, args: argparse.Namespace) -> nn.Module:
 @torch.no_grad()
 def relative_mse(model: nn.Module) -> float:
     """Sum of (quantized - full precision weight)² over all prepared weights of `model`, in units of the sum of their squares."""
-    import quantize
-
     error = power = 0.0
     for name in quantize.weight_bits(model):
         owner, _, tensor = name.rpartition(".")

@@ -18,12 +18,11 @@ import checkpoint
 import data
 import options
 from evaluate import fingerprint_of
-from learned_bits import average_bits
 from measure import Bench, state_bytes
+from memory import MIB
 from models import default_width
 from rows import SOURCE, Rows
 
-MIB = 2**20
 KEY = ("arch", "dataset", "config", "seed")
 MEASURED = (
     "epoch",  # of the checkpoint
@@ -91,7 +90,7 @@ def measure(bench: Bench, run: argparse.Namespace, content: dict) -> dict:
         "top1": found["top1"],
         "size_mib": found["file_bytes"] / MIB,
         "compression": state_bytes(bench.create(run)) / found["file_bytes"],
-        "average_bits": average_bits(bench.prepare(method, run, content)) if run.weights else 32.0,
+        "average_bits": found["average_bits"],
         "skipped_steps": content.get("skipped", [0])[0],
         "latency1_ms": found["latency1_ms"],
         "float_latency1_ms": found["float_latency1_ms"],

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from same_bits import assert_isas_agree
 from torch.library import opcheck
 
-from quantize import _C
 from quantize.packed.binary_panels import binary_codes, binary_panels, tap_sums
 from quantize.packed.layout import to_rows
 
@@ -326,11 +326,4 @@ def test_codes_of_weights():
 
 def test_isas_agree_bit_for_bit():
     x, weight, scales, bias = made(CONVS[12])
-    before, found = _C.cpu_isa(), []
-    try:
-        for isa in _C.supported_isas():
-            _C.set_cpu_isa(isa)
-            found.append(conv(x, weight, CONVS[12], scales=scales, bias=bias).view(torch.int32))
-    finally:
-        _C.set_cpu_isa(before)
-    assert all(torch.equal(found[0], other) for other in found[1:])
+    assert_isas_agree(lambda: [conv(x, weight, CONVS[12], scales=scales, bias=bias)])

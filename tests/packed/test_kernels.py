@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from same_bits import assert_isas_agree
 from torch.library import opcheck
 
-from quantize import _C
 from quantize.packed.layout import levels_table, pack, storage_bits, to_rows
 from quantize.packed.panels import integers, panels, sums
 
@@ -140,17 +140,10 @@ def test_linear_of_floats(method, bits, _, rows, inputs, outputs):
     torch.manual_seed(0)
     codes, levels, scales, table, width = encoded(torch.randn(outputs, inputs), method, bits)
     x, bias = torch.randn(rows, inputs), torch.randn(outputs)
-    made, found, before = panels(codes, width, 1, inputs, 1), [], _C.cpu_isa()
-    try:
-        for isa in _C.supported_isas():
-            _C.set_cpu_isa(isa)
-            found.append(ops.packed_linear_float(x, codes, made, table, scales, bias, width))
-    finally:
-        _C.set_cpu_isa(before)
-    for out in found[1:]:
-        assert torch.equal(out, found[0])
+    made = panels(codes, width, 1, inputs, 1)
+    (found,) = assert_isas_agree(lambda: [ops.packed_linear_float(x, codes, made, table, scales, bias, width)])
     want = (x.double() @ levels.double().T) * scales.double() + bias.double()
-    torch.testing.assert_close(found[0].double(), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+    torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
 
 
 def test_nan_counts_as_the_lower_end(each_isa):

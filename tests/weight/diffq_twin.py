@@ -2,10 +2,9 @@
 
 import math
 
-import pytest
 import torch
-
-from quantize import _C
+from philox_twin import WORD, philox4x32
+from same_bits import patterns
 
 ops = torch.ops.quantize
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -13,18 +12,6 @@ SEED = torch.tensor([0x123456789ABCDEF, 0x7FEDCBA987654321])
 GROUPS = [1, 3, 4, 8, 16, 17, 0]  # 0: the whole tensor
 SHAPES = [(1,), (1, 7), (3, 9), (3, 683), (2, 2500)]  # 2,049 and 5,000: two and three pieces of 2,048, the latter with rows across
 SPANS = ["channel", "tensor", "group"]
-WORD = 0xFFFFFFFF
-needs_isas = pytest.mark.skipif(len(_C.supported_isas()) < 2, reason="needs a machine with more than the portable ISA")
-
-
-def philox4x32(counter, key, rounds=7):
-    """Salmon et al., SC 2011. Four words each of counter and two of key, in int64 tensors or ints."""
-    (c0, c1, c2, c3), (k0, k1) = counter, key
-    for _ in range(rounds):
-        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
-        c0, c1, c2, c3 = ((p1 >> 32) & WORD) ^ c1 ^ k0, p1 & WORD, ((p0 >> 32) & WORD) ^ c3 ^ k1, p0 & WORD
-        k0, k1 = (k0 + 0x9E3779B9) & WORD, (k1 + 0xBB67AE85) & WORD
-    return c0, c1, c2, c3
 
 
 def noise(n, stream, seed=SEED, quantiles=None):
@@ -111,21 +98,6 @@ def backward(grads, *rest):
         assert all(torch.equal(patterns(a), patterns(b)) for a, b in zip(got, want, strict=True))
     assert all(torch.equal(patterns(a), patterns(b)) for a, b in zip(grads, kept, strict=True))
     return changed, grad_logits
-
-
-def on_every_isa(function):
-    before, results = _C.cpu_isa(), {}
-    try:
-        for isa in _C.supported_isas():
-            _C.set_cpu_isa(isa)
-            results[isa] = function()
-    finally:
-        _C.set_cpu_isa(before)
-    return results
-
-
-def patterns(t):
-    return t.contiguous().view(torch.int32 if t.dtype == torch.float32 else torch.int16) if t.is_floating_point() else t
 
 
 def gradients(function, w, logits, grad):

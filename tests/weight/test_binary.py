@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
+from same_bits import assert_isas_agree, needs_isas
 from torch import nn
 
 import quantize
-from quantize import _C, XNOR, binary
+from quantize import XNOR, binary
 from quantize.weight.binary import SignQuantizer
 
 ops = torch.ops.quantize
@@ -84,28 +85,24 @@ def test_edges(each_isa):
             binary(wrong)
 
 
-@pytest.mark.skipif(len(_C.supported_isas()) < 2, reason="needs a machine with more than the portable ISA")
+@needs_isas
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_isa_gives_the_same_bits(dtype):
-    before, results = _C.cpu_isa(), {}
     weights = [(torch.randn(s) * 0.6).to(dtype) for s in [*SHAPES, (33, 300), (64, 65, 3, 3)]]
     x = torch.cat([torch.randn(10_003), NASTY]).to(dtype)
-    try:
-        for isa in _C.supported_isas():
-            _C.set_cpu_isa(isa)
-            results[isa] = []
-            for w in weights:
-                for relative in (False, True):
-                    parts = ops.binary_quantize(w, 1.5, relative)
-                    results[isa] += [*parts, ops.binary_backward(w.flip(0), w, *parts[1:], 3.0)]
-            for polynomial in (False, True):
-                y, kept = ops.sign_quantize(x, polynomial)
-                results[isa] += [y, kept, ops.grid_backward(x, kept, polynomial)]
-    finally:
-        _C.set_cpu_isa(before)
-    for isa, got in results.items():
-        for a, b in zip(got, results["portable"], strict=True):
-            assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()), isa
+
+    def run():
+        found = []
+        for w in weights:
+            for relative in (False, True):
+                parts = ops.binary_quantize(w, 1.5, relative)
+                found += [*parts, ops.binary_backward(w.flip(0), w, *parts[1:], 3.0)]
+        for polynomial in (False, True):
+            y, kept = ops.sign_quantize(x, polynomial)
+            found += [y, kept, ops.grid_backward(x, kept, polynomial)]
+        return found
+
+    assert_isas_agree(run)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

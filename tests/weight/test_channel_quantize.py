@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from same_bits import assert_isas_agree, needs_isas, patterns
 
-from quantize import _C, PowerOfTwo, Uniform
+from quantize import PowerOfTwo, Uniform
 from quantize.weight.quantizer import WeightQuantizer
 
 ops = torch.ops.quantize
@@ -59,10 +60,6 @@ def weights(channels, n, dtype=torch.float32):
     return (torch.randn(channels, n) * torch.logspace(-3, 3, channels)[:, None]).to(dtype)
 
 
-def bits_of(t):
-    return t.contiguous().view(torch.int32 if t.dtype == torch.float32 else torch.int16)
-
-
 @pytest.mark.parametrize("least_squares", [True, False], ids=["least squares", "max"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("book", BOOKS)
@@ -95,26 +92,19 @@ CHANNELS = {
 }
 
 
-@pytest.mark.skipif(len(_C.supported_isas()) < 2, reason="needs a machine with more than the portable ISA")
+@needs_isas
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("book", BOOKS)
 def test_every_isa_gives_the_same_bits(book, dtype):
-    before = _C.cpu_isa()
-    try:
-        for name, make in CHANNELS.items():
-            w = make().to(dtype)[None]
-            grad = torch.randn_like(w)
-            for bits in range(2, 9):
-                results = {}
-                for isa in _C.supported_isas():
-                    _C.set_cpu_isa(isa)
-                    y, scale, limit = ops.channel_quantize(w, book, bits, True)
-                    results[isa] = [bits_of(t) for t in (y, scale, limit, ops.clip_gradient(grad, w, limit))]
-                for isa, got in results.items():
-                    for a, b in zip(got, results["portable"], strict=True):
-                        assert torch.equal(a, b), f"{isa}, {name}, {bits} bits"
-    finally:
-        _C.set_cpu_isa(before)
+    for make in CHANNELS.values():
+        w = make().to(dtype)[None]
+        grad = torch.randn_like(w)
+
+        def run(w=w, grad=grad):
+            made = [ops.channel_quantize(w, book, bits, True) for bits in range(2, 9)]
+            return [patterns(t) for parts in made for t in (*parts, ops.clip_gradient(grad, w, parts[2]))]
+
+        assert_isas_agree(run)
 
 
 @pytest.mark.parametrize("book", BOOKS)

@@ -5,10 +5,11 @@ import pickle
 
 import pytest
 import torch
+from same_bits import assert_isas_agree, needs_isas
 from torch import nn
 
 import quantize
-from quantize import _C, DoReFa, dorefa_activation, dorefa_weight
+from quantize import DoReFa, dorefa_activation, dorefa_weight
 from quantize.weight.dorefa import UnitQuantizer, quantize_gradient_of
 
 ops = torch.ops.quantize
@@ -135,32 +136,28 @@ def test_adjusted_weights_keep_their_deviation(bits, deviation):
     assert ops.dorefa(big * 1e-4, 8, True).std().item() == pytest.approx((big * 1e-4).std().item(), rel=1e-2)
 
 
-@pytest.mark.skipif(len(_C.supported_isas()) < 2, reason="needs a machine with more than the portable ISA")
+@needs_isas
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_isa_gives_the_same_bits(dtype):
-    before, results = _C.cpu_isa(), {}
     nasty = torch.tensor([0.0, -0.0, 0.625, 0.62499, 9.99, 10.0, 1e-45, -1e-30, 1e30])
     w, grad = torch.cat([torch.randn(20_011), nasty]).to(dtype), torch.randn(20_020).to(dtype)
     broken = w.clone()
     broken[77] = torch.nan
-    try:
-        for isa in _C.supported_isas():
-            _C.set_cpu_isa(isa)
-            results[isa] = []
-            for bits in (1, 2, 5, 8, 16):
-                for x in (w, broken):
-                    for adjusted in (False, True):
-                        y, scale, stats = ops.dorefa_quantize(x, bits, adjusted)
-                        results[isa] += [y, scale, stats, ops.dorefa_backward(grad, x, stats)]
-                    y, kept = ops.unit_quantize(x, 2**bits - 1)
-                    results[isa] += [y, kept, ops.grid_backward(grad, kept, False)]
-                    if bits > 1:
-                        results[isa] += [ops.dorefa_gradient(x.view(20, -1), bits, SEED), ops.dorefa_gradient(x.view(-1, 5), bits, SEED)]
-    finally:
-        _C.set_cpu_isa(before)
-    for isa, got in results.items():
-        for a, b in zip(got, results["portable"], strict=True):
-            assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()), isa
+
+    def run():
+        found = []
+        for bits in (1, 2, 5, 8, 16):
+            for x in (w, broken):
+                for adjusted in (False, True):
+                    y, scale, stats = ops.dorefa_quantize(x, bits, adjusted)
+                    found += [y, scale, stats, ops.dorefa_backward(grad, x, stats)]
+                y, kept = ops.unit_quantize(x, 2**bits - 1)
+                found += [y, kept, ops.grid_backward(grad, kept, False)]
+                if bits > 1:
+                    found += [ops.dorefa_gradient(x.view(20, -1), bits, SEED), ops.dorefa_gradient(x.view(-1, 5), bits, SEED)]
+        return found
+
+    assert_isas_agree(run)
 
 
 def test_threads_do_not_matter():

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from same_bits import assert_isas_agree
 from torch import nn
 
 import quantize
@@ -41,17 +42,16 @@ def test_against_autograd(each_isa, shape, dtype):
 
 def test_isas_and_threads_agree():
     x, ends = torch.randn(50_001), torch.tensor([-1.0, 1.0, 0.2])
-    results = []
-    threads, before = torch.get_num_threads(), quantize._C.cpu_isa()
-    for isa in quantize._C.supported_isas():
-        quantize._C.set_cpu_isa(isa)
-        for number in (1, 2):
-            torch.set_num_threads(number)
-            results.append((ops.clipped_noise(x, ends, SEED), *ops.clipped_noise_backward(x, x, ends, SEED)))
-    quantize._C.set_cpu_isa(before)
-    torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+    def run():
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append((ops.clipped_noise(x, ends, SEED), *ops.clipped_noise_backward(x, x, ends, SEED)))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        return found[0]
+
+    assert_isas_agree(run)
 
 
 def test_ends_with_gaps_in_memory():

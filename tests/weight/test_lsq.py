@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from quantize import _C
+from same_bits import assert_isas_agree, needs_isas, patterns
 
 ops = torch.ops.quantize
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -48,25 +47,22 @@ def test_as_twin(each_isa, bits, dtype):
 NASTY = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e-45, -1e-38, 65504.0, 0.15, 0.45, -0.15, -0.45])
 
 
-@pytest.mark.skipif(len(_C.supported_isas()) < 2, reason="needs a machine with more than the portable ISA")
+@needs_isas
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_isa_gives_the_same_bits(dtype):
-    before, results = _C.cpu_isa(), {}
     x = torch.cat([torch.randn(50_003) * 3, NASTY]).to(dtype)
     grad = torch.randn(x.shape).to(dtype)
-    try:
-        for isa in _C.supported_isas():
-            _C.set_cpu_isa(isa)
-            results[isa] = []
-            for levels in (2, 3, 7, 15, 255):
-                for step in (0.3, 1e-3, 1e6, 0.0, -1.0, torch.nan):
-                    arguments = (torch.tensor(step), ZERO, levels)
-                    y, (grad_x, grad_step) = ops.lsq_quantize(x, *arguments), ops.lsq_backward(grad, x, *arguments, 0.1)
-                    results[isa] += [t.view(torch.int32 if t.dtype == torch.float32 else torch.int16) for t in (y, grad_x, grad_step)]
-    finally:
-        _C.set_cpu_isa(before)
-    for isa, got in results.items():
-        assert all(torch.equal(a, b) for a, b in zip(got, results["portable"], strict=True)), isa
+
+    def run():
+        found = []
+        for levels in (2, 3, 7, 15, 255):
+            for step in (0.3, 1e-3, 1e6, 0.0, -1.0, torch.nan):
+                arguments = (torch.tensor(step), ZERO, levels)
+                y, both = ops.lsq_quantize(x, *arguments), ops.lsq_backward(grad, x, *arguments, 0.1)
+                found += [patterns(t) for t in (y, *both)]
+        return found
+
+    assert_isas_agree(run)
 
 
 def test_ties_go_to_even_and_ends_clip(each_isa):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from same_bits import assert_same_bits
 from torch import nn
 
 import quantize
@@ -12,13 +13,6 @@ pytestmark = pytest.mark.gpu
 ops = torch.ops.quantize
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(1, 1), (3, 7), (16, 16), (65, 151), (64, 3, 3, 3), (33, 257), (512, 2304)]
-
-
-def assert_same_bits(got, want):
-    for a, b in zip(got, want, strict=True):
-        a, b = a.cpu(), b.cpu()
-        assert a.dtype == b.dtype and a.stride() == b.stride()
-        assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def nasty(shape, dtype):

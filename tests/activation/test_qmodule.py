@@ -3,13 +3,12 @@
 import abc
 import copy
 import gc
-import io
-import pickle
 import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
+from copies import through_pickle, through_torch_save
 from torch import nn
 
 import quantize
@@ -210,17 +209,6 @@ def test_state_dicts_go_both_ways():
     with pytest.raises(RuntimeError, match="fc.weight"):
         ours.load_state_dict({k: v for k, v in plain.state_dict().items() if k != "fc.weight"})
     assert ours.load_state_dict(plain.state_dict(), assign=True).missing_keys == []
-
-
-def through_pickle(model):
-    return pickle.loads(pickle.dumps(model))
-
-
-def through_torch_save(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("config", [FIXED, ActivationConfig(bits=2), {"*": FIXED, "fc": None}], ids=["fixed", "adaptive", "mapping"])

@@ -1,13 +1,12 @@
 """What a QModule keeps beside its layers: in copies of models that choose what is copied, in checkpoints, and what it refuses."""
 
 import copy
-import io
-import pickle
 import threading
 import warnings
 
 import pytest
 import torch
+from copies import through_pickle, through_torch_save
 from torch import nn
 
 import quantize
@@ -39,14 +38,7 @@ class Locked(nn.Module):
         self.lock = threading.Lock()
 
 
-def through_torch_save(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize("way", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), through_torch_save])
+@pytest.mark.parametrize("way", [copy.deepcopy, copy.copy, through_pickle, through_torch_save])
 @pytest.mark.parametrize("config", [FIXED, ActivationConfig(bits=2)], ids=["fixed", "adaptive"])
 def test_models_with_a_state_of_their_own(way, config):
     model, x = QModule(Locked(), config), torch.randn(8, 64)

@@ -31,7 +31,6 @@ def test_examples_run(name):
     if inspect.isclass(value):
         for member, function in members(value).items():
             assert inspect.getdoc(function), f"{name}.{member} has no docstring"
-    torch.manual_seed(0)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     for test in doctest.DocTestFinder(recurse=False).find(value, name, globs={"torch": torch, "nn": nn, "quantize": quantize, name: value}):
         runner.run(test)

@@ -126,7 +126,6 @@ def network():
 @pytest.mark.parametrize("config", [quantize.ActivationConfig(bits=2, max_bits=2), quantize.ActivationConfig()], ids=["fixed", "adaptive"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_training_step(config, layout):
-    torch.manual_seed(0)
     plain = network().to(memory_format=layout)
     x, y = torch.randn(16, 3, 32, 32).contiguous(memory_format=layout), torch.randint(10, (16,))
     models = {device: quantize.QModule(copy.deepcopy(plain).to(device), config) for device in ("cpu", "cuda")}

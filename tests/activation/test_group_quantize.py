@@ -192,7 +192,6 @@ MEMORY = {
 
 @pytest.mark.parametrize("name", MEMORY)
 def test_memory_formats(each_isa, name):
-    torch.manual_seed(0)
     x = MEMORY[name]()
     for bits, group_size in [(2, 64), (8, 256), (1, 0), (4, -1)]:
         back = check(x, bits, group_size, name)

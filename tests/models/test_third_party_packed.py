@@ -34,7 +34,6 @@ def distance(outputs, want):
 @pytest.mark.parametrize("config", [quantize.PowerOfTwo(4), quantize.Uniform(8, activation_bits=8)], ids=["po2", "8x8"])
 @pytest.mark.parametrize("entry", CHOSEN, ids=[model.key for model in CHOSEN])
 def test_packed(entry, config, tmp_path):
-    torch.manual_seed(0)
     model, x = entry.build(entry.small), entry.inputs(2, entry.small)
     layers = sum(isinstance(m, LAYERS) for m in model.modules())
     quantize.prepare(model, config)

@@ -35,7 +35,6 @@ def logits(model, x):
 @pytest.mark.parametrize("entry", CHOSEN, ids=[model.key for model in CHOSEN])
 def test_measured(entry):
     """Every third layer: its KL is a prepared copy's; most passes leave much of the model out."""
-    torch.manual_seed(0)
     model, x = entry.build(entry.small), entry.inputs(4, entry.small)
     with torch.no_grad():
         model.train()(x)  # running statistics that mean something
@@ -59,7 +58,6 @@ def test_measured(entry):
 @pytest.mark.parametrize("entry", CHOSEN, ids=[model.key for model in CHOSEN])
 def test_no_layer_runs_from_the_start(entry):
     """Nearly every layer's pass leaves something out, and gives the complete pass' bits."""
-    torch.manual_seed(0)
     model, x = entry.build(entry.small).eval(), entry.inputs(2, entry.small)
     names = list(_layers(model, (), None))
     switched = SwitchedModel(model, [[name] for name in names], [quantize.Uniform(2)])

@@ -56,7 +56,6 @@ def both(case, bits, activation_bits, x=None, layout=torch.contiguous_format):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("bits", "activation_bits"), [(1, 1), (1, 2), (2, 1), (2, 2)])
 def test_conv_is_that_of_bytes(lookup_isa, bits, activation_bits, layout):
-    torch.manual_seed(0)
     for case in CONVS:
         planes, whole = both(case, bits, activation_bits, layout=layout)
         out = ops.packed_conv2d(*planes)
@@ -66,14 +65,12 @@ def test_conv_is_that_of_bytes(lookup_isa, bits, activation_bits, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_ties_infinities_and_nan(lookup_isa, layout):
-    torch.manual_seed(0)
     x = torch.tensor([0.0, -0.0, 1 / 6, 0.5, 5 / 6, 1.0, torch.inf, -torch.inf, torch.nan, 1e30, -1e-30])[torch.randint(11, (2, 16, 7, 19))]
     planes, whole = both((16, 16, (3, 3), 1, (1, 1), (1, 1), (1, 1), 7, 19), 1, 2, x, layout)
     assert torch.equal(ops.packed_conv2d(*planes), ops.packed_conv2d(*whole))
 
 
 def test_threads_and_empty_batches(lookup_isa):
-    torch.manual_seed(0)
     planes, _ = both(CONVS[5], 2, 1)
     one, before = [], torch.get_num_threads()
     try:
@@ -131,7 +128,6 @@ def test_portable_says_what_it_has_not():
 @pytest.mark.parametrize(("bits", "activation_bits"), [(1, 2), (2, 1), (2, 2), (1, 3)])
 @pytest.mark.parametrize("conv", [nn.Conv2d(8, 12, 3, padding=1), nn.Conv1d(8, 12, 3, stride=2, padding=1)])
 def test_layers_choose_them_where_they_are_faster(each_isa, conv, bits, activation_bits):
-    torch.manual_seed(0)
     prepared = quantize.prepare(nn.Sequential(nn.ReLU(), copy.deepcopy(conv)), quantize.DoReFa(bits, activation_bits)).eval()
     packed = quantize.convert(prepared)
     x = torch.randn(2, 8, *[11] * packed[1].spatial)

@@ -113,7 +113,6 @@ def test_filters_of_many_channels_do_not_overflow(each_isa, channels):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("method", "bits", "activation_bits"), FORMATS)
 def test_conv_is_exact(each_isa, method, bits, activation_bits, layout):
-    torch.manual_seed(0)
     for case in CONVS:
         arguments, levels = conv_arguments(case, method, bits, activation_bits, layout)
         out = ops.packed_conv2d(*arguments)
@@ -124,7 +123,6 @@ def test_conv_is_exact(each_isa, method, bits, activation_bits, layout):
 @pytest.mark.parametrize(("method", "bits", "activation_bits"), FORMATS)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (1, 257, 33), (1, 64, 16), (2, 31, 17), (13, 100, 50), (25, 129, 65)])
 def test_linear_is_exact(each_isa, method, bits, activation_bits, rows, inputs, outputs):
-    torch.manual_seed(0)
     codes, levels, scales, table, width = encoded(torch.randn(outputs, inputs), method, bits)
     x, bias, step = torch.randn(rows, inputs), torch.randn(outputs), torch.tensor(6.0 / 2**activation_bits)
     zero_point = torch.tensor(1.0)
@@ -137,7 +135,6 @@ def test_linear_is_exact(each_isa, method, bits, activation_bits, rows, inputs, 
 @pytest.mark.parametrize(("method", "bits", "_"), FORMATS)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (1, 257, 33), (3, 100, 50)])
 def test_linear_of_floats(method, bits, _, rows, inputs, outputs):
-    torch.manual_seed(0)
     codes, levels, scales, table, width = encoded(torch.randn(outputs, inputs), method, bits)
     x, bias = torch.randn(rows, inputs), torch.randn(outputs)
     made = panels(codes, width, 1, inputs, 1)
@@ -177,7 +174,6 @@ def test_extremes_do_not_saturate(each_isa):
 
 
 def test_threads_do_not_matter():
-    torch.manual_seed(0)
     arguments, _ = conv_arguments(CONVS[4], "uniform", 4, 8, batch=5)
     before = torch.get_num_threads()
     try:

@@ -189,7 +189,6 @@ TRICKS = [XNOR(), XNOR(None), XNOR(rectify=0.99, sign_gradient="polynomial"), XN
 
 @pytest.mark.parametrize("config", TRICKS, ids=str)
 def test_training(config):
-    torch.manual_seed(0)
     model = quantize.prepare(net(), {"*": config, "0": None, "5": None})
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     x, target = torch.randn(32, 3, 8, 8), torch.randint(10, (32,))
@@ -267,7 +266,6 @@ def test_compiles_whole():
 
 @pytest.mark.parametrize("config", [XNOR(), quantize.DoReFa(2, 2, 6)], ids=str)
 def test_compressed_training_and_autocast(config):
-    torch.manual_seed(0)
     x, target = torch.randn(32, 3, 8, 8), torch.randint(10, (32,))
     model = quantize.prepare(net(), {"*": config, "0": None, "5": None})
     plain = quantize.memory_report(copy.deepcopy(model), x).baseline_bytes

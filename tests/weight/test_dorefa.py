@@ -243,7 +243,6 @@ def net():
     "config", [DoReFa(1, 1), DoReFa(2, 2), DoReFa(2, 2, 4), DoReFa(2, 2, 6, False), DoReFa(8, 8, 8), DoReFa(16, 32)], ids=str
 )
 def test_training(config):
-    torch.manual_seed(0)
     model = quantize.prepare(net(), {"*": config, "0": None, "5": None})
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     x, target = torch.randn(32, 3, 8, 8), torch.randint(10, (32,))

@@ -31,7 +31,6 @@ def test_averages_over_the_batches():
 
 
 def test_a_prepared_model_is_as_in_evaluation():
-    torch.manual_seed(0)
     model = quantize.prepare(net(), {"*": quantize.XNOR(), "0": None})
     x = torch.randn(64, 3, 8, 8)
     reestimate_batch_norm(model, [x]).eval()

@@ -140,7 +140,6 @@ def test_clipped_noise(n, dtype):
 
 
 def test_a_step_of_learned_bits():
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10)).cuda()
     quantize.prepare(model, quantize.DiffQ(activation_bits="learned"))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -75,9 +75,10 @@ class QBatchNorm3d(_QBatchNorm, nn.BatchNorm3d):
 
 
 class QSyncBatchNorm(_QBatchNorm, nn.SyncBatchNorm):
-    """nn.SyncBatchNorm that keeps its input packed; also for CPU tensors and gloo, and for ranks with unequal or empty batches.
+    """nn.SyncBatchNorm that keeps its input packed for the backward pass; the same arguments and ``config=``.
 
-    Without an initialised process group of more than one process it is a batch norm over the local batch.
+    Also for CPU tensors and gloo, and for ranks with unequal or empty batches. Without an initialised process group of more than one
+    process it is a batch norm over the local batch.
 
     Example:
         >>> quantize.QSyncBatchNorm(16)(torch.randn(4, 16, 8, 8)).shape

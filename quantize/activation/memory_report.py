@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..checks import check_module
+from ..dtypes import FLOATS
 from ..layers.base import CompressedLayer
 from ..patterns import resolve
+from ..table import aligned, kib
 from ..weight.lsq import ActivationQuantizer, alone
 from .module import Control, controls_of
 from .state import LayerState, note_op, noted_op, override
@@ -50,21 +52,13 @@ class MemoryReport:
         return self.baseline_bytes / max(self.saved_bytes, 1)
 
     def __str__(self):
-        rows = [("layer", "op", "bits", "KiB", "in full precision because")]
-        rows += [(r.name, r.op, f"{r.bits:.3g}", f"{r.bytes / 1024:,.1f}", r.reason) for r in self.layers]
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = []
-        for number, (name, op, bits, size, reason) in enumerate(rows):
-            lines.append(f"{name:<{widths[0]}}  {op:<{widths[1]}}  {bits:>{widths[2]}}  {size:>{widths[3]}}  {reason}".rstrip())
-            if number == 0:
-                lines.append("-" * (sum(widths) + 8))
+        rows = [(r.name, r.op, f"{r.bits:.3g}", kib(r.bytes), r.reason) for r in self.layers]
         mib = 2**20
-        lines.append("-" * (sum(widths) + 8))
-        lines.append(
+        return (
+            f"{aligned(('layer', 'op', 'bits', 'KiB', 'in full precision because'), rows, '<<>><')}\n"
             f"saved for backward: {self.saved_bytes / mib:,.2f} MiB; "
             f"the plain model: {self.baseline_bytes / mib:,.2f} MiB ({self.ratio:.1f} times as much)"
         )
-        return "\n".join(lines)
 
     def __repr__(self):
         return f"MemoryReport(saved_bytes={self.saved_bytes}, baseline_bytes={self.baseline_bytes}, layers=[{len(self.layers)} rows])"
@@ -230,7 +224,7 @@ def _bits_of(controls: dict[str, Control], module, name: str, op: str) -> float:
 
 
 def _reason(controls: dict[str, Control], module, name: str, tensor: Tensor, op: str) -> str:
-    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if tensor.dtype not in FLOATS:
         return f"{str(tensor.dtype).removeprefix('torch.')} is kept as it is"
     control, name = _control_of(controls, name)
     config = module.config if isinstance(module, CompressedLayer) else resolve(control.config, name) if control is not None else None

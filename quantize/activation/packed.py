@@ -7,9 +7,8 @@ from torch import Tensor
 
 from .. import _C
 from ..checks import check_integer
+from ..dtypes import FLOATS
 from .config import BIT_WIDTHS, ActivationConfig, op_group_size
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class PackedActivations:

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ..activation.state import NOT_KEPT, LayerState, Packed
+from ..dtypes import FLOATS
 
 _ops = torch.ops.quantize
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_POOL_POSITIONS = 256  # what an 8-bit offset can tell apart
 
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from .. import _C
 from ..checks import check_number
-from ..packed.table import aligned, kib, short_count
 from ..patterns import exactly, resolve, unmatched
+from ..table import aligned, kib, short_count
 from .choices import Choice
+from .costs import FLOAT_BITS
 from .sensitivity import Sensitivity
 
 # Weights and activations that stay as they are, in bits.
-FLOAT_BITS = 32
 # What is called proven: the gap relative to the objective.
 GAP = 1e-5
 

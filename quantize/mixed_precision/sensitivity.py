@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..packed.plain import refuse_wrappers
-from ..packed.table import aligned
+from ..table import aligned
 from ..weight.config import Uniform
 from ..weight.prepare import tensor_names
 from .choices import Choice, check_choices, choice_text, config_of

@@ -12,7 +12,7 @@ from ..weight.diffq import stop_drawing
 from ..weight.dorefa import without_gradient_bits
 from ..weight.lsq import ActivationQuantizer
 from ..weight.prepare import PreparedWeight, prepared_weights
-from ..weight.quantizer import WeightQuantizer
+from ..weight.quantizer import SMALLEST_STEP, WeightQuantizer
 from .fold import BATCH_NORMS, find_pairs, scale_and_shift
 from .form import GROUPED
 from .grid import Grid, SignGrid, StepGrid
@@ -32,8 +32,6 @@ from .signs import Path, find_paths
 from .sums import find_sums
 from .thresholds import of_affine
 from .weight import PackedWeight, conv_groups, is_transposed
-
-SMALLEST_STEP = 2.0**-100  # what a step at zero or below counts as (csrc/weight/lsq.h)
 
 
 def convert(model: nn.Module) -> nn.Module:

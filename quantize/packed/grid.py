@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..dtypes import FLOATS
+
 PARTS = ("step", "zero_point", "threshold", "flip")  # what grids store
 KINDS = ("sign", "unit")  # of signs; a grid of steps has no such word in files
 
@@ -51,7 +53,7 @@ class StepGrid(Grid):
     def apply(self, input: Tensor, axis: int) -> Tensor:
         if not torch.compiler.is_compiling() and _transformed(input):
             return _traceable(input, self.step, self.zero_point, 2**self.bits - 1)
-        supported = input.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        supported = input.dtype in FLOATS
         x = input if supported else input.float()
         return torch.ops.quantize.lsq(x, self.step, self.zero_point, 2**self.bits - 1, 1.0).to(input.dtype)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from ..files import path_of
+from ..table import aligned, bits_text, kib
 from .form import GROUPED
 from .header import Bad, Header, read_header
 from .modules import TENSORS
-from .table import aligned, bits_text, kib
 
 
 def inspect_file(path) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..table import aligned, bits_text, kib
 from ..weight.prepare import prepared_weights
 from .contents import Item, contents, join, packed_parts, packed_weights
 from .convert import converted
@@ -17,7 +18,6 @@ from .form import GROUPED
 from .modules import PACKED, PackedLayer
 from .plain import plain_class, refuse_wrappers
 from .replace import reason_decoded
-from .table import aligned, bits_text, kib
 
 
 class LayerSize(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ..table import aligned, bits_text, kib, short_count
 from ..weight.prepare import prepared_weights
 from .contents import input_grid, packed_weights
 from .kernels import reason
@@ -19,7 +20,6 @@ from .modules import PACKED, PackedLayer
 from .plain import kind_of, refuse_wrappers, shell
 from .replace import reason_decoded
 from .size_report import dtype_bits, report_of
-from .table import aligned, bits_text, kib, short_count
 from .weight import is_transposed
 
 COUNTED = (*PACKED, nn.MultiheadAttention, PackedLayer)

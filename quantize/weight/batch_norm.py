@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import check_module
+from ..modes import evaluating
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -45,18 +46,18 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
     if not isinstance(batches, Iterable):
         raise TypeError(f"reestimate_batch_norm: batches must be iterable; got {type(batches).__name__}")
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)]
-    modes, momentums = [(m, m.training) for m in model.modules()], [norm.momentum for norm in norms]
+    momentums = [norm.momentum for norm in norms]
     before = [[getattr(norm, name).clone() for name in STATISTICS] for norm in norms]
     done = False
     try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average
-            norm.training = True
-        for batch in batches:
-            model(batch[0] if isinstance(batch, (tuple, list)) else batch)
-            done = True
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative average
+                norm.training = True
+            for batch in batches:
+                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                done = True
         if not done:
             raise ValueError("reestimate_batch_norm: batches must hold something; got nothing")
     except BaseException:
@@ -67,6 +68,4 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
     finally:
         for norm, momentum in zip(norms, momentums, strict=True):
             norm.momentum = momentum
-        for module, training in modes:
-            module.training = training
     return model

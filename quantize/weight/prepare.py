@@ -13,6 +13,8 @@ from torch.nn.utils import parametrize
 
 from ..activation.intercept import keep_two_values
 from ..checks import check_module
+from ..dtypes import FLOATS
+from ..modes import evaluating
 from ..patterns import check, resolve, unmatched
 from .config import XNOR, DiffQ, DoReFa, PowerOfTwo, Ternary, Uniform, WeightConfig
 from .diffq import DiffQQuantizer, draw_together, read_when_ready
@@ -161,7 +163,7 @@ def check_weight(name: str, module: nn.Module, tensor: str, who: str = "prepare"
     weight = getattr(module, tensor)
     if isinstance(weight, nn.parameter.UninitializedTensorMixin):
         raise ValueError(f"{at} must be initialized; run a batch through the lazy layer first")
-    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if weight.dtype not in FLOATS:
         raise TypeError(f"{at} must be float32, float16 or bfloat16; got {weight.dtype}")
     if not weight.numel():
         raise ValueError(f"{at} must not be empty; got shape {list(weight.shape)}")
@@ -270,14 +272,12 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
     if not quantizers:
         raise ValueError("calibrate: model must be prepared with activation_bits; it has no activation quantizers")
-    modes = [(m, m.training) for m in model.modules()]
     try:
         for quantizer in quantizers:
             quantizer.observer = Observer()
-        model.eval()
         for walk in range(2):
             count = 0
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(model):
                 for batch in batches:
                     model(batch[0] if isinstance(batch, (tuple, list)) else batch)
                     count += 1
@@ -292,6 +292,4 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
     finally:
         for quantizer in quantizers:
             quantizer.observer = None
-        for module, training in modes:
-            module.training = training
     return model

@@ -104,14 +104,14 @@ def packed_parts(name: str, module: nn.Module) -> Iterator[tuple[str, PackedWeig
         yield tensor, weight, entry_of(name, module, weight, tensor, grid), {f"{tensor}.{part}": t for part, t in parts.items()}
 
 
-def contents(model: nn.Module) -> Contents:
-    """Of a converted model. Tied tensors appear once, under the name that comes first."""
+def contents(model: nn.Module, who: str) -> Contents:
+    """Of a converted model. Tied tensors appear once, under the name that comes first. `who` asks, for errors."""
     layers, tensors, seen, grids = [], {}, {}, set()
 
     def add(name: str, item: Item) -> str:
         first = seen.setdefault(identity(item.tensor), name)
         if first == name and tensors.setdefault(name, item) is not item:
-            raise ValueError(f"save: two tensors of the model have the name {name!r}")
+            raise ValueError(f"{who}: two tensors of the model have the name {name!r}")
         return first
 
     for name, module in model.named_modules():

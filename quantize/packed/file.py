@@ -76,7 +76,7 @@ def storable(model: nn.Module) -> Contents:
             held = getattr(module, part)
             if not torch.equal(held.detach().cpu(), weight.decode().to("cpu", held.dtype)):
                 raise ValueError(f"save: {part} of {name!r} must be what convert made it; it was changed since")
-    found = contents(model)
+    found = contents(model, "save")
     for name, item in found.tensors.items():
         if item.tensor.dtype not in DTYPES.values() or item.tensor.layout != torch.strided:
             raise ValueError(f"save: {name!r} must be a dense tensor of {', '.join(DTYPES)}; got {item.tensor.dtype}, {item.tensor.layout}")

@@ -93,7 +93,7 @@ def report_of(model: nn.Module, who: str) -> SizeReport:
     if next(prepared_weights(model), None) is not None:
         model = converted(model, who, calibrated=False)
     stored: dict[tuple[str, str], list[Item]] = {}
-    for item in contents(model).tensors.values():
+    for item in contents(model, who).tensors.values():
         stored.setdefault((item.layer, item.weight), []).append(item)
     rows, seen = [], set()
     for name, module in model.named_modules():
@@ -116,7 +116,7 @@ def bytes_beside_learned_bits(model: nn.Module) -> int:
     model = copy.deepcopy(model)
     for parameter in model.parameters():
         parameter.nan_to_num_(0, 0, 0)  # a diverged model has a size too
-    stored = contents(converted(model, "size_penalty", calibrated=False))
+    stored = contents(converted(model, "size_penalty", calibrated=False), "size_penalty")
     codes = {join(entry["name"], entry.get("decoded", ""), "codes") for entry in stored.layers if entry["method"] == GROUPED}
     return sum(item.tensor.nbytes for name, item in stored.tensors.items() if name not in codes)
 

@@ -245,3 +245,11 @@ def test_names_cannot_write_to_the_terminal(tmp_path):
 def test_without_a_command_the_builds_report():
     done = command()
     assert done.returncode == 0 and _C.cpu_isa() in done.stdout and "kernels" in done.stdout
+
+
+def test_errors_name_the_function_that_was_called():
+    model = convert(prepare(nn.Sequential(nn.Linear(8, 4)), Uniform(4)))
+    model._buffers["0.codes"] = torch.ones(3)  # as the layer's codes are called in a file
+    for function, more in ((size_report, ()), (summary, (torch.ones(1, 8),)), (save, ("never written",))):
+        with pytest.raises(ValueError, match=f"^{function.__name__}: two tensors of the model have the name '0.codes'"):
+            function(model, *more)

@@ -81,11 +81,13 @@ def conv(
     state, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, plain, transposed=False, output_padding=0
 ) -> Tensor:
     """F.conv1d/2d/3d and F.conv_transpose1d/2d/3d; `plain` is the namesake, called with nothing compressed."""
-    reason = compressible(input)
     n = weight.dim() - 2
-    if not isinstance(padding, str) and reason is None and tracks(input, weight, bias) and input.dim() in (n + 1, n + 2):
+    fits = compressible(input) is None and tracks(input, weight, bias) and n in (1, 2, 3) and input.dim() in (n + 1, n + 2)
+    if fits and isinstance(padding, str):
+        input, padding = _resolve_padding(input, weight, padding, _tuple(dilation, n), _tuple(stride, n))
+    if fits and not isinstance(padding, str):
         input, weight_dtype = _autocast(input, weight)
-        if input.dtype == weight_dtype and input.device == weight.device and n in (1, 2, 3):
+        if input.dtype == weight_dtype and input.device == weight.device:
             unbatched = input.dim() == n + 1
             x = input.unsqueeze(0) if unbatched else input
             packed = _pack(state, x) if weight.requires_grad else NOT_KEPT
@@ -95,22 +97,18 @@ def conv(
                     groups, *packed,
                 )  # fmt: skip
                 return y.squeeze(0) if unbatched else y
-    elif isinstance(padding, str) and reason is None and tracks(input, weight, bias) and padding in ("same", "valid"):
-        input, padding = _resolve_padding(input, weight, padding, _tuple(dilation, n), _tuple(stride, n))
-        if padding is not None:
-            return conv(state, input, weight, bias, stride, padding, dilation, groups, plain=plain)
-        padding = "same"
     if transposed:
         return plain(input, weight, bias, stride, padding, output_padding, groups, dilation)
     return plain(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _resolve_padding(input: Tensor, weight: Tensor, padding: str, dilation: list[int], stride: list[int]):
-    """A string padding as numbers; what "same" needs more at the end of an even kernel is padded beforehand, as F.conv2d does."""
+    """A string padding as numbers; what "same" needs more at the end of an even kernel is padded beforehand, as F.conv2d does. What the
+    namesake refuses stays a string."""
     if padding == "valid":
         return input, [0] * len(dilation)
-    if any(s != 1 for s in stride):
-        return input, None  # the namesake refuses it
+    if padding != "same" or any(s != 1 for s in stride):
+        return input, padding
     total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     if any(t % 2 for t in total):
         extra = [side for t in reversed(total) for side in (0, t % 2)]

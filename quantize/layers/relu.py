@@ -21,9 +21,10 @@ class QReLU(CompressedLayer, nn.ReLU):
     @uninterrupted
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
+        plain = super().forward
         if not self.compresses:
-            return super().forward(input)
-        return functional.relu(input, inplace=self.inplace, plain=lambda: super(QReLU, self).forward(input))
+            return plain(input)
+        return functional.relu(input, inplace=self.inplace, plain=lambda: plain(input))
 
 
 class QReLU6(CompressedLayer, nn.ReLU6):
@@ -39,9 +40,10 @@ class QReLU6(CompressedLayer, nn.ReLU6):
     @uninterrupted
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
+        plain = super().forward
         if not self.compresses:
-            return super().forward(input)
-        return functional.relu(input, max_value=6.0, inplace=self.inplace, plain=lambda: super(QReLU6, self).forward(input))
+            return plain(input)
+        return functional.relu(input, max_value=6.0, inplace=self.inplace, plain=lambda: plain(input))
 
 
 class QLeakyReLU(CompressedLayer, nn.LeakyReLU):
@@ -58,9 +60,9 @@ class QLeakyReLU(CompressedLayer, nn.LeakyReLU):
     @uninterrupted
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
-        if not self.compresses:
-            return super().forward(input)
         plain = super().forward
+        if not self.compresses:
+            return plain(input)
         return functional.relu(input, self.negative_slope, inplace=self.inplace, plain=lambda: plain(input))
 
 

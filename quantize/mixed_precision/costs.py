@@ -32,22 +32,18 @@ def stored_bytes(model: nn.Module, groups: Sequence[Sequence[str]], configs: Seq
     without_compression(plain)
     every = [name for names in groups for name in names]
     table, others = torch.zeros(len(groups), len(configs), dtype=torch.long), 0
-    quantized = [k for k, config in enumerate(configs) if config is not None]
-    for k in quantized:
-        report = report_of(prepared_at(plain, dict.fromkeys(every, configs[k])), WHO)
+    together = [k for k, config in enumerate(configs) if config is not None] or list(range(len(configs)))
+    for k in together:
+        report = report_of(plain if configs[k] is None else prepared_at(plain, dict.fromkeys(every, configs[k])), WHO)
         rows = _by_layer(report)
         table[:, k] = torch.tensor([sum(rows.get(name, 0) for name in names) for names in groups])
         others = max(others, report.bytes - int(table[:, k].sum()))
-    for k in set(range(len(configs))) - set(quantized):
-        if not quantized:
-            rows = _by_layer(report_of(plain, WHO))
-            table[:, k] = torch.tensor([sum(rows.get(name, 0) for name in names) for names in groups])
-            return table, sum(rows.values()) - int(table[:, k].sum())
-        with_all = others + int(table[:, quantized[0]].sum())
+    for k in set(range(len(configs))) - set(together):  # one layer in full precision among quantized ones
+        with_all = others + int(table[:, together[0]].sum())
         for number, names in enumerate(groups):
-            some = dict.fromkeys((name for name in every if name not in names), configs[quantized[0]])
+            some = dict.fromkeys((name for name in every if name not in names), configs[together[0]])
             without = report_of(prepared_at(plain, some) if some else plain, WHO).bytes
-            table[number, k] = without - with_all + table[number, quantized[0]]
+            table[number, k] = without - with_all + table[number, together[0]]
     return table, others
 
 

@@ -237,7 +237,16 @@ def _remove_quantizer(module: nn.Module, tensor: str) -> None:
         module.__class__ = type(type(module).__name__, type(module).__bases__, own)
 
 
-def _fold_and_pack(prepared, weight, dtype, grid, norm, norm_name, memo) -> None:
+def _fold_and_pack(
+    prepared: PreparedWeight,
+    weight: PackedWeight,
+    dtype: torch.dtype,
+    grid: Grid | None,
+    norm: nn.Module | None,
+    norm_name: str | None,
+    memo: dict[int, Tensor],
+) -> None:
+    """Makes the layer a packed one, and the batch norm behind it, if any, part of it. `memo`: tied biases stay one tensor, by identity."""
     module = prepared.module
     plain, bias = module.bias, None
     if plain is not None:

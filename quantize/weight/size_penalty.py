@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 
 import torch
@@ -62,7 +63,7 @@ def size_penalty(model: nn.Module, target_size: float | None = None) -> Tensor:
 
 def _check_target(target_size, constant: float, quantizers: list[DiffQQuantizer]) -> None:
     check_number("size_penalty", "target_size", target_size, expected="a number of MiB")
-    least = constant + sum(q.numel * -(-q.config.min_bits // 1) for q in quantizers) / (8 * MIB)
+    least = constant + sum(q.numel * math.ceil(q.config.min_bits) for q in quantizers) / (8 * MIB)
     if not target_size >= least:
         raise ValueError(
             f"size_penalty: target_size must be at least {least:.4f} MiB, the size with min_bits everywhere; got {target_size!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -58,10 +59,7 @@ def reason(layer) -> str:
 
 
 def _length(layer) -> int:
-    length = 1
-    for size in layer.shape[1:]:
-        length *= size
-    return length
+    return math.prod(layer.shape[1:])
 
 
 class _Plan(NamedTuple):
@@ -80,9 +78,9 @@ def table(layer) -> Tensor:
     return _kept(layer, "_table", lambda layer: layer.form.table(layer._buffers))
 
 
-def _kept(layer, name: str, make: Callable):
+def _kept(layer, name: str, make: Callable, then: Callable | None = None):
     """What `make` makes of `layer`, from its buffers and those of the layer that it feeds: at the first use, and again when they have
-    changed."""
+    changed. `then` is told when something is kept: then(layer, what was made, the watch over the buffers)."""
     if torch.compiler.is_compiling():  # what changes cannot be traced
         return make(layer)
     kept = layer.__dict__.get(name)
@@ -95,8 +93,8 @@ def _kept(layer, name: str, make: Callable):
         buffers += [(layer._next._buffers, part, layer._next._buffers[part]) for part in ("threshold", "flip")]
     watch, made = _C.Watch([entry for entry in buffers if entry[2] is not None]), _untraced(make, layer)
     layer.__dict__[name] = (watch, made)
-    if name == "_plan":
-        layer.__dict__["_call"] = _usual_call(layer, made, watch)
+    if then is not None:
+        then(layer, made, watch)
     return made
 
 
@@ -108,6 +106,10 @@ def _untraced(make: Callable, layer):
         return make(layer)
     finally:
         torch._C._set_tracing_state(state)
+
+
+def _keep_usual_call(layer, plan: _Plan, watch) -> None:
+    layer.__dict__["_call"] = _usual_call(layer, plan, watch)
 
 
 def _usual_call(layer, plan: _Plan, watch) -> Callable[[Tensor], Tensor | Pending | None] | None:
@@ -133,7 +135,7 @@ def run(layer, input: Tensor) -> Tensor | None:
         return None
     if input.dtype != torch.float32 and not (layer._fed and input.dtype == torch.uint8):
         return None
-    plan = _kept(layer, "_plan", _make_plan)
+    plan = _kept(layer, "_plan", _make_plan, _keep_usual_call)
     if plan.reason:
         return None
     if plan.bits is not None:

@@ -13,7 +13,7 @@
 #include "conv_geometry.h"
 #include "image_kernels.h"
 #include "panels.h"
-#include "scratch.h"
+#include "products.h"
 #include "tile_rows.h"
 #include "winograd.h"
 
@@ -24,7 +24,6 @@ using at::IntArrayRef;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int64_t pair = 2;              // decoded panels that go through the rows together
 constexpr int64_t fewest_tile_rows = 8;  // fewer leave more than half of a tile empty
 
 struct Activation {
@@ -42,121 +41,96 @@ Activation activation(const char* op, const Tensor& step, const Tensor& zero_poi
   return {weight::lsq_range(*step.const_data_ptr<float>(), zero, (1 << bits) - 1), int(zero)};
 }
 
-// Runs a part of a group's panels over all rows of an image. out: of the group's first channel.
-struct Product {
-  const Panels& panels;
-  const Epilogue& epilogue;
-  const std::vector<int32_t>& rows;
-  const std::vector<int32_t>& taps;
-  int64_t quads;  // of a tap
-  int64_t group_channels;
+int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-  bool one_row() const { return rows.size() == 1 && taps.size() == 1; }
-  int64_t together() const { return one_row() ? GemmTraits::streams : pair; }
-  int64_t parts() const { return (panels.tiles + together() - 1) / together(); }
+// Images of codes, one a sample and group, with padding around: channels of a pixel together, filled up to quads.
+struct Images {
+  const Geometry<int64_t>& g;
+  IntArrayRef padding;
+  int64_t groups, inputs;      // inputs: of a group
+  int64_t pixel, line, plane;  // bytes
+  int64_t steps[2];            // strides. One beyond the image is never taken
 
-  void operator()(const uint8_t* image, int64_t group, int64_t part, std::vector<int8_t>& scratch, float* out, int64_t row_stride,
-                  int64_t column_stride) const {
-    const auto& gemm = gemm_kernels();
-    const int64_t first = part * together();
-    const int64_t tiles = std::min(together(), panels.tiles - first), panel_bytes = panels.quads * GemmTraits::quad_bytes;
-    const int64_t begin = first * GemmTraits::columns, columns = std::min(tiles * GemmTraits::columns, group_channels - begin);
-    const int64_t channel = group * group_channels + begin, all = int64_t(rows.size());
-    int32_t acc[GemmTraits::rows * pair * GemmTraits::columns];
-    const Epilogue::Part after(epilogue, channel, columns);
-    const auto finish = [&](int64_t i, int64_t count) {
-      image_kernels().finish(acc, tiles * GemmTraits::columns, count, columns, after.correction, after.gain, after.bias,
-                             out + i * row_stride + begin * column_stride, row_stride, column_stride);
-    };
-    if (one_row()) {
-      gemm.multiply_row(image + rows[0] + taps[0], panels.tile(group, first), int(tiles), acc);
-      return finish(0, 1);
-    }
-    const int8_t* levels = reinterpret_cast<const int8_t*>(panels.tile(group, first).codes);
-    if (panels.bits < 8) {
-      scratch.resize(tiles * panel_bytes);
-      for (int64_t t = 0; t < tiles; ++t) gemm.decode(panels.tile(group, first + t), scratch.data() + t * panel_bytes);
-      levels = scratch.data();
-    }
-    for (int64_t i = 0; i < all; i += GemmTraits::rows) {
-      const int64_t count = std::min<int64_t>(GemmTraits::rows, all - i);
-      gemm.multiply(image, &rows[i], int(count), taps.data(), int(taps.size()), quads, levels, panel_bytes, int(tiles), panels.steps, acc);
-      finish(i, count);
-    }
-  }
-};
+  Images(const Geometry<int64_t>& sizes, IntArrayRef stride, IntArrayRef around, int64_t group_count, int64_t pixel_bytes)
+      : g(sizes),
+        padding(around),
+        groups(group_count),
+        inputs(g.channels / groups),
+        pixel(pixel_bytes),
+        line((g.width + 2 * padding[1]) * pixel),
+        plane((g.height + 2 * padding[0]) * line),
+        steps{std::min(stride[0], g.height + 2 * padding[0]), std::min(stride[1], g.width + 2 * padding[1])} {}
 
-// The same in tiles.
-struct TileProduct {
-  const Panels& panels;
-  const Epilogue& epilogue;
-  const TileRows rows;
-  const TileTaps taps;
-  const std::vector<int32_t> lines;  // where the taps' lines begin
-  int64_t group_channels;
+  int64_t quads() const { return pixel / GemmTraits::quad; }
 
-  int64_t parts() const { return (panels.tiles + TileTraits::together - 1) / TileTraits::together; }
-
-  // A part's levels, line by line in whole tiles.
-  const int8_t* levels(int64_t group, int64_t first, int64_t tiles, std::vector<int8_t>& scratch) const {
-    if (panels.bits == 8 && !taps.filled() && panels.bytes == taps.panel_bytes())
-      return reinterpret_cast<const int8_t*>(panels.tile(group, first).codes);
-    const int64_t stored = panels.quads * GemmTraits::quad_bytes, line = taps.quads * GemmTraits::quad_bytes;
-    const int64_t whole = taps.panel_bytes();
-    int8_t* made = aligned(at_least(scratch, tiles * whole + stored + 64));
-    for (int64_t t = 0; t < tiles; ++t) {
-      const auto panel = panels.tile(group, first + t);
-      int8_t* target = made + t * whole;
-      const int8_t* decoded = reinterpret_cast<const int8_t*>(panel.codes);  // of 8 bits: they are levels
-      if (panels.bits != 8) {
-        int8_t* place = taps.filled() || stored != whole ? made + tiles * whole : target;
-        gemm_kernels().decode(panel, place);
-        decoded = place;
-      }
-      if (decoded == target) continue;
-      for (int64_t l = 0; l < taps.lines; ++l) {
-        const int64_t pitch = whole / taps.lines;
-        std::memcpy(target + l * pitch, decoded + l * line, line);
-        std::memset(target + l * pitch + line, 0, pitch - line);
-      }
-    }
-    return made;
+  // Bytes behind the last image: codes are written four at a time, and tiles read rows and taps that are left out.
+  int64_t behind(int64_t kernel_width) const {
+    return 64 + (tile_kernels() ? TileRows::slack * steps[1] * pixel + kernel_width * pixel : 0);
   }
 
-  void operator()(const uint8_t* image, int64_t group, int64_t part, std::vector<int8_t>& scratch, float* out, int64_t row_stride,
-                  int64_t column_stride) const {
-    const int64_t first = part * TileTraits::together, tiles = std::min<int64_t>(TileTraits::together, panels.tiles - first);
-    const int64_t begin = first * TileTraits::columns, columns = std::min(tiles * TileTraits::columns, group_channels - begin);
-    const Epilogue::Part after(epilogue, group * group_channels + begin, columns);
-    const int8_t* weights = levels(group, first, tiles, scratch);
-    const auto& kernels = *tile_kernels();
-    const int64_t pitch = tiles * TileTraits::columns;
-    alignas(64) int32_t acc[TileTraits::together * TileTraits::rows * TileTraits::together * TileTraits::columns];
-    rows.blocks([&](int64_t offset, int row_tiles, const auto& runs) {
-      kernels.multiply(image + offset, rows.stride, row_tiles, {lines.data(), taps.lines, taps.chunks}, weights, int(tiles), acc);
-      runs([&](int64_t row, int64_t count, int64_t pixel) {
-        const int32_t* sums = acc + row * pitch;
-        float* target = out + pixel * row_stride + begin * column_stride;
-        if (column_stride == 1)
-          image_kernels().finish(sums, pitch, count, columns, after.correction, after.gain, after.bias, target, row_stride, 1);
-        else
-          kernels.finish_planes(sums, pitch, count, columns, after.correction, after.gain, after.bias, target, column_stride);
-      });
+  // x: channels last where `rows_layout`, else contiguous.
+  void fill(const Tensor& x, bool rows_layout, const Activation& act, uint8_t* images) const {
+    const float* source = x.const_data_ptr<float>();
+    at::parallel_for(0, g.batch * groups, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s) {
+        uint8_t* image = images + s * plane;
+        if (padding[0] || padding[1] || pixel != inputs) std::memset(image, act.zero_point, plane);
+        uint8_t* inner = image + padding[0] * line + padding[1] * pixel;
+        const int64_t sample = s / groups, first = s % groups * inputs;
+        if (!rows_layout) {
+          image_kernels().from_planes(source + (sample * g.channels + first) * g.height * g.width, g.height * g.width, inputs, g.height,
+                                      g.width, act.range, inner, line, pixel);
+          continue;
+        }
+        for (int64_t h = 0; h < g.height; ++h)
+          image_kernels().from_rows(source + (sample * g.height + h) * g.width * g.channels + first, g.channels, inputs, g.width, act.range,
+                                    inner + h * line, pixel);
+      }
     });
   }
+
+  // Where the windows of the output's pixels begin, and a window's taps in it.
+  std::vector<int32_t> rows() const {
+    std::vector<int32_t> found;
+    found.reserve(g.out_height * g.out_width);
+    for (int64_t h = 0; h < g.out_height; ++h)
+      for (int64_t w = 0; w < g.out_width; ++w) found.push_back(int32_t(h * steps[0] * line + w * steps[1] * pixel));
+    return found;
+  }
+  std::vector<int32_t> taps(IntArrayRef kernel, IntArrayRef dilation) const {
+    std::vector<int32_t> found;
+    for (int64_t h = 0; h < kernel[0]; ++h)
+      for (int64_t w = 0; w < kernel[1]; ++w) found.push_back(int32_t(h * dilation[0] * line + w * dilation[1] * pixel));
+    return found;
+  }
 };
 
-// run(item, scratch) for each item, on all threads, in tiles where there are any.
-template <typename Run>
-void share_out(int64_t items, const Run& run) {
-  at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
-    std::vector<int8_t> scratch;
-    const TileSession tiles(tile_kernels());
-    for (int64_t item = begin; item < end; ++item) run(item, scratch);
-  });
+// All images times all panels of their groups. out: channels last where `rows_layout`.
+void multiply_images(const Images& images, const uint8_t* bytes, const Panels& panels, const Epilogue& epilogue, IntArrayRef kernel,
+                     IntArrayRef dilation, float* out, bool rows_layout) {
+  const auto& g = images.g;
+  const int64_t groups = images.groups, group_channels = g.out_channels / groups, pixels = g.out_height * g.out_width;
+  const auto multiply = [&](const auto& product) {
+    const int64_t parts = product.parts();
+    share_out(g.batch * groups * parts, [&](int64_t item, std::vector<int8_t>& scratch) {
+      const int64_t s = item / parts, sample = s / groups, group = s % groups;
+      const uint8_t* image = bytes + s * images.plane;
+      float* target = out + sample * g.out_channels * pixels;
+      if (rows_layout)
+        product(image, group, item % parts, scratch, target + group * group_channels, g.out_channels, 1);
+      else
+        product(image, group, item % parts, scratch, target + group * group_channels * pixels, 1, pixels);
+    });
+  };
+  if (tile_kernels() && pixels >= fewest_tile_rows) {
+    const TileTaps taps(kernel.data(), dilation[1], images.quads());
+    const TileRows rows(g.out_height, g.out_width, images.pixel, images.line, images.steps);
+    const auto lines = taps.offsets(kernel.data(), dilation.data(), images.pixel, images.line);
+    return multiply(TileProduct{panels, epilogue, rows, taps, lines, group_channels});
+  }
+  const auto rows = images.rows(), taps = images.taps(kernel, dilation);
+  multiply(Product{panels, epilogue, rows, taps, images.quads(), group_channels});
 }
-
-int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t activation_bits, const Tensor& codes,
                          const Tensor& panel_tensor, const Tensor& levels, const Tensor& scales, const Tensor& sums,
@@ -185,61 +159,16 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
                     panel_tensor.sizes());
   if (out.numel() == 0) return out;
 
-  // An image a sample and group. 64 bytes behind the last: codes are written four at a time.
-  const int64_t line = (g.width + 2 * padding[1]) * pixel, plane = (g.height + 2 * padding[0]) * line;
-  TORCH_CHECK_VALUE(plane < (int64_t(1) << 31), op, ": x must have samples of less than 2 GiB in 8 bits; got ", input.sizes());
-  // In tiles, more: rows and taps behind the last are read and left out. A stride beyond the image is one that is never taken.
-  const int64_t steps[2] = {std::min(stride[0], g.height + 2 * padding[0]), std::min(stride[1], g.width + 2 * padding[1])};
+  const Images images(g, stride, padding, groups, pixel);
+  TORCH_CHECK_VALUE(images.plane < (int64_t(1) << 31), op, ": x must have samples of less than 2 GiB in 8 bits; got ", input.sizes());
   const bool winograd = Winograd::takes(panels, kernel, stride, dilation, group_inputs, g.out_height, g.out_width);
-  const int64_t behind = 64 + (tile_kernels() ? TileRows::slack * steps[1] * pixel + kernel[1] * pixel : 0);
-  std::unique_ptr<uint8_t[]> images(new uint8_t[g.batch * groups * plane + behind + (winograd ? Winograd::behind(line, pixel) : 0)]);
-  at::parallel_for(0, g.batch * groups, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) {
-      uint8_t* image = images.get() + s * plane;
-      if (padding[0] || padding[1] || pixel != group_inputs) std::memset(image, act.zero_point, plane);
-      uint8_t* inner = image + padding[0] * line + padding[1] * pixel;
-      const int64_t sample = s / groups, first = s % groups * group_inputs;
-      if (!rows_layout) {
-        image_kernels().from_planes(x.const_data_ptr<float>() + (sample * g.channels + first) * g.height * g.width, g.height * g.width,
-                                    group_inputs, g.height, g.width, act.range, inner, line, pixel);
-        continue;
-      }
-      for (int64_t h = 0; h < g.height; ++h)
-        image_kernels().from_rows(x.const_data_ptr<float>() + (sample * g.height + h) * g.width * g.channels + first, g.channels,
-                                  group_inputs, g.width, act.range, inner + h * line, pixel);
-    }
-  });
-
-  if (winograd) {
-    Winograd(panels, epilogue, g, groups, line, pixel)(images.get(), plane, out.data_ptr<float>(), rows_layout);
-    return out;
-  }
-  std::vector<int32_t> rows, taps;
-  for (int64_t h = 0; h < g.out_height; ++h)
-    for (int64_t w = 0; w < g.out_width; ++w) rows.push_back(int32_t(h * steps[0] * line + w * steps[1] * pixel));
-  for (int64_t h = 0; h < kernel[0]; ++h)
-    for (int64_t w = 0; w < kernel[1]; ++w) taps.push_back(int32_t(h * dilation[0] * line + w * dilation[1] * pixel));
-  const int64_t pixels = g.out_height * g.out_width;
-  const auto multiply = [&](const auto& product) {
-    const int64_t parts = product.parts();
-    share_out(g.batch * groups * parts, [&](int64_t item, std::vector<int8_t>& scratch) {
-      const int64_t s = item / parts, sample = s / groups, group = s % groups;
-      const uint8_t* image = images.get() + s * plane;
-      float* target = out.data_ptr<float>() + sample * g.out_channels * pixels;
-      if (rows_layout)
-        product(image, group, item % parts, scratch, target + group * group_channels, g.out_channels, 1);
-      else
-        product(image, group, item % parts, scratch, target + group * group_channels * pixels, 1, pixels);
-    });
-  };
-  if (tile_kernels() && pixels >= fewest_tile_rows) {
-    const TileTaps tile_taps(kernel.data(), dilation[1], quads);
-    const TileRows tile_rows(g.out_height, g.out_width, pixel, line, steps);
-    multiply(TileProduct{panels, epilogue, tile_rows, tile_taps, tile_taps.offsets(kernel.data(), dilation.data(), pixel, line),
-                         group_channels});
-  } else {
-    multiply(Product{panels, epilogue, rows, taps, quads, group_channels});
-  }
+  const int64_t behind = images.behind(kernel[1]) + (winograd ? Winograd::behind(images.line, images.pixel) : 0);
+  const std::unique_ptr<uint8_t[]> bytes(new uint8_t[g.batch * groups * images.plane + behind]);
+  images.fill(x, rows_layout, act, bytes.get());
+  if (winograd)
+    Winograd(panels, epilogue, g, groups, images.line, images.pixel)(bytes.get(), images.plane, out.data_ptr<float>(), rows_layout);
+  else
+    multiply_images(images, bytes.get(), panels, epilogue, kernel, dilation, out.data_ptr<float>(), rows_layout);
   return out;
 }
 

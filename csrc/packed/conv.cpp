@@ -140,19 +140,20 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
   check_dtype(op, "x", input, at::kFloat);
   const auto g = geometry<int64_t>(op, input.sizes(), scales.numel(), kernel, stride, padding, dilation, groups);
   const Activation act = activation(op, step, zero_point, activation_bits);
+  const int64_t group_inputs = g.channels / groups, group_channels = g.out_channels / groups;
+  const int64_t pixel = rounded_up(group_inputs, GemmTraits::quad), quads = pixel / GemmTraits::quad, taps_count = kernel[0] * kernel[1];
   const bool rows_layout = input.is_contiguous(at::MemoryFormat::ChannelsLast) && !input.is_contiguous();
   const auto format = rows_layout ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   const Tensor x = input.contiguous(format);
   Tensor out = at::empty({g.batch, g.out_channels, g.out_height, g.out_width}, x.options(), format);
   if (panel_tensor.dim() == 5) {
+    check_codes(op, codes, g.out_channels, group_inputs * taps_count, storage_bits);
     conv2d_of_bit_planes(op, x, {g, kernel, stride, padding, dilation, groups}, rows_layout, act.range, activation_bits, panel_tensor, sums,
                          scales, bias, out);
     return out;
   }
   const Panels panels(op, panel_tensor, levels, storage_bits);
   const Epilogue epilogue(op, scales, bias, sums, act.range.step, act.zero_point);
-  const int64_t group_inputs = g.channels / groups, group_channels = g.out_channels / groups;
-  const int64_t pixel = rounded_up(group_inputs, GemmTraits::quad), quads = pixel / GemmTraits::quad, taps_count = kernel[0] * kernel[1];
   check_codes(op, codes, g.out_channels, group_inputs * taps_count, storage_bits);
   TORCH_CHECK_VALUE(panels.groups == groups && panels.tiles * GemmTraits::columns >= group_channels && panels.quads >= taps_count * quads,
                     op, ": panels must hold ", groups, " groups of ", group_channels, " channels and ", taps_count * quads, " quads; got ",

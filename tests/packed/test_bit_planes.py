@@ -93,6 +93,7 @@ def test_opcheck(lookup_isa):
     [
         (2, torch.tensor(1.0), "zero_point 0"),
         (3, 3, "activation_bits must be at most 2"),
+        (4, torch.zeros(16, 8, dtype=torch.uint8), r"codes must be \[16, 40\]"),
         (5, torch.zeros(3, 1, 4, 36, 4, dtype=torch.uint8), "panels must be one or two planes"),
         (5, torch.zeros(0, 1, 4, 36, 4, dtype=torch.uint8), "panels must be one or two planes"),
         (5, torch.zeros(1, 1, 4, 35, 4, dtype=torch.uint8), "panels must be one or two planes"),

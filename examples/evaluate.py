@@ -3,6 +3,7 @@
 
     python examples/evaluate.py --arch resnet20 --dataset mnist5k
     python examples/evaluate.py --arch resnet20 --dataset mnist5k --skip-qat --bits 2 3 4 --seeds 0
+    python examples/evaluate.py --arch resnet20_q --dataset mnist5k --quantizers xnor dorefa --bits 1 2
 
 Quantized models are packed, saved and loaded back: accuracy and latency are the loaded model's, bytes the file's. Every row goes into the
 CSV at once; a second call computes only what is missing or whose checkpoint has changed. Exit status 1: a checkpoint is missing or bad.
@@ -32,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     for seed in args.seeds:
         for method, quantizer, bits in plan(args):
             run = run_of(args, quantizer, bits, seed, parts[0].classes)
-            key = (args.arch, args.dataset, method, quantizer, bits, args.activation_bits or 32, seed)
+            activation_bits = run.activation_bits or args.activation_bits or 32
+            key = (args.arch, args.dataset, method, quantizer, bits, activation_bits, seed)
             file = checkpoint_of(args, run, method)
             keys.append(key)
             try:
@@ -63,9 +65,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--workspace", type=Path, default=Path("runs"), help="folder in which launch.sh trained (default: runs)")
     add("--output", type=Path, default=Path("results.csv"), help="CSV to fill; other models' rows in it stay (default: results.csv)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    add("--quantizers", choices=weights.QUANTIZERS, nargs="+", default=["po2", "po2plus"], help="(default: po2 po2plus)")
-    add("--bits", type=int, nargs="+", default=[3, 4], help="bits of a weight (default: 3 4)")
-    text = "bits of the layers' inputs, which PTQ calibrates (default: not quantized)"
+    text = "xnor and dorefa are fine-tuned only (default: po2 po2plus)"
+    add("--quantizers", choices=weights.GIVEN, nargs="+", default=["po2", "po2plus"], help=text)
+    add("--bits", type=int, nargs="+", default=[3, 4], help="bits of a weight (default: 3 4); xnor always has 1, ternary 2")
+    text = "bits of the layers' inputs, which PTQ calibrates (default: not quantized; xnor, dorefa: as many as a weight's)"
     add("--activation-bits", "--weight-activation-bits", type=int, metavar="A", help=text)
     add("--float-layers", nargs="+", metavar="GLOB", help="layers left in full precision, as in training")
     add("--skip-qat", action="store_true", help="full precision and PTQ only")
@@ -81,16 +84,30 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("batches", "batch_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; got {getattr(args, name)}")
-    for name, values in (("bits", args.bits), ("activation_bits", [args.activation_bits or 2])):
-        if not all(2 <= bits <= 8 for bits in values):
-            parser.error(f"--{name.replace('_', '-')} must be from 2 to 8; got {' '.join(map(str, values))}")
+    for quantizer in args.quantizers:
+        inputs = [] if args.activation_bits is None else [args.activation_bits]
+        _check_bits("--bits", bits_of(args, quantizer), weights.WEIGHT_BITS[quantizer], quantizer, parser.error)
+        _check_bits("--activation-bits", inputs, weights.ACTIVATION_BITS.get(quantizer, weights.BITS), quantizer, parser.error)
     return args
 
 
+def _check_bits(flag: str, asked: list[int], choices: tuple[int, ...], quantizer: str, error) -> None:
+    if not set(asked) <= set(choices):
+        where = "" if set(choices) == set(weights.BITS) else f" with --quantizers {quantizer}"
+        error(f"{flag} must be {weights.span(choices)}{where}; got {' '.join(map(str, asked))}")
+
+
+def bits_of(args, quantizer: str) -> list[int]:
+    """Bits of a weight: `--bits`, but where a quantizer has no choice."""
+    choices = weights.WEIGHT_BITS[quantizer]
+    return list(choices) if len(choices) == 1 else args.bits
+
+
 def plan(args) -> list[tuple[str, str, int]]:
-    """(method, quantizer, bits) of every row of a seed."""
-    methods = ["ptq+bn" if args.reestimate_bn else "ptq"] + ["qat"] * (not args.skip_qat)
-    return [("fp32", "none", 32), *((method, q, bits) for method in methods for q in args.quantizers for bits in args.bits)]
+    """(method, quantizer, bits) of every row of a seed. Networks of few bits are trained with them: their PTQ would be chance."""
+    ptq = [("ptq+bn" if args.reestimate_bn else "ptq", quantizer) for quantizer in args.quantizers if quantizer in weights.QUANTIZERS]
+    qat = [("qat", quantizer) for quantizer in args.quantizers if not args.skip_qat]
+    return [("fp32", "none", 32), *((method, quantizer, bits) for method, quantizer in ptq + qat for bits in bits_of(args, quantizer))]
 
 
 def run_of(args, quantizer: str, bits: int, seed: int, classes: int) -> argparse.Namespace:

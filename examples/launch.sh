@@ -4,12 +4,14 @@
 #     examples/launch.sh MODEL DATASET EPOCHS BATCH LR GPUS
 #     examples/launch.sh resnet20 mnist5k 10 64 0.1 0                  # GPUS 0: one process on the CPU
 #     SEEDS="0 1 2 3 4" BITS="2 3 4" examples/launch.sh resnet20 cifar10 164 32 0.1 4
+#     QUANTIZERS="xnor dorefa" BITS="1 2" QAT_LR=0.1 examples/launch.sh resnet20_q mnist5k 10 64 0.1 0
 #
 # BATCH is that of one process. What is finished is skipped, what was interrupted goes on: call it again with the same arguments. Ctrl-C (or
 # SIGTERM) writes a checkpoint and stops everything; a second one kills. A training that fails (its loss is not finite, say) is named at
 # the end, the others go on. From the environment:
 #
-#     SEEDS="0 1 2"  BITS="3 4"  QUANTIZERS="po2 po2plus"
+#     SEEDS="0 1 2"  BITS="3 4"  QUANTIZERS="po2 po2plus"; uniform, lsq, ternary (always 2 bits), and for the binary networks, whose names
+#                    end in _q, xnor (always 1) and dorefa, with inputs of as many bits as the weights
 #     QAT_EPOCHS     epochs of fine-tuning; a fifth of EPOCHS if not set
 #     QAT_LR         its peak learning rate; a tenth of LR if not set
 #     WORKSPACE      folder of checkpoints and logs, one folder a training; runs if not set
@@ -37,12 +39,20 @@ for seed in "${seeds[@]}"; do
   train "$dataset-$model-fp32-seed$seed" "${shared[@]}" --epochs "$epochs" --lr "$lr" || continue
   full=$workspace/$dataset-$model-fp32-seed$seed/last.pt
   for quantizer in "${quantizers[@]}"; do
-    for bits in "${widths[@]}"; do
-      train "$dataset-$model-$quantizer-$bits-seed$seed" "${shared[@]}" --epochs "$qat_epochs" --lr "$qat_lr" --lr-warmup-epochs 0 \
+    case $quantizer in
+      xnor) own_widths=(1) ;;
+      ternary) own_widths=(2) ;;
+      *) own_widths=("${widths[@]}") ;;
+    esac
+    for bits in "${own_widths[@]}"; do
+      config=$quantizer-$bits # as train.py calls it
+      case $quantizer in xnor | dorefa) config+=-a$bits ;; esac
+      train "$dataset-$model-$config-seed$seed" "${shared[@]}" --epochs "$qat_epochs" --lr "$qat_lr" --lr-warmup-epochs 0 \
         --weights "$quantizer" --weight-bits "$bits" --init-from "$full" || true
     done
   done
 done
 
 name_failures
-echo "== all done; next: $python $here/evaluate.py --arch $model --dataset $dataset --workspace $workspace"
+echo "== all done; next: $python $here/evaluate.py --arch $model --dataset $dataset --workspace $workspace" \
+  "--seeds ${seeds[*]} --quantizers ${quantizers[*]} --bits ${widths[*]}"

@@ -62,11 +62,16 @@ def _check_bits(kind: str, args, choices: tuple[int, ...], error) -> None:
     setattr(args, name, bits)
     if bits in choices:
         return
-    low, high = min(choices), max(choices)
-    wanted = f"{low}" if low == high else f"from {low} to 8 or {high}" if high > 8 else f"from {low} to {high}"
+    wanted = span(choices)
     wanted += "" if set(choices) == set(BITS) else f" with --weights {args.weights}"
     wanted += ", or 32 for none" if kind == "activation" else ""
     error(f"--{kind}-bits must be {wanted}; got {bits}")
+
+
+def span(choices: tuple[int, ...]) -> str:
+    """Bits in words: `1`, `from 2 to 8`, `from 1 to 8 or 16`."""
+    low, high = min(choices), max(choices)
+    return f"{low}" if low == high else f"from {low} to 8 or {high}" if high > 8 else f"from {low} to {high}"
 
 
 def label(args: argparse.Namespace) -> str:

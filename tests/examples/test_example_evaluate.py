@@ -137,11 +137,43 @@ def test_other_models_are_named(evaluated, capsys):
     assert "there is none at" in capsys.readouterr().err
 
 
+def test_binary_networks(tmp_path, monkeypatch, capsys):
+    import logs
+
+    monkeypatch.setattr(measure, "RUNS", (1, 1))
+    networks = {"fp32": [], "xnor-1-a1": ["--weights", "xnor"], "dorefa-2-a2": ["--weights", "dorefa"]}
+    for seed in SEEDS:
+        for name, flags in networks.items():
+            folder = tmp_path / f"digits-resnet20_q-{name}-seed{seed}"
+            begin = (
+                ["--init-from", str(tmp_path / f"digits-resnet20_q-fp32-seed{seed}" / "last.pt"), "--reestimate-bn", "2"] if flags else []
+            )
+            epochs = ["--epochs", "1", "--seed", str(seed), "--workspace", str(folder)]
+            assert train_script.main([*SMALL, "--arch", "resnet20_q", *flags, *begin, *epochs]) == 0
+    flags = [*FLAGS, "--arch", "resnet20_q", "--quantizers", "xnor", "dorefa", "--bits", "2", "--workspace", str(tmp_path)]
+    assert evaluate.main([*flags, "--output", str(tmp_path / "results.csv")]) == 0
+    table = pandas.read_csv(tmp_path / "results.csv")
+    columns = (table.method, table["quantizer"], table.bits, table.activation_bits, table.seed)
+    asked = [("fp32", "none", 32, 32), ("qat", "dorefa", 2, 2), ("qat", "xnor", 1, 1)]
+    assert list(zip(*columns, strict=True)) == [(*key, seed) for key in asked for seed in SEEDS]
+    rows = table.set_index(["quantizer", "seed"])
+    for quantizer, name in (("none", "fp32"), ("xnor", "xnor-1-a1"), ("dorefa", "dorefa-2-a2")):
+        for seed in SEEDS:
+            logged = logs.read(tmp_path / f"digits-resnet20_q-{name}-seed{seed}" / "log.jsonl")[-1]
+            assert rows.test_loss[quantizer, seed] == pytest.approx(logged["test_loss"], rel=1e-3)
+    assert rows.file_bytes["none", 0] > rows.file_bytes["dorefa", 0] > rows.file_bytes["xnor", 0]
+    xnor = rows.top1["xnor"]
+    assert f"{xnor.mean():.2f} ± {xnor.std():.2f}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--bits", "4", "9"], "--bits must be from 2 to 8; got 4 9"),
         (["--weight-activation-bits", "1"], "--activation-bits must be from 2 to 8; got 1"),
+        (["--weight-activation-bits", "0"], "--activation-bits must be from 2 to 8; got 0"),
+        (["--quantizers", "dorefa", "--bits", "2", "9"], "--bits must be from 1 to 8 or 16 with --quantizers dorefa; got 2 9"),
+        (["--quantizers", "po2", "xnor", "--activation-bits", "2"], "--activation-bits must be 1 with --quantizers xnor; got 2"),
         (["--batches", "0"], "--batches must be at least 1; got 0"),
         (["--quantizers", "po3"], "--quantizers"),
     ],

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import options
 import pytest
 import torch
 from small_runs import EXAMPLES, SMALL, environment
@@ -38,6 +39,17 @@ def test_environment(launch):
     _, _, calls = launch(SEEDS="7", BITS="2", QUANTIZERS="uniform", QAT_EPOCHS="4", QAT_LR="0.02", TRAIN_FLAGS="--weight-decay 5e-4")
     assert workspaces(calls) == ["digits-resnet20-fp32-seed7", "digits-resnet20-uniform-2-seed7"]
     assert "--epochs 4 --lr 0.02 " in calls[1] and all("--weight-decay 5e-4 --device" in call for call in calls)
+
+
+def test_binary_networks(launch):
+    _, output, calls = launch("resnet20_q digits 10 32 0.1 0", SEEDS="0", BITS="2 4", QUANTIZERS="xnor dorefa ternary")
+    names = ["xnor-1-a1", "dorefa-2-a2", "dorefa-4-a4", "ternary-2"]
+    assert workspaces(calls)[1:] == [f"digits-resnet20_q-{name}-seed0" for name in names]
+    assert "--weights xnor --weight-bits 1 " in calls[1] and "--weights ternary --weight-bits 2 " in calls[4]
+    for call in calls:  # the folder is the one that evaluate.py looks for
+        flags = re.sub(r"--(workspace|init-from) \S+", "", call.split("train.py ")[1])
+        assert options.parse(flags.split()).workspace.name == workspaces([call])[0]
+    assert "--seeds 0 --quantizers xnor dorefa ternary --bits 2 4" in output
 
 
 def test_torchrun(launch):

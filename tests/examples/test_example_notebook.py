@@ -71,6 +71,13 @@ def test_charts_and_tables(execute):
     assert first["relative MSE, %"] == pytest.approx(-10)
 
 
+def test_every_quantizer_has_a_row(execute):
+    table = pandas.DataFrame(rows("resnet20_q", ["qat"], (0, 1)))
+    table["quantizer"] = table["quantizer"].map({"po2": "xnor", "po2plus": "ternary"})
+    shown = execute(rows("resnet20_q", ["fp32"], (0, 1)), table.to_dict("records"))[0]["table"]
+    assert set(shown.index.get_level_values("configuration")) == {"fp32", "XNOR 3", "XNOR 4", "ternary 3", "ternary 4"}
+
+
 @pytest.mark.parametrize(
     "table", [rows("resnet20", ["fp32"], (0,)), rows("resnet20", ["fp32", "ptq"], (0,)), rows("resnet20", ["qat"], (0, 1), 8)],
     ids=["full precision only", "one seed", "no full precision"],

@@ -250,7 +250,10 @@ class QModule(nn.Module, metaclass=_Converting):
         return {state.name: state.learned() for state in self._finished_states()}
 
     def load_activation_state(self, state: dict) -> None:
-        """Restores what adaptive bits had learned.
+        """Restores what adaptive bits had learned, of a model under this configuration or another.
+
+        The configuration stays as it is: a layer has a loaded budget only where bits move between layers, and what is of layers that
+        keep full precision here is left out.
 
         Args:
             state: what :meth:`activation_state` returned, or a part of it.
@@ -262,13 +265,20 @@ class QModule(nn.Module, metaclass=_Converting):
             if not isinstance(values, Mapping):
                 raise TypeError(f"load_activation_state: state must map layer names to dictionaries; got {type(values).__name__}")
             check_learned(name, values)
-        known = {s.name: s for s in self._control.states()}
-        unknown = [name for name in state if name not in known and "#" not in name and name not in dict(self.named_modules())]
+        known, modules = {s.name: s for s in self._control.states()}, dict(self.named_modules())
+        unknown = [name for name in state if name not in known and "#" not in name and name not in modules]
         if unknown:
             raise ValueError(f"load_activation_state: state has layers that the model lacks: {unknown[:5]}")
+        default = resolve(self._control.config, "")
         for name, values in state.items():
-            target = known.get(name) or self._control.functional.setdefault(name, LayerState(name, resolve(self._control.config, "")))
+            target = known.get(name)
+            if target is None:  # of functional calls, or of a layer that is not compressed: that one must not have a share of the bits
+                if default is None or not default.enabled or isinstance(modules.get(name), (CompressedLayer, *LOSSY)):
+                    continue
+                target = self._control.functional[name] = LayerState(name, default)
             vars(target).update(values)
+            if not (target.config.adaptive and target.config.per_layer):
+                target.budget = float(target.config.bits)
             if target.sample_weight is not None:  # perhaps of a checkpoint that was read to a GPU, and not to be written into
                 target.sample_weight = target.sample_weight.to("cpu", copy=True)
 

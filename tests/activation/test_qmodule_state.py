@@ -168,6 +168,71 @@ def test_a_loaded_budget_may_be_an_integer():
     assert model.layer_bits() == {"0": 3.0}
 
 
+def convolutions():
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+
+
+def learned_state(config, model=None):
+    torch.manual_seed(0)
+    model = QModule(model or convolutions(), config)
+    for _ in range(3):
+        model.set_sample_indices(torch.arange(8))
+        model(torch.randn(8, 3, 16, 16)).square().sum().backward()
+    return model.activation_state()
+
+
+@pytest.mark.parametrize("bits, max_bits", [(1, 8), (2, 8), (4, 4)])
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_bits_are_the_configurations_whatever_was_loaded(bits, max_bits, per_layer):
+    state = learned_state(ActivationConfig(bits=3, per_layer=per_layer, use_gradient=True))
+    config, x = ActivationConfig(bits=bits, max_bits=max_bits, per_layer=False), torch.randn(8, 3, 16, 16)
+    fresh, model = QModule(convolutions(), config), QModule(convolutions(), config)
+    model.load_activation_state(state)
+    assert quantize.memory_report(model, x).saved_bytes == quantize.memory_report(fresh, x).saved_bytes
+    model(x).sum().backward()
+    assert model.layer_bits() == dict.fromkeys("012", bits)
+    kept = model.activation_state()
+    for name, values in state.items():  # what is learned stays
+        assert (kept[name]["curve"], kept[name]["updates"]) == (values["curve"], values["updates"])
+        assert torch.equal(kept[name]["sample_weight"].nan_to_num(), values["sample_weight"].nan_to_num())
+
+
+class Calls(nn.Module):
+    """A layer, a parameter of its own and a gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.weight = nn.BatchNorm2d(3), nn.Parameter(torch.randn(16, 3, 3, 3))
+
+    def forward(self, x):
+        y = nn.functional.conv2d(self.norm(x), self.weight)
+        return y * y.mean((2, 3), keepdim=True).sigmoid()
+
+
+LEARNING = ActivationConfig()
+
+
+@pytest.mark.parametrize(
+    "make, config, kept",
+    [
+        (convolutions, {"*": None, "0": LEARNING}, ["0"]),
+        (convolutions, {"*": LEARNING, "1": None}, ["0", "2"]),
+        (convolutions, {"*": LEARNING, "2": ActivationConfig(enabled=False)}, ["0", "1"]),
+        (Calls, {"*": LEARNING, "": None}, ["norm"]),
+        (Calls, {"*": LEARNING, "": ActivationConfig(enabled=False)}, ["norm"]),
+        (Calls, {"*": LEARNING, "norm": None}, ["", "mul#1"]),
+    ],
+)
+def test_loaded_states_of_layers_that_are_not_compressed_are_left_out(make, config, kept):
+    state = learned_state(LEARNING, make())
+    assert len(state) == 3
+    model, same = QModule(make(), config), {name: state[name] for name in kept}
+    model.load_activation_state(state)
+    assert model.layer_bits().keys() == set(kept) and str(model.activation_state()) == str(same)
+    model(torch.randn(8, 3, 16, 16)).sum().backward()
+    assert model.layer_bits().keys() == set(kept)
+
+
 def test_a_loaded_state_is_a_copy():
     model, x = by_gradient(), torch.randn(8, 64)
     model.set_sample_indices(torch.arange(8))

@@ -363,7 +363,7 @@ def test_figures_that_nobody_takes_are_not_made(monkeypatch):
     x, y = batch(8)
     model.set_sample_indices(torch.arange(8))
     step(model, x, y)
-    model._control.arriving = ([], torch.empty(0), Late())
+    model._control.arriving = [([].append, torch.empty(0), Late())]
     monkeypatch.setattr("quantize.activation.allocation._curve", lambda *_: pytest.fail("one step's figures are under way"))
     model._control.begin_step()
     assert all(s.records == [] and s.curve is None for s in model._control.states())

@@ -202,7 +202,8 @@ class Survey:
             total = each * (len(after) + each * sum(place * share for place, share in enumerate(after)))
         else:
             total = each * sum(self.shares)
-        self.bar.reset(total=total * len(self.batches) / self.world + 1e-6)  # or rounding would take the sum of shares beyond it
+        self.bar.total = total * len(self.batches) / self.world + 1e-6  # or rounding would take the sum of shares beyond it
+        self.bar.unpause()  # its clock begins here; reset() would show it at once, and a log would have that without an end of line
 
     def _passed(self, share: float) -> None:
         self.bar.update(share)

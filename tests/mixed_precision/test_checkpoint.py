@@ -177,3 +177,9 @@ def test_progress(method, capsys, monkeypatch):
     assert seen[0].n == pytest.approx(seen[0].total, rel=0.15)  # what was planned is what was done
     quantize.measure_sensitivity(model, batches, CHOICES, method, progress=False)
     assert capsys.readouterr() == ("", "")
+
+
+def test_progress_in_a_log_is_whole_lines(capsys):
+    model, batches = trained(Residual()), images(4, 3)
+    quantize.measure_sensitivity(model, batches, CHOICES)  # over before a bar is due
+    assert capsys.readouterr() == ("", "")

@@ -14,12 +14,17 @@ BUILD = "pip install --no-build-isolation ."
 
 
 def kernel_ops():
-    """{op: {"CPU": bool, "CUDA": bool, "Meta": bool}} for every op that has kernels of its own, composite ops left out."""
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    """{op: {"CPU": bool, "CUDA": bool, "Meta": bool}} for every op that has kernels of its own, composite ops left out.
+
+    What a build without CUDA registers for it is made of PyTorch's ops and ours, and ours are not there.
+    """
+    has, cuda = torch._C._dispatch_has_kernel_for_dispatch_key, _C.build_info()["cuda"] is not None
     names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("quantize::"))
     composite = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
     return {
-        name: {key: has(name, key) for key in ("CPU", "CUDA", "Meta")} for name in names if not any(has(name, key) for key in composite)
+        name: {key: has(name, key) and (cuda or key != "CUDA") for key in ("CPU", "CUDA", "Meta")}
+        for name in names
+        if not any(has(name, key) for key in composite)
     }
 
 

@@ -67,6 +67,8 @@ def test_diagnosis():
     assert result.returncode == 0, result.stderr
     for said in (_C.build_info()["version"], torch.__version__, _C.cpu_isa(), "CUDA", "group_quantize"):
         assert said in result.stdout
+    on_gpus = [line for line in result.stdout.splitlines() if re.search(r"  (yes|-) +yes +(yes|-)$", line)]
+    assert bool(on_gpus) == (_C.build_info()["cuda"] is not None)  # what says that every CUDA kernel is missing lists none
 
 
 @in_checkout

@@ -45,6 +45,8 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
     check_module("reestimate_batch_norm", model)
     if not isinstance(batches, Iterable):
         raise TypeError(f"reestimate_batch_norm: batches must be iterable; got {type(batches).__name__}")
+    if isinstance(batches, Tensor):  # whose rows would be taken for batches
+        raise TypeError(f"reestimate_batch_norm: batches must be an iterable of inputs, as [inputs]; got one Tensor{list(batches.shape)}")
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)]
     momentums = [norm.momentum for norm in norms]
     before = [[getattr(norm, name).clone() for name in STATISTICS] for norm in norms]

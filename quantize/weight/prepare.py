@@ -247,8 +247,8 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
 
     Args:
         model: a prepared model with activation bits.
-        batches: inputs (Tensor[N, ...], or a tuple whose first item is one), in something that can be walked through twice: a list, a
-            DataLoader.
+        batches: inputs (Tensor[N, ...], or a tuple or list whose first item is one), in something that can be walked through twice: a
+            list, a DataLoader. Anything else in it, a dictionary for one, is passed to the model as it is.
         method: ``"mse"`` (the smallest squared error), ``"minmax"``, or ``"percentile"`` (99.99 % of the values inside).
 
     Returns:
@@ -267,6 +267,8 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
     check_module("calibrate", model)
     if not isinstance(batches, Iterable):
         raise TypeError(f"calibrate: batches must be iterable; got {type(batches).__name__}")
+    if isinstance(batches, Tensor):  # whose rows would be taken for batches
+        raise TypeError(f"calibrate: batches must be an iterable of inputs, as [inputs]; got one Tensor{list(batches.shape)}")
     if method not in METHODS:
         raise ValueError(f"calibrate: method must be one of {', '.join(map(repr, METHODS))}; got {method!r}")
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]

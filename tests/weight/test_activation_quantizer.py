@@ -198,6 +198,7 @@ def test_a_layer_that_nothing_reached_waits_for_its_first_input():
     [
         ((3, []), TypeError, "calibrate: model must be an nn.Module; got int"),
         ((network(), None), TypeError, "calibrate: batches must be iterable; got NoneType"),
+        ((network(), torch.ones(2, 3, 8, 8)), TypeError, r"batches must be an iterable of inputs, .*; got one Tensor\[2, 3, 8, 8\]"),
         ((nn.Linear(3, 3), [torch.ones(2, 3)]), ValueError, "it has no activation quantizers"),
         ((network(), batches(), "max"), ValueError, "method must be one of 'mse', 'minmax', 'percentile'; got 'max'"),
         ((network(), []), ValueError, "walk 1 got nothing"),

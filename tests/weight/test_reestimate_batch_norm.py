@@ -53,4 +53,6 @@ def test_errors_leave_the_model_as_it_was():
         reestimate_batch_norm(4, [])
     with pytest.raises(TypeError, match="reestimate_batch_norm: batches must be iterable; got NoneType"):
         reestimate_batch_norm(model, None)
+    with pytest.raises(TypeError, match=r"reestimate_batch_norm: batches must be an iterable of inputs, .*; got one Tensor\[4, 3, 8, 8\]"):
+        reestimate_batch_norm(model, torch.randn(4, 3, 8, 8))
     assert reestimate_batch_norm(nn.Linear(2, 2), [torch.randn(3, 2)]).training

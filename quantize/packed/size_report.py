@@ -92,8 +92,9 @@ def report_of(model: nn.Module, who: str) -> SizeReport:
     refuse_wrappers(model, who)
     if next(prepared_weights(model), None) is not None:
         model = converted(model, who, calibrated=False)
+    found = contents(model, who)
     stored: dict[tuple[str, str], list[Item]] = {}
-    for item in contents(model, who).tensors.values():
+    for item in found.tensors.values():
         stored.setdefault((item.layer, item.weight), []).append(item)
     rows, seen = [], set()
     for name, module in model.named_modules():
@@ -106,7 +107,7 @@ def report_of(model: nn.Module, who: str) -> SizeReport:
         if plain:
             first = max((item.tensor for item in plain), key=lambda t: t.nbytes)
             dtype = str(first.dtype).removeprefix("torch.")
-            rows.append(LayerSize(name, dtype, 8 * first.element_size(), _bytes(plain), _bytes(plain), _reason(module)))
+            rows.append(LayerSize(name, dtype, 8 * first.element_size(), _bytes(plain), _bytes(plain), _reason(module, bool(found.layers))))
     return SizeReport(rows)
 
 
@@ -137,10 +138,10 @@ def _float_bytes(module: nn.Module, tensor: str, entry: dict, parts: dict[str, T
     return total + (size * len(parts["bias"]) if packed and module.plain_bias else 0)
 
 
-def _reason(module: nn.Module) -> str:
+def _reason(module: nn.Module, any_packed: bool) -> str:
     if packed_weights(module):
         return ""  # its biases
-    if isinstance(module, BATCH_NORMS):
+    if isinstance(module, BATCH_NORMS) and any_packed:
         return "a batch norm that could not be folded"
     if plain_class(type(module)) in PACKED or isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, *PACKED)):
         return "not prepared"

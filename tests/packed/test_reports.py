@@ -34,6 +34,8 @@ def test_sizes_of_prepared_and_packed_are_the_same():
     assert rows["conv1"] == ("conv1", "power_of_two", 4, 6 * 16 + 6 * 4 + 6 * 4, 6 * 27 * 4 + 4 * 6 * 4 + 8, "")  # 27 codes: 14 bytes of 16
     assert rows["conv2"].bytes == 6 * 32 + 24 + 24 and rows["conv2"].float_bytes == 6 * 54 * 4 + 24
     assert rows["bn2"].reason == "a batch norm that could not be folded" and rows["bn2"].bytes == 4 * 24 + 8 and "bn1" not in rows
+    of_float = {row.name: row.reason for row in size_report(Residual()).layers}  # where nothing was to be folded
+    assert of_float["bn1"] == of_float["bn2"] == "no weight that prepare takes" and of_float["conv1"] == "not prepared"
     assert rows["fc"] == ("fc", "float32", 32, 4 * 6 * 4 + 16, 4 * 6 * 4 + 16, "not prepared")
     assert after.float_bytes == size_report(Residual()).float_bytes == size_report(Residual()).bytes
     assert after.ratio == after.float_bytes / after.bytes

@@ -21,6 +21,7 @@ PLACES = (
     "data", "data_path", "num_workers", "device", "workspace", "init_from", "resume", "resume2", "evaluate", "batches", "draws",
     "gather_checkpoints", "print_freq",
 )  # fmt: skip
+COMPRESSION = ("ca", "cabits", "ibits", "pergroup", "perlayer", "usegradient")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -28,6 +29,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
     args.data_path = args.data or args.data_path
+    if args.lr_milestones and args.lr_scheduler != "step":
+        parser.error("--lr-milestones belongs to --lr-scheduler step")
     args.lr_milestones = args.lr_milestones or [args.epochs // 2, args.epochs * 3 // 4]
     for name in ("epochs", "batch_size", "print_freq", "batches", "draws", "image_size"):
         if getattr(args, name) < 1:
@@ -47,7 +50,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.evaluate and not args.resume:
         parser.error("--evaluate needs --resume CHECKPOINT, the model to evaluate")
     if args.resume2 and not (args.evaluate and args.training_only):
-        parser.error("--resume2 belongs to --evaluate --training-only: it gives the variance report its adaptive state")
+        parser.error("--resume2 belongs to --evaluate --training-only: it has the sensitivities that adaptive bits settle from")
     if args.cabits < 1:
         parser.error(f"--cabits must be at least 1; got {args.cabits}")
     if args.ibits not in (1, 2, 4, 8):
@@ -56,17 +59,49 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--ibits must be at least --cabits ({args.cabits}); got {args.ibits}")
     if args.clip_grad_norm is not None and not args.clip_grad_norm > 0:
         parser.error(f"--clip-grad-norm must be above 0; got {args.clip_grad_norm}")
+    _check_effects(args, _given(argv), parser.error)
     weights.check(args, parser.error)
     learned_bits.check(args, parser.error)
     if args.workspace is None:
         args.workspace = Path("runs") / f"{args.dataset}-{args.arch}-{label(args)}-seed{args.seed}"
+        last = args.workspace / "last.pt"
+        if args.resume and not args.evaluate and last.exists() and args.resume.resolve().parent != last.resolve().parent:
+            parser.error(f"--resume: going on from {args.resume} would overwrite another run in {args.workspace}; name a --workspace")
     return args
+
+
+def _given(argv) -> set[str]:
+    """Names of the options that `argv` has."""
+    parser = build_parser()
+    parser.set_defaults(**dict.fromkeys(vars(parser.parse_args([]))))
+    return {name for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+
+
+def _check_effects(args, given: set[str], error) -> None:
+    """`error(text)` for a flag that nothing would come of. With `-c fanin` spelled out ActNN's flags may be there: its scripts have them."""
+    owners = {} if "compress" in given else dict.fromkeys(COMPRESSION, "-c quantize|qlinear")
+    if not (args.evaluate and args.training_only):
+        owners |= dict.fromkeys(("batches", "draws"), "--evaluate --training-only")
+    if args.dataset != "imagenet":
+        owners["image_size"] = "--dataset imagenet"
+    for name, owner in owners.items():
+        if name in given:
+            error(f"--{name.replace('_', '-')} belongs to {owner}")
+    if args.resume2 and args.compress == "fanin":
+        error("--resume2 belongs to -c quantize|qlinear: without compression there are no bits to adapt")
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names a default where there is one; where it depends on other flags the text says what it is."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Every flag with its default."""
     about = "Train a network, plain, with compressed activations, with low-bit weights, or both."
-    parser = argparse.ArgumentParser("train.py", description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser("train.py", description=about, formatter_class=_Formatter)
     add = parser.add_argument_group("model and data").add_argument
     add("data", nargs="?", type=Path, metavar="DATA", help="same as --data-path")
     add("--arch", choices=ARCHITECTURES, default="resnet20", help="model")
@@ -74,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset", choices=DATASETS, default="mnist5k", help="data set")
     add("--data-path", type=Path, default=Path("datasets"), help="folder the data set lies in")
     add("--num-classes", type=int, help="outputs of the model; the data set's number of classes if not given")
-    add("--image-size", type=int, default=224, help="side of an ImageNet image after cropping")
+    add("--image-size", type=int, default=224, help="side of an image after cropping, of --dataset imagenet")
     add("--limit-train", type=int, metavar="N", help="train on N images only, evenly spread over the data set")
     add("--limit-test", type=int, metavar="N", help="test on N images only")
     add("-j", "--num-workers", type=int, default=0, help="processes that prepare batches (0: none)")
@@ -105,10 +140,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("activation compression").add_argument
     choices = ("fanin", "quantize", "qlinear")
     add("-c", "--compress", choices=choices, default="fanin", help="nothing, every layer, or convolutions and linear layers only")
-    _switch(add, "ca", True, "compress activations (off: the compressing layers in full precision)")
+    _switch(add, "ca", True, "compress activations, or else have the compressing layers in full precision")
     add("--cabits", type=_number, default=2, help="average bits of an activation")
     add("--ibits", type=_number, default=8, help="most bits of a sample: above --cabits, bits adapt; equal to it, they are fixed")
-    _switch(add, "pergroup", True, "a range for each group of 256 elements (off: for each sample)")
+    _switch(add, "pergroup", True, "a range for each group of 256 elements, or else for each sample")
     _switch(add, "perlayer", True, "adapt bits between layers too")
     _switch(add, "usegradient", False, "adapt bits by each sample's gradient magnitude")
 
@@ -119,9 +154,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--workspace", type=Path, help="folder of checkpoints and logs; runs/DATASET-ARCH-CONFIG-seedN if not given")
     add("--init-from", type=Path, metavar="CHECKPOINT", help="begin with the weights of this full-precision checkpoint of the same model")
     add("--resume", type=Path, metavar="CHECKPOINT", help="continue from this file, or evaluate it")
-    add("--resume2", type=Path, metavar="CHECKPOINT", help="take the adaptive state (gradient magnitudes, bits) of variances from this one")
+    add("--resume2", type=Path, metavar="CHECKPOINT", help="variances: bits settle from the sensitivities in this one")
     add("--evaluate", action="store_true", help="test --resume's model and stop")
-    add("--training-only", action="store_true", help="do not test after an epoch; with --evaluate: print gradient variances")
+    add(
+        "--training-only",
+        action="store_true",
+        help="do not test after an epoch; with --evaluate: print gradient variances of a step of all processes",
+    )
     add("--batches", type=int, default=10, help="training batches the variances are taken over")
     add("--draws", type=int, default=10, help="draws of the quantization noise for each batch")
     add("--gather-checkpoints", action="store_true", help="keep the checkpoint of every epoch, not only the last and the best")
@@ -159,18 +198,19 @@ def label(args: argparse.Namespace) -> str:
 
 
 def _compression_label(args):
+    amp = [args.amp] if args.amp != "off" else []
     if args.compress == "fanin":
-        return "fp32" if args.amp == "off" else args.amp
+        return "-".join(amp or ["fp32"])
     if not args.ca:
-        return f"{args.compress}-off"
+        return "-".join([args.compress, "off", *amp])
     adaptive = args.ibits > args.cabits
     switches = (("group", args.pergroup), ("layer", adaptive and args.perlayer), ("gradient", adaptive and args.usegradient))
-    return "-".join([args.compress, str(args.cabits), str(args.ibits), *(name for name, on in switches if on)])
+    return "-".join([args.compress, str(args.cabits), str(args.ibits), *(name for name, on in switches if on), *amp])
 
 
 def _switch(add, name, default, text):
     """`--name`, `--no-name`, and ActNN's `--name True`."""
-    add(f"--{name}", type=_truth, nargs="?", const=True, default=default, metavar="BOOL", help=text)
+    add(f"--{name}", type=_truth, nargs="?", const=True, default=default, metavar="BOOL", help=f"{text}; --no-{name}: off")
     add(f"--no-{name}", dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 

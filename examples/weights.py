@@ -28,7 +28,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "powers of two, nearest powers of two, evenly spaced levels, such with a learned step, ternary, binary (XNOR-Net), DoReFa-Net's, "
     )
     add("--weights", choices=METHODS, help=text + "or with learned bits (DiffQ); full precision if not given")
-    add("--weight-bits", type=int, metavar="B", help="bits of a weight, 2 to 8, dorefa: 1 to 8 or 16; if not given 4, dorefa: 2")
+    add(
+        "--weight-bits",
+        type=int,
+        metavar="B",
+        help="bits of a weight, 2 to 8 (4 if not given), ternary: 2, xnor: 1, dorefa: 1 to 8 or 16 (2)",
+    )
     text = (
         "bits of the quantized layers' inputs, 2 to 8 with a learned step, xnor: 1, dorefa: 1 to 8 or 16; 32: not quantized; if not given "
     )

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import options
 import pytest
@@ -64,6 +65,7 @@ def test_every_flag_decides_or_is_a_place():
 
 def test_workspace_tells_runs_apart():
     flags = ["", "-c quantize", "-c qlinear", "-c quantize --ibits 2", "-c quantize --no-ca", "--seed 1", "--amp bf16", "--arch resnet56"]
+    flags += ["-c quantize --amp bf16", "-c quantize --no-ca --amp bf16", "--weights po2 -c quantize --amp bf16"]
     flags += ["--weights po2", "--weights po2plus", "--weights po2 --weight-bits 3", "--weights po2 --weight-activation-bits 8"]
     flags += ["--weights xnor", "--weights xnor --activation-bits 32", "--weights xnor --rectify 0.9", "--weights xnor --rectify 0.99"]
     flags += ["--weights xnor --sign-gradient polynomial", "--weights xnor --float-layers", "--weights xnor --float-layers fc"]
@@ -131,12 +133,41 @@ def test_workspace_tells_runs_apart():
         ("--weights diffq --bits-optimizer sgd", "--bits-optimizer"),
         ("--clip-grad-norm 0", "--clip-grad-norm must be above 0; got 0.0"),
         ("--resume a --resume2 b", "--resume2 belongs to --evaluate --training-only"),
+        ("--evaluate --training-only --resume a --resume2 b", r"--resume2 belongs to -c quantize\|qlinear"),
+        ("--cabits 4", r"--cabits belongs to -c quantize\|qlinear"),
+        ("--no-perlayer", r"--perlayer belongs to -c quantize\|qlinear"),
+        ("--usegradient", r"--usegradient belongs to -c quantize\|qlinear"),
+        ("--ibits 8", r"--ibits belongs to -c quantize\|qlinear"),  # what it is anyway
+        ("--lr-milestones 1", "--lr-milestones belongs to --lr-scheduler step"),
+        ("--image-size 224", "--image-size belongs to --dataset imagenet"),
+        ("--evaluate --resume a --draws 3", "--draws belongs to --evaluate --training-only"),
+        ("--batches 3", "--batches belongs to --evaluate --training-only"),
     ],
 )
 def test_bad_flags_are_named(flags, message, capsys):
     with pytest.raises(SystemExit):
         options.parse(flags.split())
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_resume_does_not_overwrite_another_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = options.parse([]).workspace
+    for folder in (own, Path("other")):
+        folder.mkdir(parents=True)
+        (folder / "last.pt").touch()
+    with pytest.raises(SystemExit):
+        options.parse(["--resume", "other/last.pt"])
+    assert f"--resume: going on from other/last.pt would overwrite another run in {own}; name a --workspace" in capsys.readouterr().err
+    assert options.parse(["--resume", "other/last.pt", "--workspace", str(own)]).workspace == own
+    assert options.parse(["--resume", "other/last.pt", "--seed", "1"]).resume == Path("other/last.pt")  # there is no such run yet
+    for more in (["--resume", str(tmp_path / own / "epoch-0001.pt")], ["--resume", "other/last.pt", "--evaluate"]):
+        assert options.parse(more).workspace == own
+
+
+def test_help_names_every_default():
+    text = " ".join(options.build_parser().format_help().split())
+    assert "default: None" not in text and "(default: 128)" in text and "--no-perlayer: off (default: True)" in text
 
 
 def test_too_few_classes(tmp_path):

@@ -148,8 +148,8 @@ def test_bad_checkpoints(train, tmp_path):
 def test_resume_with_other_options_says_so(train, tmp_path, interrupt):
     interrupt(2)
     train("run")
-    with pytest.warns(UserWarning, match=r"other options .*: image_size 224 -> 64; lr 0.05 -> 0.01$"):
-        train("other", "--resume", tmp_path / "run" / "last.pt", "--lr", "0.01", "--image-size", "64", "--num-workers", "0", "-j", "1")
+    with pytest.warns(UserWarning, match=r"other options .*: limit_test 37 -> 36; lr 0.05 -> 0.01$"):
+        train("other", "--resume", tmp_path / "run" / "last.pt", "--lr", "0.01", "--limit-test", "36", "--num-workers", "0", "-j", "1")
     with pytest.raises(
         ValueError, match=r"inside an epoch, at step 2 of 1 processes with batches of 32; got 1 processes with batches of 16"
     ):

@@ -78,7 +78,7 @@ def _given(argv) -> set[str]:
 
 
 def _check_effects(args, given: set[str], error) -> None:
-    """`error(text)` for a flag that nothing would come of. With `-c fanin` spelled out ActNN's flags may be there: its scripts have them."""
+    """`error(text)` for a flag that nothing would come of; but where `-c fanin` is spelled out ActNN's may be there, as in its scripts."""
     owners = {} if "compress" in given else dict.fromkeys(COMPRESSION, "-c quantize|qlinear")
     if not (args.evaluate and args.training_only):
         owners |= dict.fromkeys(("batches", "draws"), "--evaluate --training-only")

@@ -106,7 +106,7 @@ WRONG = {  # arguments, the type of the error, a part of its message
     "shapes hold text": ({"shapes": {"conv": {"weight": ["3"]}}}, TypeError, "shapes must be a mapping"),
     "shapes lack a member": ({"shapes": {"conv": {"weight": [3]}}}, ValueError, "shapes must have all members; 'fc' is missing"),
     "samples is text": ({"samples": "3"}, TypeError, "samples must be an integer"),
-    "other_bytes negative": ({"other_bytes": -1}, ValueError, r"other_bytes must be from 0 to 2\^63 - 1; got -1"),
+    "other_bytes negative": ({"other_bytes": -1}, ValueError, r"other_bytes must be an integer from 0 to 2\^63 - 1; got -1"),
     "method is a number": ({"method": 3}, TypeError, "method must be a string; got 3"),
     "metric is None": ({"metric": None}, TypeError, "metric must be a string; got None"),
 }  # fmt: skip

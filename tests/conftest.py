@@ -45,6 +45,17 @@ def each_isa(request):
     _C.set_cpu_isa(before)
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def on_device(request):
+    """Runs the test on the CPU and on a GPU; its value is a function that puts an op's arguments there. Integers of 64 bits, which are
+    seeds, stay."""
+
+    def move(value):
+        return value.to(request.param) if isinstance(value, torch.Tensor) and value.dtype != torch.int64 else value
+
+    return lambda arguments: [move(value) for value in arguments]
+
+
 @pytest.fixture(scope="session")
 def gloo(tmp_path_factory):
     """Function running `python SCRIPT RANK WORLD FILE FOLDER` in `world` processes, FILE being their rendezvous; returns the folder."""

@@ -26,13 +26,4 @@ inline GroupPlan plan_groups(const char* op, const GroupLayout<int64_t>& layout,
   return GroupPlan(p, x.const_data_ptr(), x.element_size(), codes.const_data_ptr());
 }
 
-inline std::optional<at::Tensor> check_sample_bits(const char* op, const std::optional<at::Tensor>& sample_bits, int64_t samples,
-                                                   const at::Tensor& x) {
-  if (!sample_bits) return std::nullopt;
-  check_dtype(op, "sample_bits", *sample_bits, at::kByte);
-  check_numel(op, "sample_bits", *sample_bits, samples);
-  check_same_device(op, "sample_bits", *sample_bits, x);
-  return sample_bits->contiguous();
-}
-
 }  // namespace quantize::activation

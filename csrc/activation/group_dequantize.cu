@@ -1,10 +1,10 @@
-// group_dequantize on CUDA. Build: setup.py. Specification: group_format.h; arguments: group_quantize.cpp.
+// group_dequantize on CUDA. Build: setup.py. Specification: group_format.h.
 #include "group_dequantize.cuh"
 
-#include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
 #include "group_call.h"
+#include "group_dequantize_call.h"
 
 namespace quantize::activation {
 namespace {
@@ -15,17 +15,10 @@ Tensor group_dequantize_cuda(const Tensor& codes, const Tensor& ranges, const st
                              int64_t group_size, at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType dtype, const Tensor& seed) {
   const char* op = "group_dequantize";
   const Scalar scalar = check_scalar(op, "dtype", dtype);
-  if (!sample_bits) check_bits(op, bits);
-  const auto layout = group_layout<int64_t>(op, size, group_size);
-  check_dtype(op, "codes", codes, at::kByte);
-  check_dtype(op, "ranges", ranges, at::kShort);
-  check_numel(op, "ranges", ranges, 2 * layout.total_groups());
-  check_same_device(op, "ranges", ranges, codes);
+  const auto layout = check_dequantize(op, codes, ranges, sample_bits, bits, group_size, size);
   const std::optional<Tensor> own_bits = check_sample_bits(op, sample_bits, layout.samples, codes);
   Launcher launch(codes);
-  Tensor y = at::empty_strided(size, stride, codes.options().dtype(dtype));
-  TORCH_CHECK_VALUE(packed_strides(y.sizes(), y.strides()) == y.strides().vec(), op, ": stride must be dense with samples outermost; got ",
-                    stride);
+  Tensor y = empty_unpacked(op, size, stride, codes.options().dtype(dtype));
   const Seed values = read_seed(op, seed);
   if (y.numel() == 0) return y;
   const Tensor bytes = codes.contiguous();

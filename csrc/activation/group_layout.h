@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_strided.h>
 
+#include <optional>
+
 #include "../core/checks.h"
 #include "../core/seed.h"
 #include "group_format.h"
@@ -51,6 +53,16 @@ inline at::Tensor packed_memory(const at::Tensor& x) {
 // Nothing yet, of the sizes and strides that packed_memory gives.
 inline at::Tensor empty_packed(const at::Tensor& x) {
   return at::empty_strided_symint(x.sym_sizes(), packed_strides(x.sym_sizes(), x.sym_strides()), x.options());
+}
+
+// Contiguous. x: the packed tensor, or the unpacked one.
+inline std::optional<at::Tensor> check_sample_bits(const char* op, const std::optional<at::Tensor>& sample_bits, int64_t samples,
+                                                   const at::Tensor& x) {
+  if (!sample_bits) return std::nullopt;
+  check_dtype(op, "sample_bits", *sample_bits, at::kByte);
+  check_numel(op, "sample_bits", *sample_bits, samples);
+  check_same_device(op, "sample_bits", *sample_bits, x);
+  return sample_bits->contiguous();
 }
 
 }  // namespace quantize::activation

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "../core/grain.h"
+#include "group_dequantize_call.h"
 #include "packed_tensor.h"
 
 namespace quantize::activation {
@@ -129,14 +130,8 @@ Tensor group_dequantize_cpu(const Tensor& codes, const Tensor& ranges, const std
                             int64_t group_size, at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType dtype, const Tensor& seed) {
   const char* op = "group_dequantize";
   const Scalar scalar = check_scalar(op, "dtype", dtype);
-  if (!sample_bits) check_bits(op, bits);
-  const auto layout = group_layout<int64_t>(op, size, group_size);
-  check_dtype(op, "codes", codes, at::kByte);
-  check_dtype(op, "ranges", ranges, at::kShort);
-  check_numel(op, "ranges", ranges, 2 * layout.total_groups());
-  Tensor y = at::empty_strided(size, stride, codes.options().dtype(dtype));
-  TORCH_CHECK_VALUE(packed_strides(y.sizes(), y.strides()) == y.strides().vec(), op, ": stride must be dense with samples outermost; got ",
-                    stride);
+  const auto layout = check_dequantize(op, codes, ranges, sample_bits, bits, group_size, size);
+  Tensor y = empty_unpacked(op, size, stride, codes.options().dtype(dtype));
   if (y.numel() == 0) return y;
   const PackedTensor p(op, layout, scalar, seed, codes, ranges, bits, sample_bits);
   auto* target = static_cast<uint8_t*>(y.data_ptr());

@@ -32,12 +32,8 @@ struct PackedTensor {
         bits(layout.samples, fixed_bits),
         offsets(layout.samples + 1, 0) {
     TORCH_CHECK_VALUE(layout.total_groups() <= 0xffffffffll, op, ": x has ", layout.total_groups(), " groups; expected less than 2^32");
-    if (sample_bits) {
-      check_dtype(op, "sample_bits", *sample_bits, at::kByte);
-      check_numel(op, "sample_bits", *sample_bits, layout.samples);
-      const at::Tensor own = sample_bits->contiguous();
-      for (int64_t n = 0; n < layout.samples; ++n) check_bits(op, bits[n] = own.const_data_ptr<uint8_t>()[n]);
-    }
+    if (const auto own = check_sample_bits(op, sample_bits, layout.samples, codes))
+      for (int64_t n = 0; n < layout.samples; ++n) check_bits(op, bits[n] = own->const_data_ptr<uint8_t>()[n]);
     for (int64_t n = 0; n < layout.samples; ++n)
       offsets[n + 1] = offsets[n] + sample_code_bytes(layout.elements, layout.group_size, int(bits[n]));
     TORCH_CHECK_VALUE(offsets.back() <= codes.numel(), op, ": the samples' bits need ", offsets.back(), " bytes of codes; there are ",

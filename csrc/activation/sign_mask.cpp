@@ -1,14 +1,10 @@
 // relu_mask, relu_mask_, pack_mask and apply_mask: CPU and Meta. One bit an element, in memory order.
-#include "sign_mask_kernels.h"
-
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
-#include <cmath>
-
-#include "group_layout.h"
+#include "sign_mask_call.h"
 
 namespace quantize::activation {
 
@@ -28,7 +24,7 @@ void for_each_span(int64_t n, const F& body) {  // body(first element, elements)
 void relu_into(const Tensor& x, double negative_slope, double max_value, const Tensor& y, const Tensor& mask) {
   const Scalar scalar = check_scalar("relu_mask", "x", x.scalar_type());
   const int64_t item = x.element_size();
-  const float cap = std::isinf(max_value) ? NAN : float(max_value);
+  const float cap = relu_cap(max_value);
   const auto* source = static_cast<const uint8_t*>(x.const_data_ptr());
   auto* target = static_cast<uint8_t*>(y.data_ptr());
   auto* bits = mask.data_ptr<uint8_t>();
@@ -36,8 +32,6 @@ void relu_into(const Tensor& x, double negative_slope, double max_value, const T
     mask_kernels(cpu_isa(), scalar).relu(source + first * item, n, float(negative_slope), cap, target + first * item, bits + first / 8);
   });
 }
-
-Tensor empty_mask(const Tensor& x) { return at::empty({mask_bytes(x.numel())}, x.options().dtype(at::kByte)); }
 
 std::tuple<Tensor, Tensor> relu_mask_cpu(const Tensor& input, double negative_slope, double max_value) {
   const Tensor x = packed_memory(input);
@@ -47,9 +41,7 @@ std::tuple<Tensor, Tensor> relu_mask_cpu(const Tensor& input, double negative_sl
 }
 
 Tensor relu_mask_inplace_cpu(Tensor& x, double negative_slope, double max_value) {
-  TORCH_CHECK_VALUE(packed_strides(x.sizes(), x.strides()) == x.strides().vec(),
-                    "relu_mask_: x must be dense in memory with its first dimension outermost; got sizes ", x.sizes(), ", strides ",
-                    x.strides());
+  check_relu_in_place(x);
   Tensor mask = empty_mask(x);
   relu_into(x, negative_slope, max_value, x, mask);
   return mask;
@@ -72,9 +64,7 @@ Tensor pack_mask_cpu(const Tensor& input) {
 }
 
 Tensor apply_mask_cpu(const Tensor& input, const Tensor& mask, double on, double off) {
-  const Scalar scalar = check_scalar("apply_mask", "grad", input.scalar_type());
-  check_dtype("apply_mask", "mask", mask, at::kByte);
-  check_numel("apply_mask", "mask", mask, mask_bytes(input.numel()));
+  const Scalar scalar = check_apply_mask(input, mask);
   const Tensor grad = packed_memory(input), own_mask = mask.contiguous();
   Tensor out = at::empty_strided(grad.sizes(), grad.strides(), grad.options());
   const int64_t item = grad.element_size();

@@ -1,11 +1,11 @@
-// relu_mask, relu_mask_, pack_mask and apply_mask on CUDA. Build: setup.py. Specification: sign_mask_kernels.h; arguments: sign_mask.cpp.
+// relu_mask, relu_mask_, pack_mask and apply_mask on CUDA. Build: setup.py. Specification: sign_mask_kernels.h.
 #include "sign_mask.cuh"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
-#include "group_call.h"
+#include "../core/launch.h"
+#include "sign_mask_call.h"
 
 namespace quantize::activation {
 namespace {
@@ -15,14 +15,12 @@ using at::Tensor;
 void relu_into(const Tensor& x, double negative_slope, double max_value, const Tensor& y, const Tensor& mask, Launcher& launch) {
   const Scalar scalar = check_scalar("relu_mask", "x", x.scalar_type());
   if (x.numel() == 0) return;
-  const float cap = std::isinf(max_value) ? NAN : float(max_value);
+  const float cap = relu_cap(max_value);
   with_type(scalar, [&]<typename T>(T) {
     launch_relu_mask(static_cast<const T*>(x.const_data_ptr()), x.numel(), float(negative_slope), cap,
                      static_cast<T*>(y.mutable_data_ptr()), mask.mutable_data_ptr<uint8_t>(), launch);
   });
 }
-
-Tensor empty_mask(const Tensor& x) { return at::empty({mask_bytes(x.numel())}, x.options().dtype(at::kByte)); }
 
 std::tuple<Tensor, Tensor> relu_mask_cuda(const Tensor& input, double negative_slope, double max_value) {
   Launcher launch(input);
@@ -33,9 +31,7 @@ std::tuple<Tensor, Tensor> relu_mask_cuda(const Tensor& input, double negative_s
 }
 
 Tensor relu_mask_inplace_cuda(Tensor& x, double negative_slope, double max_value) {
-  TORCH_CHECK_VALUE(packed_strides(x.sizes(), x.strides()) == x.strides().vec(),
-                    "relu_mask_: x must be dense in memory with its first dimension outermost; got sizes ", x.sizes(), ", strides ",
-                    x.strides());
+  check_relu_in_place(x);
   Launcher launch(x);
   Tensor mask = empty_mask(x);
   relu_into(x, negative_slope, max_value, x, mask, launch);
@@ -54,10 +50,7 @@ Tensor pack_mask_cuda(const Tensor& input) {
 }
 
 Tensor apply_mask_cuda(const Tensor& input, const Tensor& mask, double on, double off) {
-  const Scalar scalar = check_scalar("apply_mask", "grad", input.scalar_type());
-  check_dtype("apply_mask", "mask", mask, at::kByte);
-  check_numel("apply_mask", "mask", mask, mask_bytes(input.numel()));
-  check_same_device("apply_mask", "mask", mask, input);
+  const Scalar scalar = check_apply_mask(input, mask);
   Launcher launch(input);
   const Tensor grad = packed_memory(input), bits = mask.contiguous();
   Tensor out = at::empty_strided(grad.sizes(), grad.strides(), grad.options());

@@ -1,4 +1,4 @@
-// binary_quantize and binary_backward on CUDA. Build: setup.py. Specification: binary.h; arguments: binary.cpp.
+// binary_quantize and binary_backward on CUDA. Build: setup.py. Specification: binary.h; arguments: binary_call.h.
 #include "binary.cuh"
 
 #include <ATen/ops/empty.h>

@@ -33,6 +33,7 @@ inline void check_binary_backward(const at::Tensor& grad, const at::Tensor& w, c
   const BinaryCall call(w);
   check_dtype(op, "grad", grad, w.scalar_type());
   TORCH_CHECK_VALUE(grad.sizes() == w.sizes(), op, ": grad must be ", w.sizes(), "; got ", grad.sizes());
+  check_same_device(op, "grad", grad, w);
   for (const auto& [name, tensor, numel] :
        {std::tuple{"scale", scale, call.rows}, {"mean", mean, call.rows * call.shape.taps}, {"limit", limit, int64_t(1)}}) {
     check_dtype(op, name, tensor, at::kFloat);

@@ -38,9 +38,7 @@ Tensor clipped_noise_cpu(const Tensor& input, const Tensor& ends, const Tensor& 
 }
 
 tuple<Tensor, Tensor> clipped_noise_backward_cpu(const Tensor& input_grad, const Tensor& input, const Tensor& ends, const Tensor& seed) {
-  const Scalar scalar = check_clipped(input, ends);
-  check_dtype("clipped_noise_backward", "grad", input_grad, input.scalar_type());
-  check_numel("clipped_noise_backward", "grad", input_grad, input.numel());
+  const Scalar scalar = check_clipped_backward(input_grad, input, ends);
   const ClippedNoise noise = read_ends(ends, seed);
   const Tensor grad = input_grad.contiguous(), x = input.contiguous();
   Tensor grad_x = at::empty_like(x), sums = at::empty({3}, ends.options());

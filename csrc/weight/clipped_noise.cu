@@ -1,4 +1,4 @@
-// clipped_noise and its gradient on CUDA. Build: setup.py. Arguments: clipped_noise.cpp.
+// clipped_noise and its gradient on CUDA. Build: setup.py. Arguments: clipped_noise.h.
 #include "clipped_noise.cuh"
 
 #include <ATen/ops/empty.h>
@@ -37,9 +37,7 @@ Tensor clipped_noise_cuda(const Tensor& input, const Tensor& ends, const Tensor&
 
 std::tuple<Tensor, Tensor> clipped_noise_backward_cuda(const Tensor& input_grad, const Tensor& input, const Tensor& ends,
                                                        const Tensor& seed) {
-  const Scalar scalar = check_clipped(input, ends);
-  check_dtype("clipped_noise_backward", "grad", input_grad, input.scalar_type());
-  check_numel("clipped_noise_backward", "grad", input_grad, input.numel());
+  const Scalar scalar = check_clipped_backward(input_grad, input, ends);
   Launcher launch(input);
   const Tensor grad = input_grad.contiguous(), x = input.contiguous(), own_ends = ends.contiguous();
   const int64_t pieces = (x.numel() + DiffQTraits::piece - 1) / DiffQTraits::piece;

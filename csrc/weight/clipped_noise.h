@@ -16,4 +16,12 @@ inline Scalar check_clipped(const at::Tensor& x, const at::Tensor& ends) {
   return check_scalar(op, "x", x.scalar_type());
 }
 
+inline Scalar check_clipped_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& ends) {
+  const char* op = "clipped_noise_backward";
+  check_dtype(op, "grad", grad, x.scalar_type());
+  check_numel(op, "grad", grad, x.numel());
+  check_same_device(op, "grad", grad, x);
+  return check_clipped(x, ends);
+}
+
 }  // namespace quantize::weight

@@ -261,9 +261,7 @@ Tensor bits_cpu(at::TensorList logits, at::IntArrayRef numels, at::IntArrayRef g
 Tensors bits_backward_cpu(const Tensor& grad, at::TensorList logits, at::IntArrayRef numels, at::IntArrayRef group_sizes,
                           at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits) {
   const char* op = "diffq_bits_backward";
-  check_bits_lists(op, logits, numels, group_sizes, min_bits, max_bits);
-  check_dtype(op, "grad", grad, at::kFloat);
-  check_numel(op, "grad", grad, numels.size());
+  check_bits_backward(op, grad, logits, numels, group_sizes, min_bits, max_bits);
   const Tensor factors = grad.contiguous();
   Tensors result;
   vector<Task> tasks;

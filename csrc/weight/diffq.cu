@@ -1,4 +1,4 @@
-// diffq_noise, diffq_round, diffq_backward and diffq_bits on CUDA. Build: setup.py. Specification: diffq.h; arguments: diffq.cpp.
+// diffq_noise, diffq_round, diffq_backward and diffq_bits on CUDA. Build: setup.py. Specification: diffq.h; arguments: diffq_call.h.
 #include "diffq.cuh"
 
 #include <ATen/ops/empty.h>
@@ -151,9 +151,7 @@ Tensor bits_cuda(at::TensorList logits, at::IntArrayRef numels, at::IntArrayRef 
 Tensors bits_backward_cuda(const Tensor& grad, at::TensorList logits, at::IntArrayRef numels, at::IntArrayRef group_sizes,
                            at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits) {
   const char* op = "diffq_bits_backward";
-  check_bits_lists(op, logits, numels, group_sizes, min_bits, max_bits);
-  check_dtype(op, "grad", grad, at::kFloat);
-  check_numel(op, "grad", grad, numels.size());
+  check_bits_backward(op, grad, logits, numels, group_sizes, min_bits, max_bits);
   Launcher launch(grad);
   const Tensor factors = grad.contiguous();
   Tensors result;

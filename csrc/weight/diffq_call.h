@@ -35,9 +35,11 @@ inline void check_lists(const char* op, const DiffQLists& lists, size_t tensors)
                         lists.max_bits.size()})
     TORCH_CHECK_VALUE(length == tensors && tensors > 0, op, ": lists must have an entry for each of the ", tensors, " weights; got ",
                       length);
-  for (size_t i = 0; i < tensors; ++i)
+  for (size_t i = 0; i < tensors; ++i) {
     TORCH_CHECK_VALUE(lists.group_sizes[i] >= 1 && lists.spans[i] >= 1, op, ": group_sizes and spans must be at least 1; got ",
                       lists.group_sizes[i], " and ", lists.spans[i]);
+    check_same_device(op, "logits", lists.logits[i], lists.logits[0]);  // one launch takes all of them; weights lie where their logits do
+  }
 }
 
 inline void check_logits(const char* op, const at::Tensor& logits, int64_t n, int64_t group_size) {
@@ -98,6 +100,14 @@ inline void check_bits_lists(const char* op, at::TensorList logits, at::IntArray
                              at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits) {
   check_lists(op, {logits, numels, group_sizes, numels, min_bits, max_bits}, numels.size());
   for (size_t i = 0; i < numels.size(); ++i) check_logits(op, logits[i], numels[i], group_sizes[i]);
+}
+
+inline void check_bits_backward(const char* op, const at::Tensor& grad, at::TensorList logits, at::IntArrayRef numels,
+                                at::IntArrayRef group_sizes, at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits) {
+  check_bits_lists(op, logits, numels, group_sizes, min_bits, max_bits);
+  check_dtype(op, "grad", grad, at::kFloat);
+  check_numel(op, "grad", grad, numels.size());
+  check_same_device(op, "grad", grad, logits[0]);
 }
 
 }  // namespace quantize::weight

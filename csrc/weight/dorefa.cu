@@ -1,4 +1,4 @@
-// dorefa_quantize, dorefa_backward and dorefa_gradient on CUDA. Build: setup.py. Specification: dorefa.h; arguments: dorefa.cpp.
+// dorefa_quantize, dorefa_backward and dorefa_gradient on CUDA. Build: setup.py. Specification: dorefa.h; arguments: dorefa_call.h.
 #include "dorefa.cuh"
 
 #include <ATen/ops/empty.h>

@@ -15,6 +15,7 @@ inline Scalar check_dorefa_backward(const at::Tensor& grad, const at::Tensor& w,
   const char* op = "dorefa_backward";
   check_dtype(op, "grad", grad, w.scalar_type());
   TORCH_CHECK_VALUE(grad.sizes() == w.sizes(), op, ": grad must be ", w.sizes(), "; got ", grad.sizes());
+  check_same_device(op, "grad", grad, w);
   check_dtype(op, "stats", stats, at::kFloat);
   check_numel(op, "stats", stats, 3);
   check_same_device(op, "stats", stats, w);

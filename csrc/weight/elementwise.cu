@@ -1,4 +1,4 @@
-// round_power_of_two, lsq_quantize and lsq_backward on CUDA. Build: setup.py. Arguments: power_of_two.cpp, lsq.cpp.
+// round_power_of_two, lsq_quantize and lsq_backward on CUDA. Build: setup.py. Arguments: power_of_two.cpp, lsq_call.h.
 #include "elementwise.cuh"
 
 #include <ATen/ops/empty.h>
@@ -6,9 +6,9 @@
 #include <ATen/ops/sum.h>
 #include <torch/library.h>
 
-#include "../core/checks.h"
 #include "../core/dense.h"
 #include "../core/launch.h"
+#include "lsq_call.h"
 
 namespace quantize::weight {
 namespace {
@@ -44,18 +44,8 @@ Tensor round_power_of_two_cuda(const Tensor& input, bool plus) {
   return y;
 }
 
-void check_lsq(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t levels) {
-  TORCH_CHECK_VALUE(levels >= 1 && levels <= 65535, "lsq: levels must be between 1 and 65535; got ", levels);
-  for (const auto& [name, tensor] : {std::pair{"step", step}, std::pair{"zero_point", zero_point}}) {
-    check_dtype("lsq", name, tensor, at::kFloat);
-    check_numel("lsq", name, tensor, 1);
-    check_same_device("lsq", name, tensor, x);
-  }
-}
-
 Tensor lsq_quantize_cuda(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t levels) {
-  const Scalar scalar = check_scalar("lsq", "x", input.scalar_type());
-  check_lsq(input, step, zero_point, levels);
+  const Scalar scalar = check_lsq(input, step, zero_point, levels);
   Launcher launch(input);
   const Tensor x = dense(input);
   Tensor y = at::empty_like(x);
@@ -69,10 +59,7 @@ Tensor lsq_quantize_cuda(const Tensor& input, const Tensor& step, const Tensor& 
 
 std::tuple<Tensor, Tensor> lsq_backward_cuda(const Tensor& input_grad, const Tensor& input, const Tensor& step, const Tensor& zero_point,
                                              int64_t levels, double scale) {
-  const Scalar scalar = check_scalar("lsq", "x", input.scalar_type());
-  check_lsq(input, step, zero_point, levels);
-  check_dtype("lsq_backward", "grad", input_grad, input.scalar_type());
-  TORCH_CHECK_VALUE(input_grad.sizes() == input.sizes(), "lsq_backward: grad must be ", input.sizes(), "; got ", input_grad.sizes());
+  const Scalar scalar = check_lsq_backward(input_grad, input, step, zero_point, levels);
   Launcher launch(input);
   const Tensor x = dense(input);
   Tensor grad_x = at::empty_like(x), sums = at::empty({ElementTraits::sums}, x.options().dtype(at::kFloat)).zero_();

@@ -1,4 +1,4 @@
-// sign_quantize, unit_quantize and grid_backward on CUDA. Build: setup.py. Specification: fixed_grid.h; arguments: fixed_grid.cpp.
+// sign_quantize, unit_quantize and grid_backward on CUDA. Build: setup.py. Specification: fixed_grid.h; arguments: fixed_grid_call.h.
 #include "fixed_grid.cuh"
 
 #include <ATen/ops/empty.h>

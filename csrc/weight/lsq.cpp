@@ -7,9 +7,9 @@
 #include <torch/library.h>
 
 #include "../core/autograd.h"
-#include "../core/checks.h"
 #include "../core/dense.h"
 #include "../core/dispatch.h"
+#include "lsq_call.h"
 #include "lsq_kernels.h"
 
 namespace quantize::weight {
@@ -22,26 +22,16 @@ using torch::autograd::variable_list;
 
 constexpr int64_t piece = 16384;  // elements; sums are of fixed pieces, so that threads do not matter
 
-void check_lsq(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t levels) {
-  check_scalar("lsq", "x", x.scalar_type());
-  TORCH_CHECK_VALUE(levels >= 1 && levels <= 65535, "lsq: levels must be between 1 and 65535; got ", levels);
-  check_dtype("lsq", "step", step, at::kFloat);
-  check_numel("lsq", "step", step, 1);
-  check_dtype("lsq", "zero_point", zero_point, at::kFloat);
-  check_numel("lsq", "zero_point", zero_point, 1);
-}
-
-LsqRange read_range(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t levels) {
-  check_lsq(x, step, zero_point, levels);
+LsqRange read_range(const Tensor& step, const Tensor& zero_point, int64_t levels) {
   return lsq_range(*step.const_data_ptr<float>(), *zero_point.const_data_ptr<float>(), int(levels));
 }
 
 // Strides as at::empty_like gives them, which is what the Meta kernels say.
 Tensor lsq_quantize_cpu(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t levels) {
-  const LsqRange range = read_range(input, step, zero_point, levels);
+  const auto& kernels = lsq_kernels(cpu_isa(), check_lsq(input, step, zero_point, levels));
+  const LsqRange range = read_range(step, zero_point, levels);
   const Tensor x = dense(input);
   Tensor y = at::empty_like(x);
-  const auto& kernels = lsq_kernels(cpu_isa(), check_scalar("lsq", "x", x.scalar_type()));
   const auto* source = static_cast<const uint8_t*>(x.const_data_ptr());
   auto* target = static_cast<uint8_t*>(y.mutable_data_ptr());
   const int64_t size = x.element_size();
@@ -52,13 +42,11 @@ Tensor lsq_quantize_cpu(const Tensor& input, const Tensor& step, const Tensor& z
 
 tuple<Tensor, Tensor> lsq_backward_cpu(const Tensor& input_grad, const Tensor& input, const Tensor& step, const Tensor& zero_point,
                                        int64_t levels, double scale) {
-  const LsqRange range = read_range(input, step, zero_point, levels);
-  check_dtype("lsq_backward", "grad", input_grad, input.scalar_type());
-  TORCH_CHECK_VALUE(input_grad.sizes() == input.sizes(), "lsq_backward: grad must be ", input.sizes(), "; got ", input_grad.sizes());
+  const auto& kernels = lsq_kernels(cpu_isa(), check_lsq_backward(input_grad, input, step, zero_point, levels));
+  const LsqRange range = read_range(step, zero_point, levels);
   const Tensor x = dense(input);
   Tensor y = at::empty_like(x);
   const Tensor grad = input_grad.strides() == x.strides() ? input_grad : at::empty_like(x).copy_(input_grad);
-  const auto& kernels = lsq_kernels(cpu_isa(), check_scalar("lsq", "x", x.scalar_type()));
   const auto *g = static_cast<const uint8_t*>(grad.const_data_ptr()), *source = static_cast<const uint8_t*>(x.const_data_ptr());
   auto* target = static_cast<uint8_t*>(y.mutable_data_ptr());
   const int64_t n = x.numel(), size = x.element_size(), pieces = (n + piece - 1) / piece;

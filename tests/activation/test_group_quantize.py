@@ -278,7 +278,7 @@ def test_groups_of_a_tensor_draw_different_noise():
     assert len({bytes(row.tolist()) for row in back}) == 4
 
 
-def call(op, **changes):
+def call(op, on_device, **changes):
     """The op with sensible arguments but for `changes`."""
     x = torch.randn(4, 32)
     codes, ranges = ops.group_quantize(x, 2, 16, seed_of())
@@ -305,7 +305,8 @@ def call(op, **changes):
         "group_variance": {"x": x, "group_size": 16},
         "allocate_bits": {"variance": torch.rand(4, 4), "bit_budget": 8, "max_bits": 8},
     }[op]
-    return getattr(ops, op)(**{**arguments, **changes})
+    arguments |= changes
+    return getattr(ops, op)(**dict(zip(arguments, on_device(arguments.values()), strict=True)))
 
 
 @pytest.mark.parametrize(
@@ -326,8 +327,6 @@ def call(op, **changes):
         ("group_quantize", {"seed": torch.zeros(2)}, ValueError, "seed must be an int64 CPU tensor"),
         ("group_quantize_mixed", {"sample_bits": torch.full((4,), 2)}, TypeError, "sample_bits must be Byte; got Long"),
         ("group_quantize_mixed", {"sample_bits": torch.full((3,), 2, dtype=torch.uint8)}, ValueError, "sample_bits must have 4 elements"),
-        ("group_quantize_mixed", {"sample_bits": torch.full((4,), 3, dtype=torch.uint8)}, ValueError, "bits must be 1, 2, 4 or 8; got 3"),
-        ("group_quantize_mixed", {"bit_budget": 7}, ValueError, "need 32 bytes of codes; there are 28"),
         ("group_dequantize", {"codes": torch.zeros(31, dtype=torch.uint8)}, ValueError, "need 32 bytes of codes; there are 31"),
         ("group_dequantize", {"codes": torch.zeros(32)}, TypeError, "codes must be Byte"),
         ("group_dequantize", {"ranges": torch.zeros(7, 2, dtype=torch.int16)}, ValueError, "ranges must have 16 elements"),
@@ -343,6 +342,19 @@ def call(op, **changes):
         ("allocate_bits", {"max_bits": 6}, ValueError, "bits must be"),
     ],
 )
-def test_bad_input_is_named(op, changes, error, message):
+def test_bad_input_is_named(op, changes, error, message, on_device):
     with pytest.raises(error, match=message):
-        call(op, **changes)
+        call(op, on_device, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample_bits": torch.full((4,), 3, dtype=torch.uint8)}, "bits must be 1, 2, 4 or 8; got 3"),
+        ({"bit_budget": 7}, "need 32 bytes of codes; there are 28"),
+    ],
+)
+def test_bad_sample_bits_are_named(changes, message):
+    """On the CPU: a GPU would have to be waited for."""
+    with pytest.raises(ValueError, match=message):
+        call("group_quantize_mixed", list, **changes)

@@ -109,9 +109,9 @@ def test_memory_formats(each_isa, make):
         ),
     ],
 )
-def test_bad_input_is_named(op, arguments, error, message):
+def test_bad_input_is_named(op, arguments, error, message, on_device):
     with pytest.raises(error, match=message):
-        getattr(ops, op)(*arguments)
+        getattr(ops, op)(*on_device(arguments))
 
 
 def test_masks_with_gaps_in_memory():

@@ -155,3 +155,21 @@ def test_a_step_of_learned_bits():
     packed = quantize.convert(model.eval())
     want = model(x).detach()
     assert float((packed(x) - want).norm()) <= 1e-2 * float(want.norm())  # an activation next to a threshold may fall on either side
+
+
+def test_arguments_on_other_devices():
+    x, one, three, logits, seed = torch.randn(8, 4), torch.ones(1), torch.ones(3), torch.zeros(8), torch.tensor([1, 2])
+    groups, bounds = [4, 4], ([2.0, 2.0], [8.0, 8.0])
+    for op, arguments in (
+        (ops.lsq_backward, (x, x.cuda(), one.cuda(), one.cuda(), 15, 0.1)),
+        (ops.binary_backward, (x, x.cuda(), logits.cuda(), logits.cuda(), one.cuda(), 1.0)),
+        (ops.dorefa_backward, (x, x.cuda(), three.cuda())),
+        (ops.clipped_noise_backward, (x, x.cuda(), three.cuda(), seed)),
+        (ops.diffq_bits_backward, (torch.ones(2), [logits.cuda()] * 2, [32, 32], groups, *bounds)),
+    ):
+        with pytest.raises(ValueError, match="grad must be on cuda:0; got cpu"):
+            op(*arguments)
+    with pytest.raises(ValueError, match="logits must be on cuda:0; got cpu"):
+        ops.diffq_noise([x.cuda(), x], [logits.cuda(), logits], seed, [0, 1], groups, groups, *bounds, None)
+    with pytest.raises(ValueError, match="cost must be on cuda:0; got cpu"):
+        ops.allocation_curve(x.cuda(), x, [1.0], 8)

@@ -195,9 +195,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(("op", "arguments", "error", "message"), ERRORS)
-def test_errors(op, arguments, error, message, device):
-    there = [a.to(device) if isinstance(a, torch.Tensor) and a is not SEED else a for a in arguments]  # seeds stay on the CPU
+def test_errors(op, arguments, error, message, on_device):
     with pytest.raises(error, match=message):
-        getattr(ops, op)(*there)
+        getattr(ops, op)(*on_device(arguments))

@@ -10,8 +10,8 @@
 #include <memory>
 
 #include "bit_planes.h"
-#include "conv_geometry.h"
 #include "image_kernels.h"
+#include "packed_call.h"
 #include "panels.h"
 #include "products.h"
 #include "tile_rows.h"
@@ -31,10 +31,8 @@ struct Activation {
   int zero_point;
 };
 
-Activation activation(const char* op, const Tensor& step, const Tensor& zero_point, int64_t bits) {
-  TORCH_CHECK_VALUE(bits >= 1 && bits <= 8, op, ": activation_bits must be between 1 and 8; got ", bits);
-  check_dtype(op, "step", step, at::kFloat), check_numel(op, "step", step, 1);
-  check_dtype(op, "zero_point", zero_point, at::kFloat), check_numel(op, "zero_point", zero_point, 1);
+Activation activation(const char* op, const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t bits) {
+  check_activation(op, x, step, zero_point, bits);
   const float zero = *zero_point.const_data_ptr<float>();
   TORCH_CHECK_VALUE(zero >= 0 && zero < float(1 << bits) && zero == std::nearbyint(zero), op,
                     ": zero_point must be a whole number below 2^activation_bits; got ", zero);
@@ -137,24 +135,22 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
                          const OptionalTensor& bias, int64_t storage_bits, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                          IntArrayRef dilation, int64_t groups) {
   const char* op = "packed_conv2d";
-  check_dtype(op, "x", input, at::kFloat);
-  const auto g = geometry<int64_t>(op, input.sizes(), scales.numel(), kernel, stride, padding, dilation, groups);
-  const Activation act = activation(op, step, zero_point, activation_bits);
-  const int64_t group_inputs = g.channels / groups, group_channels = g.out_channels / groups;
-  const int64_t pixel = rounded_up(group_inputs, GemmTraits::quad), quads = pixel / GemmTraits::quad, taps_count = kernel[0] * kernel[1];
+  const auto g = check_images(op, input, scales, kernel, stride, padding, dilation, groups);
+  const int64_t group_inputs = g.channels / groups, group_channels = g.out_channels / groups, taps_count = kernel[0] * kernel[1];
+  const Activation act = activation(op, input, step, zero_point, activation_bits);
+  check_weight(op, input, codes, levels, scales, bias, group_inputs * taps_count, storage_bits);
   const bool rows_layout = input.is_contiguous(at::MemoryFormat::ChannelsLast) && !input.is_contiguous();
   const auto format = rows_layout ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   const Tensor x = input.contiguous(format);
   Tensor out = at::empty({g.batch, g.out_channels, g.out_height, g.out_width}, x.options(), format);
   if (panel_tensor.dim() == 5) {
-    check_codes(op, codes, g.out_channels, group_inputs * taps_count, storage_bits);
     conv2d_of_bit_planes(op, x, {g, kernel, stride, padding, dilation, groups}, rows_layout, act.range, activation_bits, panel_tensor, sums,
                          scales, bias, out);
     return out;
   }
   const Panels panels(op, panel_tensor, levels, storage_bits);
   const Epilogue epilogue(op, scales, bias, sums, act.range.step, act.zero_point);
-  check_codes(op, codes, g.out_channels, group_inputs * taps_count, storage_bits);
+  const int64_t pixel = rounded_up(group_inputs, GemmTraits::quad), quads = pixel / GemmTraits::quad;
   TORCH_CHECK_VALUE(panels.groups == groups && panels.tiles * GemmTraits::columns >= group_channels && panels.quads >= taps_count * quads,
                     op, ": panels must hold ", groups, " groups of ", group_channels, " channels and ", taps_count * quads, " quads; got ",
                     panel_tensor.sizes());
@@ -177,14 +173,13 @@ Tensor packed_linear_cpu(const Tensor& input, const Tensor& step, const Tensor& 
                          const Tensor& panel_tensor, const Tensor& levels, const Tensor& scales, const Tensor& sums,
                          const OptionalTensor& bias, int64_t storage_bits) {
   const char* op = "packed_linear";
-  check_dtype(op, "x", input, at::kFloat);
-  TORCH_CHECK_VALUE(input.dim() == 2, op, ": x must be [N, C]; got ", input.sizes());
+  check_rows(op, input);
+  const Activation act = activation(op, input, step, zero_point, activation_bits);
+  check_weight(op, input, codes, levels, scales, bias, input.size(1), storage_bits);
   const Panels panels(op, panel_tensor, levels, storage_bits);
-  const Activation act = activation(op, step, zero_point, activation_bits);
   const Epilogue epilogue(op, scales, bias, sums, act.range.step, act.zero_point);
   const int64_t batch = input.size(0), channels = input.size(1), out_channels = scales.numel();
   const int64_t row = panels.quads * GemmTraits::quad;
-  check_codes(op, codes, out_channels, channels, storage_bits);
   TORCH_CHECK_VALUE(panels.groups == 1 && panels.tiles * GemmTraits::columns >= out_channels && row >= channels, op, ": panels must hold ",
                     out_channels, " channels of ", channels, "; got ", panel_tensor.sizes());
   const Tensor x = input.contiguous();
@@ -223,16 +218,13 @@ Tensor packed_linear_cpu(const Tensor& input, const Tensor& step, const Tensor& 
 Tensor packed_linear_float_cpu(const Tensor& input, const Tensor& codes, const Tensor& panel_tensor, const Tensor& levels,
                                const Tensor& scales, const OptionalTensor& bias, int64_t storage_bits) {
   const char* op = "packed_linear_float";
-  check_dtype(op, "x", input, at::kFloat);
-  TORCH_CHECK_VALUE(input.dim() == 2, op, ": x must be [N, C]; got ", input.sizes());
-  check_floats(op, "scales", scales, scales.numel());
+  check_rows(op, input);
+  check_weight(op, input, codes, levels, scales, bias, input.size(1), storage_bits);
   const Panels panels(op, panel_tensor, levels, storage_bits);
   const int64_t batch = input.size(0), channels = input.size(1), out_channels = scales.numel();
   const int64_t row = panels.quads * GemmTraits::quad;
-  check_codes(op, codes, out_channels, channels, storage_bits);
   TORCH_CHECK_VALUE(panels.groups == 1 && panels.tiles * GemmTraits::columns >= out_channels && row >= channels, op, ": panels must hold ",
                     out_channels, " channels of ", channels, "; got ", panel_tensor.sizes());
-  if (bias && bias->defined()) check_floats(op, "bias", *bias, out_channels);
   const float* shift = bias && bias->defined() ? bias->const_data_ptr<float>() : nullptr;
   Tensor out = at::empty({batch, out_channels}, input.options());
   std::vector<float> x(batch * row);

@@ -1,23 +1,26 @@
-// The packed room on CUDA: weights are decoded, and cuDNN and cuBLAS multiply. Build: setup.py. Arguments: decode_weight.cpp, conv.cpp.
+// The packed room on CUDA: weights are decoded, and cuDNN and cuBLAS multiply. Build: setup.py. Arguments: decode_weight.h, packed_call.h.
 //
 // Activations and levels go in as whole numbers, at most 255 and 128, which TF32 holds exactly as it does their products' fp32 sums: where
-// TF32 is allowed the tensor cores return the CPU's integers (up to 2^24).
+// TF32 is allowed the tensor cores return the CPU's integers (up to 2^24). Under autocast too: its half precision has no room for the sums.
 #include "decode_weight.h"
 
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/ones_like.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include "../core/grid.h"
 #include "../core/launch.h"
+#include "packed_call.h"
 
 namespace quantize::packed {
 namespace {
 
 using at::IntArrayRef;
 using at::Tensor;
+using c10::impl::ExcludeDispatchKeyGuard;
 using OptionalTensor = std::optional<Tensor>;
 
 struct DecodeTraits {
@@ -53,7 +56,6 @@ Tensor whole_input(const Tensor& x, const Tensor& step, const Tensor& zero_point
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("quantize::lsq_quantize", "")
                              .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t)>();
-  TORCH_CHECK_VALUE(bits >= 1 && bits <= 8, "activation_bits must be between 1 and 8; got ", bits);
   return op.call(x, step, zero_point, (1 << bits) - 1).div(step).round();
 }
 
@@ -68,7 +70,12 @@ Tensor packed_conv2d_cuda(const Tensor& x, const Tensor& step, const Tensor& zer
                           const Tensor&, const Tensor& levels, const Tensor& scales, const Tensor&, const OptionalTensor& bias,
                           int64_t storage_bits, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                           int64_t groups) {
-  const int64_t inputs = x.size(1) / groups;
+  const char* op = "packed_conv2d";
+  const auto g = check_images(op, x, scales, kernel, stride, padding, dilation, groups);
+  const int64_t inputs = g.channels / groups;
+  check_activation(op, x, step, zero_point, activation_bits);
+  check_weight(op, x, codes, levels, scales, bias, inputs * kernel[0] * kernel[1], storage_bits);
+  const ExcludeDispatchKeyGuard exact(c10::DispatchKey::AutocastCUDA);
   const Tensor rows = decode_weight_cuda(codes, levels, at::ones_like(scales), storage_bits, inputs * kernel[0] * kernel[1]);
   const Tensor weight = rows.view({scales.numel(), kernel[0], kernel[1], inputs}).permute({0, 3, 1, 2});
   return scaled(at::conv2d(whole_input(x, step, zero_point, activation_bits), weight, {}, stride, padding, dilation, groups), step, scales,
@@ -78,12 +85,21 @@ Tensor packed_conv2d_cuda(const Tensor& x, const Tensor& step, const Tensor& zer
 Tensor packed_linear_cuda(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t activation_bits, const Tensor& codes,
                           const Tensor&, const Tensor& levels, const Tensor& scales, const Tensor&, const OptionalTensor& bias,
                           int64_t storage_bits) {
+  const char* op = "packed_linear";
+  check_rows(op, x);
+  check_activation(op, x, step, zero_point, activation_bits);
+  check_weight(op, x, codes, levels, scales, bias, x.size(1), storage_bits);
+  const ExcludeDispatchKeyGuard exact(c10::DispatchKey::AutocastCUDA);
   const Tensor weight = decode_weight_cuda(codes, levels, at::ones_like(scales), storage_bits, x.size(1));
   return scaled(at::linear(whole_input(x, step, zero_point, activation_bits), weight), step, scales, bias, 0);
 }
 
 Tensor packed_linear_float_cuda(const Tensor& x, const Tensor& codes, const Tensor&, const Tensor& levels, const Tensor& scales,
                                 const OptionalTensor& bias, int64_t storage_bits) {
+  const char* op = "packed_linear_float";
+  check_rows(op, x);
+  check_weight(op, x, codes, levels, scales, bias, x.size(1), storage_bits);
+  const ExcludeDispatchKeyGuard exact(c10::DispatchKey::AutocastCUDA);
   return at::linear(x, decode_weight_cuda(codes, levels, scales, storage_bits, x.size(1)), bias);
 }
 

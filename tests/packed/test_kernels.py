@@ -209,24 +209,57 @@ def test_opcheck():
         opcheck(op.default, arguments)
 
 
+def changed(place, value):
+    arguments, _ = conv_arguments(CONVS[0], "uniform", 4, 8)
+    return [*arguments[:place], value, *arguments[place + 1 :]]
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
         (0, torch.randn(2, 3, 11), r"packed_conv2d: x must be \[N, C, H, W\]; got \[2, 3, 11\]"),
         (0, torch.randn(2, 4, 11, 13), r"packed_conv2d: codes must be \[16, 24\], for 36 levels of 4 bits; got \[16, 16\]"),
+        (1, torch.ones(2), r"packed_conv2d: step must have 1 elements; got \[2\]"),
         (3, 9, "packed_conv2d: activation_bits must be between 1 and 8; got 9"),
-        (2, torch.tensor(300.0), "packed_conv2d: zero_point must be a whole number below"),
+        (6, torch.ones(8), r"packed_conv2d: levels must have 16 elements; got \[8\]"),
+        (9, torch.ones(15), r"packed_conv2d: bias must have 16 elements; got \[15\]"),
         (10, 3, "packed_conv2d: storage_bits must be 2, 4 or 8; got 3"),
+        (12, [0, 1], "packed_conv2d: kernel, stride and dilation must be positive"),
         (15, 5, "packed_conv2d: groups must divide the channels; got 5"),
+        (15, 0, "packed_conv2d: groups must divide the channels; got 0"),
+    ],
+)
+def test_bad_input_is_named(place, value, message, on_device):
+    with pytest.raises(ValueError, match=message):
+        ops.packed_conv2d(*on_device(changed(place, value)))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (2, torch.tensor(300.0), "packed_conv2d: zero_point must be a whole number below"),
         (5, torch.zeros(1, 1, 64, dtype=torch.uint8), "packed_conv2d: panels must hold"),
         (6, torch.full((16,), 1000.0), "packed_conv2d: levels must be whole numbers within"),
     ],
 )
-def test_bad_input_is_named(place, value, message):
-    arguments, _ = conv_arguments(CONVS[0], "uniform", 4, 8)
-    changed = [*arguments[:place], value, *arguments[place + 1 :]]
+def test_what_only_the_cpu_reads_is_named(place, value, message):
     with pytest.raises(ValueError, match=message):
-        ops.packed_conv2d(*changed)
+        ops.packed_conv2d(*changed(place, value))
+
+
+def test_bad_rows_are_named(on_device):
+    (_, quantized), (_, floats) = list(samples())[1:3]
+    for name, arguments, bias in (("packed_linear", quantized, 9), ("packed_linear_float", floats, 5)):
+        op, codes = getattr(ops, name), 4 if bias == 9 else 1
+        for place, value, error, message in (
+            (0, torch.randn(3, 2, 20), ValueError, r"x must be \[N, C\]; got \[3, 2, 20\]"),
+            (0, torch.randn(3, 40).half(), TypeError, "x must be Float; got Half"),
+            (0, torch.randn(3, 50), ValueError, r"codes must be \[17, 32\], for 50 levels of 4 bits; got \[17, 24\]"),
+            (codes, torch.ones(17, 24), TypeError, "codes must be Byte; got Float"),
+            (bias, torch.ones(3), ValueError, r"bias must have 17 elements; got \[3\]"),
+        ):
+            with pytest.raises(error, match=f"{name}: {message}"):
+                op(*on_device([*arguments[:place], value, *arguments[place + 1 :]]))
 
 
 @pytest.mark.parametrize(("place", "name"), [(6, "levels"), (7, "scales"), (8, "sums"), (9, "bias")])

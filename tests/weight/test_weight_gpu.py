@@ -157,6 +157,20 @@ def test_a_step_of_learned_bits():
     assert float((packed(x) - want).norm()) <= 1e-2 * float(want.norm())  # an activation next to a threshold may fall on either side
 
 
+@pytest.mark.parametrize("config", [quantize.PowerOfTwo(4), quantize.Uniform(8, 8)])
+def test_packed_model_under_autocast(config):
+    """Whole numbers are multiplied in float32 all the same: half precision ends at 65,504."""
+    model = nn.Sequential(nn.Linear(900, 33), nn.ReLU(), nn.Linear(33, 10))
+    x = torch.rand(4, 900)
+    quantize.prepare(model, config)
+    model(x)
+    packed = quantize.convert(model).cuda()
+    with torch.no_grad():
+        want = packed(x.cuda())
+        with torch.autocast("cuda", torch.float16):
+            assert torch.equal(packed(x.cuda()), want)
+
+
 def test_arguments_on_other_devices():
     x, one, three, logits, seed = torch.randn(8, 4), torch.ones(1), torch.ones(3), torch.zeros(8), torch.tensor([1, 2])
     groups, bounds = [4, 4], ([2.0, 2.0], [8.0, 8.0])

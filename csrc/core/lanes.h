@@ -115,8 +115,8 @@ QUANTIZE_INLINE void store_lanes(Lanes v, T* p) {
 template <typename T>
 QUANTIZE_INLINE Lanes load_part(const T* p, int64_t count) {
   if (count >= lanes) return load_lanes(p);
-  float rest[lanes] = {};  // then those that are there: a condition in the loop costs more than its end
-  for (int l = 0; l < int(count); ++l) rest[l] = to_float(p[l]);
+  float rest[lanes];
+  for (int l = 0; l < lanes; ++l) rest[l] = l < count ? to_float(p[l]) : 0.f;
   return load_lanes(rest);
 }
 

@@ -116,7 +116,12 @@ template <typename T>
 QUANTIZE_INLINE Lanes load_part(const T* p, int64_t count) {
   if (count >= lanes) return load_lanes(p);
   float rest[lanes];
-  for (int l = 0; l < lanes; ++l) rest[l] = l < count ? to_float(p[l]) : 0.f;
+  if constexpr (T::scalar == Scalar::f32) {  // a condition in the loop costs more than its end
+    for (float& value : rest) value = 0.f;
+    for (int l = 0; l < int(count); ++l) rest[l] = to_float(p[l]);
+  } else {
+    for (int l = 0; l < lanes; ++l) rest[l] = l < count ? to_float(p[l]) : 0.f;
+  }
   return load_lanes(rest);
 }
 

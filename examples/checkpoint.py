@@ -31,6 +31,7 @@ def save(run, file: Path) -> None:
         "scaler": run.scaler.state_dict(),
         "bits": run.bits and run.bits.state(),
         "skipped": [run.skipped, run.skipped_in_a_row],
+        "clock": [run.seconds, run.times],
         "ranks": ranks,
     }
     write(content, file)
@@ -88,6 +89,7 @@ def restore(run, content: dict) -> None:
     if run.bits is not None:
         run.bits.load_state(content["bits"])
     run.skipped, run.skipped_in_a_row = content.get("skipped", (0, 0))
+    run.seconds, run.times = content.get("clock", (0.0, []))
     run.totals.copy_(torch.tensor(own["totals"], dtype=torch.float64))
     set_random_state(own["random"])
 

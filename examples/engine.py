@@ -39,6 +39,8 @@ class Run:
     best: float = -1.0  # top-1 accuracy of the best checkpoint, percent
     totals: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))  # loss, hits, images of this process in this epoch
     bits: LearnedBits | None = None  # of a model that learns its bits
+    seconds: float = 0.0  # of the epoch under way, before the run was stopped
+    times: list[float] = field(default_factory=list)  # of the steps in it, seconds
     skipped: int = 0  # steps that left weights or bits as they were, because of gradients that were not finite
     skipped_in_a_row: int = 0  # up to now
 
@@ -70,7 +72,7 @@ def train_epoch(run: Run, loader: Loader, stop: StopRequest) -> float | None:
     """
     args, steps = run.args, len(loader)
     run.net.train()
-    times, before = [], time.perf_counter()
+    before = time.perf_counter()
     title = f"epoch {run.epoch + 1}/{args.epochs}"
     # disable=None: no bar where the output is not a terminal
     bar = tqdm(total=steps, initial=run.step, desc=title, leave=False, disable=None if run.processes.first else True)
@@ -79,7 +81,7 @@ def train_epoch(run: Run, loader: Loader, stop: StopRequest) -> float | None:
             set_learning_rates(run, run.epoch + (run.step + 0.5) / steps)
             train_step(run, images, targets, indices)
             now = time.perf_counter()
-            times.append(now - before)
+            run.times.append(now - before)
             before = now
             if run.step % args.print_freq == 0 or run.step == steps:
                 loss, hits, count = run.totals.tolist()
@@ -88,7 +90,7 @@ def train_epoch(run: Run, loader: Loader, stop: StopRequest) -> float | None:
                 bar.update(run.step - bar.n)
             if run.processes.any(stop.requested):
                 return None
-    return 1000 * statistics.median(times) if times else 0.0
+    return 1000 * statistics.median(run.times) if run.times else 0.0
 
 
 def set_learning_rates(run: Run, position: float) -> None:

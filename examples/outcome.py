@@ -17,6 +17,14 @@ import logs
 from engine import Run
 from models import create_model
 
+REPORT, PACKED = "report.json", "model.safetensors"
+
+
+def clear(workspace: Path) -> None:
+    """Remove what an earlier training has left there: nothing of it is of the one that begins or goes on."""
+    for name in (REPORT, PACKED):
+        (workspace / name).unlink(missing_ok=True)
+
 
 def finish(run: Run, image: Tensor) -> dict:
     """Measure, print and write down. `image`: one image of the data set, on the run's device."""
@@ -28,10 +36,10 @@ def finish(run: Run, image: Tensor) -> dict:
         "parameters": sum(parameter.numel() for parameter in float_model.parameters()),
         "best_top1": run.best if run.best >= 0 else None,
         "last_top1": entries[-1]["test_top1"] if entries else None,
-        **pack(run.model, float_model, args.workspace / "model.safetensors"),
+        **pack(run.model, float_model, args.workspace / PACKED),
         "duration_seconds": sum(entry["seconds"] for entry in entries),
     }
-    files.write(args.workspace / "report.json", json.dumps(numbers, indent=1) + "\n")
+    files.write(args.workspace / REPORT, json.dumps(numbers, indent=1) + "\n")
     print(text(numbers))
     return numbers
 
@@ -42,8 +50,10 @@ def complexity(model: nn.Module, image: Tensor) -> dict:
         summary, macs = quantize.summary(model, image), Counter()
     except ValueError as error:  # a training that diverged has a report, too
         return {"macs": None, "macs_by_bits": {}, "bit_ops": None, "not_counted": str(error)}
+    # By their parameter: an average of learned bits may be whole.
+    learned = {name.partition(".parametrizations.")[0] for name, _ in model.named_parameters() if name.endswith(".logits")}
     for row in summary.layers:
-        weight = f"{row.weight_bits:g}" if row.weight_bits == int(row.weight_bits) else "learned"
+        weight = "learned" if row.name in learned else f"{row.weight_bits:g}"
         macs[f"{weight}x{row.activation_bits}"] += row.macs
     by_bits = {bits: count for bits, count in macs.most_common() if count}
     return {"macs": summary.macs, "macs_by_bits": by_bits, "bit_ops": summary.bit_ops}

@@ -3,6 +3,7 @@
 from functools import partial
 from itertools import islice
 
+import torch
 from quantize import variance_report
 from torch.nn import functional as F
 
@@ -15,7 +16,9 @@ def report(run: Run, train_loader, test_loader) -> dict:
     """Print and return the numbers on the checkpoint that `run` was restored from."""
     if run.args.training_only:
         if run.args.resume2:
-            second = checkpoint.read(run.args.resume2, run.args)
+            second = checkpoint.read(run.args.resume2, run.args, "--resume2")
+            if second["ranks"][0]["activation"] is None:
+                raise ValueError(f"--resume2: expected a run with compressed activations; {run.args.resume2} is of one without")
             checkpoint.load_activation_state(run.model, second["ranks"][0]["activation"])
         numbers = variances(run, train_loader)
         text = "  ".join(f"{name} {value:.6g}" for name, value in numbers.items())
@@ -30,9 +33,14 @@ def report(run: Run, train_loader, test_loader) -> dict:
 
 
 def variances(run: Run, loader) -> dict:
-    """Overall, Quant and Sample variance of the gradient over the first `--batches` training batches, `--draws` draws each."""
+    """Overall, Quant and Sample variance of the gradient over the first `--batches` training batches, `--draws` draws each.
+
+    A step's gradient is the mean over the processes, whose batches and noise are their own: its variance is a process's over their number.
+    """
     run.model.train()
     batches = [(show(run, images), targets.to(run.processes.device)) for images, targets, _ in islice(loader.epoch(0), run.args.batches)]
     with autocast(run):
         report = variance_report(run.model, batches, partial(F.cross_entropy, label_smoothing=run.args.label_smoothing), run.args.draws)
-    return {"Overall": report.overall, "Quant": report.quantization, "Sample": report.sample}
+    mean = run.processes.total(torch.tensor([report.quantization, report.sample], dtype=torch.float64)) / run.processes.world
+    quantization, sample = (mean / run.processes.world).tolist()
+    return {"Overall": quantization + sample, "Quant": quantization, "Sample": sample}

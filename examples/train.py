@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 
 import numpy as np
 import quantize
@@ -44,11 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         if args.evaluate:
             report(run, train_loader, test_loader)
             return 0
+        last = args.workspace / "last.pt"
+        if processes.first and not args.resume and last.exists():
+            warnings.warn(f"beginning anew in {args.workspace}; to go on with the run that is there: --resume {last}", stacklevel=1)
         with StopRequest() as stop:
             if train(run, train_loader, test_loader, stop):
                 return 0
         if processes.first:
-            print(f"stopped after step {run.step} of epoch {run.epoch + 1}; continue with --resume {args.workspace / 'last.pt'}")
+            print(f"stopped after step {run.step} of epoch {run.epoch + 1}; continue with --resume {last}")
         return 128 + (stop.signal or signal.SIGTERM)
     finally:
         processes.close()
@@ -59,6 +63,8 @@ def prepare(args, processes: Processes):
     torch.use_deterministic_algorithms(args.deterministic)
     parts = data.load(args.dataset, args.data_path, args.image_size)
     parts = [data.Subset(part, limit) if limit else part for part, limit in zip(parts, (args.limit_train, args.limit_test), strict=True)]
+    if len(parts[0]) < processes.world:
+        raise ValueError(f"--limit-train: expected an image for each of {processes.world} processes at least; got {len(parts[0])}")
     train_loader, test_loader = (
         data.Loader(
             part,
@@ -112,23 +118,26 @@ def train(run: Run, train_loader, test_loader, stop: StopRequest) -> bool:
     args, first = run.args, run.processes.first
     if first:
         args.workspace.mkdir(parents=True, exist_ok=True)
+        outcome.clear(args.workspace)
     logs = Logs(args.workspace, run.epoch) if first else None
     images, _, indices = next(train_loader.epoch(0))
     example = show(run, images[:2]), indices[:2]
     with autocast(run):
         warm_up(run.model, *example)
+        check_single(run, train_loader, *example)
     peak = PeakMemory(run.processes.device)
     while run.epoch < args.epochs:
-        began = time.perf_counter()
+        began = time.perf_counter() - run.seconds
         step_ms, tested = train_epoch(run, train_loader, stop), None
         if step_ms is not None and not args.training_only:
             reestimate(run, train_loader)
             tested = test(run, test_loader, stop)
         if step_ms is None or (tested is None and not args.training_only):
+            run.seconds = time.perf_counter() - began
             checkpoint.save(run, args.workspace / "last.pt")
             return False
         entry = describe(run, step_ms, tested, time.perf_counter() - began, peak, example)
-        run.epoch, run.step = run.epoch + 1, 0
+        run.epoch, run.step, run.seconds, run.times = run.epoch + 1, 0, 0.0, []
         run.totals.zero_()
         is_best = tested is not None and tested[1] > run.best
         run.best = tested[1] if is_best else run.best
@@ -145,6 +154,17 @@ def train(run: Run, train_loader, test_loader, stop: StopRequest) -> bool:
             print(f"{run.skipped} of {steps} steps were skipped, their gradients not being finite: weights or bits stayed as they were")
         outcome.finish(run, example[0][:1])
     return True
+
+
+def check_single(run: Run, loader, images, indices) -> None:
+    """ValueError if an epoch has a batch of one image that the model cannot train on, now rather than at the end of that epoch."""
+    if min(map(len, loader.plan(0))) > 1:
+        return
+    try:
+        warm_up(run.model, images[:1], indices[:1])
+    except ValueError as error:
+        text = f"--batch-size: expected a size other than {loader.batch_size}, with which a batch of an epoch has a single image"
+        raise ValueError(f"{text}: {error}") from error
 
 
 def describe(run: Run, step_ms, tested, seconds, peak: PeakMemory, example) -> dict:

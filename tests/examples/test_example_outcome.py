@@ -59,6 +59,11 @@ def test_learned_bits_are_counted_as_they_are(finished):
     assert report["file_bytes"] / 2**20 > log[-1]["size_mib"]
 
 
+def test_learned_bits_are_learned_when_they_are_whole():
+    model = quantize.prepare(create_model("lenet", 10, 1), quantize.DiffQ(init_bits=8))
+    assert list(outcome.complexity(model, torch.randn(1, 1, 32, 32))["macs_by_bits"]) == ["learnedx32"]
+
+
 def test_full_precision_has_no_packed_file(finished, tmp_path):
     report, lines, _ = finished("-c", "quantize")
     assert report["macs_by_bits"] == {"32x32": report["macs"]} and report["bit_ops"] == 1024 * report["macs"]

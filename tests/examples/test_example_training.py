@@ -230,6 +230,79 @@ def test_variances(train, tmp_path, capsys, flags):
     assert found["Quant"] > 0 and found["Sample"] > 0
 
 
+def test_variances_of_several_processes_are_of_their_mean_gradient(train, tmp_path, monkeypatch):
+    import options
+    import report
+    import train as script
+    from processes import Processes
+
+    train("run", "--epochs", "1")
+    last = str(tmp_path / "run" / "last.pt")
+    flags = [*SMALL, "-c", "quantize", "--ibits", "2", "--evaluate", "--training-only", "--resume", last, "--batches", "2", "--draws", "2"]
+    one, loader, _ = script.prepare(options.parse(flags), Processes.start("cpu"))
+    alone = report.variances(one, loader)
+    run, loader, _ = script.prepare(options.parse(flags), Processes.start("cpu"))
+    run.processes.world = 4
+    monkeypatch.setattr(Processes, "total", lambda self, values: values * (1 + 2 + 3 + 4))  # the others have more
+    joint = report.variances(run, loader)
+    assert joint == pytest.approx({name: value * 10 / 16 for name, value in alone.items()})
+
+
+def test_adaptive_state_of_a_plain_run(train, tmp_path):
+    train("run", "--epochs", "1")
+    last = tmp_path / "run" / "last.pt"
+    with pytest.raises(ValueError, match=r"--resume2: expected a run with compressed activations; .*last.pt is of one without"):
+        train("run", "--evaluate", "--training-only", "--resume", last, "--resume2", last, "-c", "quantize")
+    with pytest.raises(FileNotFoundError, match="--resume2: expected a checkpoint file"):
+        train("run", "--evaluate", "--training-only", "--resume", last, "--resume2", tmp_path / "no.pt", "-c", "quantize")
+
+
+@pytest.mark.parametrize("step", [2, 3], ids=["inside an epoch", "behind its last step"])
+def test_time_before_a_stop_counts(train, tmp_path, interrupt, monkeypatch, step):
+    clock = [0.0]
+
+    def tick():
+        clock[0] += 1
+        return clock[0]
+
+    monkeypatch.setattr(time, "perf_counter", tick)
+    interrupt(step)
+    _, stopped, _ = train("run", "--epochs", "1")
+    before, steps = stopped["clock"]
+    assert stopped["step"] == len(steps) == step and before > sum(steps) >= step
+    monkeypatch.undo()
+    _, finished, log = train("run", "--epochs", "1", "--resume", tmp_path / "run" / "last.pt")
+    assert log[0]["seconds"] > before and finished["clock"] == [0.0, []]
+    assert log[0]["step_ms"] == 1000.0  # most steps were before the stop
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["duration_seconds"] == log[0]["seconds"]
+
+
+def test_a_single_image_is_too_few_for_some_networks(train):
+    with pytest.raises(
+        ValueError, match="--batch-size: expected a size other than 79, with which a batch of an epoch has a single image: "
+    ):
+        train("run", "--arch", "resnet18", "--batch-size", "79")
+    assert train("other", "--batch-size", "79", "--epochs", "1")[0] == 0  # these batch norms see more than a pixel
+
+
+def test_fewer_images_than_processes():
+    import options
+    import train as script
+    from processes import Processes
+
+    with pytest.raises(ValueError, match="--limit-train: expected an image for each of 2 processes at least; got 1"):
+        script.prepare(options.parse([*SMALL, "--limit-train", "1"]), Processes(0, 2, torch.device("cpu")))
+
+
+def test_beginning_anew_says_so(train, tmp_path):
+    train("run", "--epochs", "1", "--weights", "po2")
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    with pytest.warns(UserWarning, match=r"beginning anew in .*run; to go on with the run that is there: --resume .*last.pt"):
+        train("run", "--epochs", "1")
+    assert not (tmp_path / "run" / "model.safetensors").exists()  # the plain run has none
+
+
 def test_two_processes(train, tmp_path, capsys):
     """With adaptive bits: equal parameters at the end, and tests that count each of the 37 images once, as one process does."""
     flags = ["-c", "quantize"]

@@ -45,11 +45,18 @@ def main(argv: list[str] | None = None) -> None:
 
     began = time.perf_counter()
     flags = {name: [*RECIPE.split(), *own.split(), "--epochs", str(args.epochs), *args.flags] for name, own in RUNS.items()}
+    for own in flags.values():
+        asked = options.parse(own)  # a bad flag ends here, with train.py's words
+        for name in ("evaluate", "training_only"):
+            if getattr(asked, name):
+                parser.error(f"--{name.replace('_', '-')} does not belong here: the table has the accuracy after training")
     entries = {}
     for name in RUNS:
         workspace = args.output / name.replace(" ", "-")
         print(f"\n{name}: python examples/train.py {' '.join(flags[name])}", flush=True)
-        subprocess.run([sys.executable, HERE / "train.py", *flags[name], "--workspace", workspace], check=True)
+        done = subprocess.run([sys.executable, HERE / "train.py", *flags[name], "--workspace", workspace])
+        if done.returncode:  # it has said why
+            sys.exit(done.returncode)
         entries[name] = logs.read(workspace / "log.jsonl")
 
     print("\nmeasuring steps, plain and compressed in turn ...", flush=True)

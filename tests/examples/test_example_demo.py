@@ -40,6 +40,27 @@ def test_demo(tmp_path, capsys, monkeypatch):
     assert {"plain", "2-bits", "summary.json", "demo.png"} <= {file.name for file in tmp_path.iterdir()}
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "0"], "train.py: error: --epochs must be at least 1; got 0"),
+        (["--", "--training-only"], "--training-only does not belong here"),
+        (["--", "--resume", "a", "--evaluate"], "--evaluate does not belong here"),
+    ],
+)
+def test_bad_flags_end_before_a_training(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo.subprocess, "run", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(SystemExit, match="2"):
+        demo.main(["--output", str(tmp_path), *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_a_failed_training_ends_the_demo(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.subprocess, "run", lambda *a, **k: demo.subprocess.CompletedProcess(a, 3))
+    with pytest.raises(SystemExit, match="3"):
+        demo.main(["--output", str(tmp_path)])
+
+
 @pytest.fixture
 def accuracy(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES.parent / "benchmarks"))

@@ -53,7 +53,7 @@ COLUMNS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """What `argv` asks for and the workspace does not hold yet; 0, or 128 plus the signal that stopped it."""
+    """What `argv` asks for and the workspace does not hold yet; 0, 1 if every fine-tuning failed, 128 plus the signal that stopped it."""
     args, recipe, first = allocations.parse(argv)
     for package in ("matplotlib", "pandas"):
         if find_spec(package) is None:  # said before hours of work, not after
@@ -61,8 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     processes = Processes.start(recipe.device)
     try:
         with Interrupts():
-            compare(args, recipe, first, processes)
-        return 0
+            rows = compare(args, recipe, first, processes)
+        return 1 if all("failed" in row for row in rows) else 0
     except KeyboardInterrupt as stopped:
         say(processes, "stopped; the same command goes on")
         return 128 + getattr(stopped, "signal", signal.SIGINT)
@@ -70,26 +70,29 @@ def main(argv: list[str] | None = None) -> int:
         processes.close()
 
 
-def compare(args: Namespace, recipe: Namespace, first: Namespace, processes: Processes) -> None:
-    """All methods at all budgets, and their report."""
-    recipe.init_from = recipe.init_from or float_model(args, first, processes)
+def compare(args: Namespace, recipe: Namespace, first: Namespace, processes: Processes) -> list[dict]:
+    """All methods at all budgets, and their report, whose rows are returned."""
     bare = Namespace(**{**vars(recipe), "compress": "fanin", "sync_bn": False})
+    # Of a model whose weights do not matter: what is wrong with the budgets is said before hours of training, not after.
+    run, *loaders = train.prepare(Namespace(**{**vars(bare), "init_from": None}), processes)
+    batches = calibration(run, loaders[0], args.samples)
+    allocations.check_float_layers(args, run.model)
+    choices = allocations.choices_of(args)
+    sizes, layers = {}, []
+    for choice in choices:
+        model = quantize.prepare(copy.deepcopy(run.model).eval(), allocations.uniform_config(args, choice))
+        sizes[choice], layers = quantize.size_report(model).bytes, allocations.layers_of(model)
+    budgets = allocations.budgets_of(args, sizes)
+
+    bare.init_from = recipe.init_from = recipe.init_from or float_model(args, first, processes)
     run, *loaders = train.prepare(bare, processes)
-    recipe.width, recipe.num_classes = bare.width, bare.num_classes
-    plain, batches = run.model.eval(), calibration(run, loaders[0], args.samples)
-    allocations.check_float_layers(args, plain)
+    recipe.width, recipe.num_classes, plain = bare.width, bare.num_classes, run.model.eval()
     given = (digest(plain.state_dict().values()), digest(images for images, _ in batches), args.quantizer)
     decides = (given, decisive(recipe), processes.world)
     top1 = kept(args.workspace / f"float-{key_of(decides)}.json", processes, lambda: test(run, loaders[1], StopRequest())[1])
     start = {"top1": top1, "bytes": quantize.size_report(plain).bytes}
     say(processes, f"float model {recipe.init_from}: top-1 {top1:.2f} %, {start['bytes']:,} bytes")
 
-    choices = allocations.choices_of(args)
-    sizes, layers = {}, []
-    for choice in choices:
-        model = quantize.prepare(copy.deepcopy(plain), allocations.uniform_config(args, choice))
-        sizes[choice], layers = quantize.size_report(model).bytes, allocations.layers_of(model)
-    budgets = allocations.budgets_of(args, sizes)
     measures = {m: measured(args, m, plain, batches, choices, given, processes) for m in args.methods if METHODS[m]}
     chosen = []
     for budget in budgets:
@@ -113,6 +116,7 @@ def compare(args: Namespace, recipe: Namespace, first: Namespace, processes: Pro
         say(processes, outcome(report["rows"][-1]))
     if processes.first:
         finish(args.workspace, report)
+    return report["rows"]
 
 
 def float_model(args: Namespace, first: Namespace, processes: Processes) -> Path:

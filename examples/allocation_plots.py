@@ -17,6 +17,7 @@ STYLES = {  # method: words, color, marker
 GRID = "#e6e9ee"
 TICKS = (0, 20, 40, 60, 70, 80, 90, 95, 97, 98, 99, 99.5, 100)
 NEVER = 100.3  # percent: the axis' infinity
+TOP = 100.05  # percent: its upper end
 
 
 def _pyplot():
@@ -29,6 +30,10 @@ def _pyplot():
     return pyplot
 
 
+def _height(percent):
+    return -np.log(NEVER - percent)
+
+
 def accuracy(rows: list[dict], plain: dict, title: str, file: Path) -> None:
     """Accuracy over KiB of the file: after fine-tuning, of the packed models, and before it. `plain`: the float model's numbers."""
     plt = _pyplot()
@@ -37,7 +42,7 @@ def accuracy(rows: list[dict], plain: dict, title: str, file: Path) -> None:
     for axes, (name, column) in zip(panels, sides, strict=True):
         text = f"float: {plain['top1']:.1f} % in {plain['bytes'] / 1024:,.0f} KiB"
         axes.axhline(plain["top1"], color="#343a40", linestyle=":", linewidth=1.4, label=text)
-        lowest = plain["top1"]
+        lowest, labels = plain["top1"], []
         for method, (words, color, marker) in STYLES.items():
             # A point's place is its own file's, which is not the budget where uniform bits do not fill that.
             points = {
@@ -51,15 +56,16 @@ def accuracy(rows: list[dict], plain: dict, title: str, file: Path) -> None:
             lowest = min(lowest, *values)
             axes.plot(sizes, values, line, color=color, marker=marker, markersize=7, linewidth=2, label=words, alpha=0.9)
             if method == "uniform":
-                for size, value in zip(sizes, values, strict=True):
-                    text = points[size]["uniform"]
-                    axes.annotate(text, (size, value), xytext=(7, -14), textcoords="offset points", color=color)
+                labels = [(points[size]["uniform"], (size, value), color) for size, value in zip(sizes, values, strict=True)]
         # The error's logarithm: between 98 and 99 % there is as much as between 50 and 75.
-        axes.set_yscale("function", functions=(lambda y: -np.log(NEVER - y), lambda z: NEVER - np.exp(-z)))
+        axes.set_yscale("function", functions=(_height, lambda z: NEVER - np.exp(-z)))
         bottom = max(0, lowest - 0.35 * (NEVER - lowest))
+        for text, point, color in labels:  # below its point, or where the axis' numbers are near above it
+            low = _height(point[1]) - _height(bottom) < 0.07 * (_height(TOP) - _height(bottom))
+            axes.annotate(text, point, xytext=(7, 6 if low else -14), textcoords="offset points", color=color)
         ticks = [tick for tick in TICKS if tick >= bottom]
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.set(title=name, xlabel="KiB of the file, header not counted", ylabel="test top-1, %", ylim=(bottom, 100.05))
+        axes.set(title=name, xlabel="KiB of the file, header not counted", ylabel="test top-1, %", ylim=(bottom, TOP))
         axes.margins(x=0.08)
         axes.grid(axis="y", color=GRID)
     panels[0].legend(frameon=False, loc="best")

@@ -64,7 +64,8 @@ def parse(argv: list[str] | None = None) -> tuple[Namespace, Namespace, Namespac
         if not args.activation_choices or not args.average_bits:
             parser.error("--average-activation-bits needs --activation-choices and --average-bits")
         _check_average(parser, "average-activation-bits", args.average_activation_bits, "activation-choices", args.activation_choices)
-    args.methods = list(dict.fromkeys(args.methods))
+    for name in ("methods", "average_bits", "max_kib"):
+        setattr(args, name, list(dict.fromkeys(getattr(args, name) or ())) or None)
     args.workspace = args.workspace or Path("runs") / f"{recipe.dataset}-{recipe.arch}-allocate-seed{recipe.seed}"
     warm_up = str(min(1, args.float_epochs))
     first = ["--epochs", str(args.float_epochs), "--lr", str(args.float_lr), "--lr-warmup-epochs", warm_up]

@@ -217,7 +217,7 @@ def test_a_failed_fine_tuning_has_a_row(from_float, monkeypatch, capsys):
 
     monkeypatch.setattr(train_script, "train", fail)
     status, report = from_float("--methods uniform gauss_newton --average-bits 2.5")
-    assert status == 0 and [row["failed"] for row in report["rows"]] == ["loss is nan at step 2 of epoch 1"] * 2
+    assert status == 1 and [row["failed"] for row in report["rows"]] == ["loss is nan at step 2 of epoch 1"] * 2
     assert "top1_before" in report["rows"][0] and "top1_after" not in report["rows"][0]
     assert "failed: loss is nan" in capsys.readouterr().out
 
@@ -262,6 +262,8 @@ def test_options_of_fine_tuning_and_of_the_float_model():
     assert (recipe.lr, recipe.epochs, recipe.batch_size, recipe.lr_warmup_epochs) == (0.3, 2, 64, 0)
     assert (first.lr, first.epochs, first.batch_size, first.lr_warmup_epochs) == (0.1, 7, 64, 1)
     assert args.methods == ["zeroq"] and args.average_bits == [2.5, 3, 4] and args.choices == [2, 4, 8]
+    assert allocations.parse(["--average-bits", "3", "3", "2.5"])[0].average_bits == [3, 2.5]
+    assert allocations.parse(["--max-kib", "9", "9"])[0].max_kib == [9]
     assert args.workspace == Path("runs/mnist5k-resnet56-allocate-seed0")
 
 
@@ -294,6 +296,32 @@ def test_bad_flags_are_named(flags, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         allocations.parse(flags.split())
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", ["--samples 81", "--float-layers head", "--max-kib 1"])
+def test_it_is_named_before_a_float_model_is_trained(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_script, "train", lambda *a: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=f"{flags.split()[0]} must "):
+        main(tmp_path, flags)
+
+
+def test_labels_of_plots_keep_off_the_axis(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    offsets, annotate = {}, Axes.annotate
+
+    def noted(self, text, *arguments, **keywords):
+        offsets[text] = keywords["xytext"]
+        return annotate(self, text, *arguments, **keywords)
+
+    monkeypatch.setattr(Axes, "annotate", noted)
+    top1 = {"w2": 10.0, "w4": 97.0}
+    rows = [
+        {"method": "uniform", "uniform": name, "stored_bytes": 1024 * size, "top1_packed": value, "top1_before": value}
+        for size, (name, value) in enumerate(top1.items(), 1)
+    ]
+    allocation_plots.accuracy(rows, {"top1": 98.0, "bytes": 9000}, "", tmp_path / "a.png")
+    assert offsets["w2"][1] > 0 > offsets["w4"][1]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,18 @@
 Sides take turns, so a call finds its weights in memory rather than in the cache; "20 calls in a row" shows the other case. All sides take
 and return float tensors; ours and the int8 libraries quantize the input to 8 bits on the way. "float inputs": no activation
 bits, weights decoded on the way.
+
+Then a few layers again where everything keeps to AVX2, as on machines without AVX-512 (binary_models.py says how).
 """
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 
 import torch
+from binary_models import LESSER
 from int8_peers import peers
 from results import write
 from timing import interleave, keep_pages, summarise
@@ -25,6 +32,7 @@ CONFIGURATIONS = {
     "PO2+ 4 bits": quantize.PowerOfTwo(4, activation_bits=8),
     "4 bits, float inputs": quantize.Uniform(4),
 }
+ON_AVX2 = ("conv 3x3, 256@14x14, contiguous", "conv 3x3, 64@56x56, contiguous", "linear 4096x4096")
 
 
 def packed(layer: nn.Module, x: torch.Tensor, config) -> nn.Module:
@@ -55,7 +63,7 @@ def measure(name: str, layer: nn.Module, x: torch.Tensor, args, in_a_row: int = 
     if not x.is_contiguous():
         sides["PyTorch int8"] = peers(layer, x, args.threads)["PyTorch int8"]
     else:
-        sides |= peers(layer, x, args.threads)
+        sides |= {name: run for name, run in peers(layer, x, args.threads).items() if not (args.reference and "onnxruntime" in name)}
     turns = {label: lambda run=run: [run() for _ in range(in_a_row)] for label, run in sides.items()}
     with torch.inference_mode():
         taken = interleave(turns, args.rounds, warmup=3)
@@ -69,29 +77,42 @@ def measure(name: str, layer: nn.Module, x: torch.Tensor, args, in_a_row: int = 
     return {"layer": name, "macs": macs, "sides": result}
 
 
+def cases():
+    """(name, layer, input, calls in a row)."""
+    for channels, size in CONVS:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(1, channels, size, size).relu_().contiguous(memory_format=layout)
+            layer = make(nn.Conv2d, channels, channels, 3, padding=1, bias=False).to(memory_format=layout)
+            yield f"conv 3x3, {channels}@{size}x{size}, {str(layout)[6:].replace('_format', '').replace('_', ' ')}", layer, x, 1
+    for size in (1024, 4096):
+        layer, x = make(nn.Linear, size, size, bias=False), torch.randn(1, size)
+        yield f"linear {size}x{size}", layer, x, 1
+        yield f"linear {size}x{size}, 20 calls in a row", layer, x, 20
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--isa", choices=quantize._C.supported_isas(), help="ours on another ISA than the best; nothing is written")
+    parser.add_argument("--reference", action="store_true", help="a few layers on this process's ISA, as JSON on the last line")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     if args.isa:
         quantize._C.set_cpu_isa(args.isa)
-    results = []
-    for channels, size in CONVS:
-        for layout in (torch.contiguous_format, torch.channels_last):
-            x = torch.randn(1, channels, size, size).relu_().contiguous(memory_format=layout)
-            layer = make(nn.Conv2d, channels, channels, 3, padding=1, bias=False).to(memory_format=layout)
-            name = f"conv 3x3, {channels}@{size}x{size}, {str(layout).removeprefix('torch.').replace('_format', '').replace('_', ' ')}"
-            results.append(measure(name, layer, x, args))
-    for size in (1024, 4096):
-        layer, x = make(nn.Linear, size, size, bias=False), torch.randn(1, size)
-        results.append(measure(f"linear {size}x{size}", layer, x, args))
-        results.append(measure(f"linear {size}x{size}, 20 calls in a row", layer, x, args, in_a_row=20))
-    if not args.isa:
-        write("packed", {"threads": args.threads, "rounds": args.rounds, "isa": quantize._C.cpu_isa(), "results": results})
+    results = [measure(name, *rest[:2], args, rest[2]) for name, *rest in cases() if not args.reference or name in ON_AVX2]
+    if args.reference:
+        print(json.dumps(results))
+    elif not args.isa:
+        figures = {"threads": args.threads, "rounds": args.rounds, "isa": quantize._C.cpu_isa(), "results": results}
+        if "avx2" in quantize._C.supported_isas()[:-1]:
+            command = [sys.executable, __file__, "--reference", "--rounds", str(args.rounds), "--threads", str(args.threads)]
+            env = os.environ | LESSER["avx2"] | {"QUANTIZE_ISA": "avx2"}
+            lines = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+            print("\neverything on AVX2", "\n".join(lines[:-1]), sep="\n", flush=True)
+            figures["avx2_alone"] = json.loads(lines[-1])
+        write("packed", figures)
 
 
 if __name__ == "__main__":

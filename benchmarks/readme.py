@@ -115,16 +115,18 @@ def packed(r: dict) -> list[str]:
         "linear 4096x4096": "linear 4096², from memory",
         "linear 4096x4096, 20 calls in a row": "linear 4096², from cache",
     }
-    for name, words in names.items():
-        sides = next(row["sides"] for row in r["results"] if row["layer"] == name)
-        times = {side: f"{t['median_s'] * 1e3:.2f}" for side, t in sides.items()}
-        speed = {side: t["speedup"] for side, t in sides.items()}
-        others = "; ".join(f"{side} {times[side]}" for side in sides if side.endswith("int8"))
-        rows.append(
-            f"| Packed {words}, batch 1, {r['threads']} thread, {r['isa']}, ms | {times['4 bits']} | {times['fp32']} | "
-            f"{as_fast(speed['4 bits'])} at 4 bits, {speed['PO2+ 4 bits']:.1f} as PO2+, {speed['8 bits']:.1f} at 8 ({times['8 bits']}); "
-            f"{others} |"
-        )
+    for isa, results in ((r["isa"], r["results"]), ("everything on avx2", r.get("avx2_alone", []))):
+        for row in results:
+            if row["layer"] not in names:
+                continue
+            times = {side: f"{t['median_s'] * 1e3:.2f}" for side, t in row["sides"].items()}
+            speed = {side: t["speedup"] for side, t in row["sides"].items()}
+            others = "; ".join(f"{side} {times[side]}" for side in times if side.endswith("int8"))
+            rows.append(
+                f"| Packed {names[row['layer']]}, batch 1, {r['threads']} thread, {isa}, ms | {times['4 bits']} | {times['fp32']} | "
+                f"{as_fast(speed['4 bits'])} at 4 bits, {speed['PO2+ 4 bits']:.1f} as PO2+, {speed['8 bits']:.1f} at 8 "
+                f"({times['8 bits']}); {others} |"
+            )
     return rows
 
 

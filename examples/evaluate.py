@@ -33,16 +33,18 @@ def main(argv: list[str] | None = None) -> int:
     for seed in args.seeds:
         for method, quantizer, bits in plan(args):
             run = run_of(args, quantizer, bits, seed, parts[0].classes)
-            activation_bits = run.activation_bits or args.activation_bits or 32
-            key = (args.arch, args.dataset, method, quantizer, bits, activation_bits, seed)
+            key = key_of(run, method, quantizer, bits)
             file = checkpoint_of(args, run, method)
             keys.append(key)
             try:
                 fingerprint = fingerprint_of(file, args)
                 if rows.has(key, fingerprint):
                     continue
-                rows.drop(key)
-                content = read(file, run, method)
+                try:
+                    content = read(file, run, method)
+                except ValueError:
+                    rows.drop(key, str(file))  # of a mistaken call another file's row stays
+                    raise
                 source = {"checkpoint": str(file), "fingerprint": fingerprint}
                 rows.add(dict(zip(KEY, key, strict=True)) | bench.measure(method, run, content) | source)
             except (OSError, ValueError) as error:
@@ -121,6 +123,12 @@ def run_of(args, quantizer: str, bits: int, seed: int, classes: int) -> argparse
     return options.parse(flags)
 
 
+def key_of(run: argparse.Namespace, method: str, quantizer: str, bits: int) -> tuple:
+    """The row's key; `float_layers` is `default` where they are the quantizer's own choice."""
+    float_layers = "default" if run.float_layers is None else " ".join(run.float_layers) or "none"
+    return (run.arch, run.width, run.dataset, method, quantizer, bits, run.activation_bits or 32, float_layers, run.seed)
+
+
 def checkpoint_of(args, run: argparse.Namespace, method: str) -> Path:
     """Where launch.sh left the model that the row begins with: after its last epoch, which no test set has chosen."""
     folder = run.workspace.name if method == "qat" else f"{run.dataset}-{run.arch}-fp32-seed{run.seed}"
@@ -131,7 +139,7 @@ def fingerprint_of(file: Path, args) -> str:
     """A hash of the checkpoint's content and of the options that decide about its rows; FileNotFoundError if there is none."""
     if not file.is_file():
         raise FileNotFoundError(f"--workspace: expected a checkpoint file; there is none at {file}")
-    decisive = (args.limit_test, args.batches, args.batch_size, args.image_size, args.float_layers)
+    decisive = (args.limit_test, args.batches, args.batch_size, args.image_size)
     return hashlib.sha256(repr(decisive).encode() + file.read_bytes()).hexdigest()[:16]
 
 

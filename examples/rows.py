@@ -9,7 +9,7 @@ import pandas
 
 import files
 
-KEY = ("arch", "dataset", "method", "quantizer", "bits", "activation_bits", "seed")
+KEY = ("arch", "width", "dataset", "method", "quantizer", "bits", "activation_bits", "float_layers", "seed")
 MEASURED = (
     "top1",  # accuracy on the test set, percent
     "test_loss",
@@ -50,9 +50,10 @@ class Rows:
         self.rows[tuple(row[name] for name in self.key)] = {name: row[name] for name in self.columns}
         self._write()
 
-    def drop(self, key: tuple) -> None:
-        """Take out the row of a checkpoint that is no longer what it was."""
-        if self.rows.pop(key, None) is not None:
+    def drop(self, key: tuple, checkpoint: str) -> None:
+        """Take out the row if it is of this checkpoint, which is no longer what it was."""
+        if key in self.rows and self.rows[key]["checkpoint"] == checkpoint:
+            del self.rows[key]
             self._write()
 
     def _write(self):

@@ -72,7 +72,6 @@ def add_row(rows: Rows, folder: Path) -> tuple:
     fingerprint = fingerprint_of(file, run)
     if rows.has(key, fingerprint):
         return key
-    rows.drop(key)
     bench, classes = bench_of(run.dataset, run.data_path, run.image_size, run.batch_size, run.limit_test)
     run.width, run.num_classes = run.width or default_width(run.arch), run.num_classes or classes
     source = {"checkpoint": str(file), "fingerprint": fingerprint}

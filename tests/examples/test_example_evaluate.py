@@ -105,9 +105,34 @@ def test_other_rows_stay(evaluated):
     assert table.method.tolist() == ["fp32", "fp32", "ptq", "ptq+bn"] and table.bits.tolist() == [32, 32, 4, 3]
 
 
+def test_rows_of_other_networks_stay(evaluated, workspace, tmp_path):
+    """Of another width or other float layers, on a wrong call's checkpoint, or on one of another workspace that is unfinished."""
+    ptq = ("--skip-qat", "--seeds", "0")
+    _, before, _ = evaluated(*ptq)
+    status, table, measured = evaluated(*ptq, "--width", "8")  # there is no checkpoint of that width
+    assert (status, measured) == (1, 0)
+    pandas.testing.assert_frame_equal(before, table)
+    status, table, _ = evaluated(*ptq, "--float-layers", "no such layer")
+    assert status == 1 and table.float_layers.tolist() == ["default"] * 2
+    _, table, measured = evaluated(*ptq, "--float-layers", "conv1", "fc")
+    assert measured == 1 and table.float_layers.tolist() == ["default", "conv1 fc", "default"] and set(table.width) == {4}
+    other = tmp_path / "other" / "digits-resnet20-fp32-seed0" / "last.pt"
+    other.parent.mkdir(parents=True)
+    torch.save(torch.load(workspace / "digits-resnet20-fp32-seed0" / "last.pt") | {"epoch": 1}, other)
+    status, again, _ = evaluated(*ptq, "--workspace", str(tmp_path / "other"))
+    assert status == 1
+    pandas.testing.assert_frame_equal(table, again)
+
+
+def test_full_precision_has_no_bits_of_activations(evaluated):
+    evaluated("--skip-qat", "--seeds", "0")
+    _, table, measured = evaluated("--skip-qat", "--seeds", "0", "--activation-bits", "8", "--batches", "10")
+    assert measured == 1 and table.activation_bits.tolist() == [32, 8, 32]
+
+
 def test_calibrated_activations(evaluated):
     status, table, _ = evaluated("--skip-qat", "--seeds", "0", "--weight-activation-bits", "8", "--batches", "1", "--quantizers", "uniform")
-    assert status == 0 and table.activation_bits.tolist() == [8, 8]
+    assert status == 0 and table.activation_bits.tolist() == [32, 8]
     assert abs(table.test_loss[1] - table.test_loss[0]) < 0.5 * table.test_loss[0]
 
 

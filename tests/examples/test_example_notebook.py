@@ -78,6 +78,15 @@ def test_every_quantizer_has_a_row(execute):
     assert set(shown.index.get_level_values("configuration")) == {"fp32", "XNOR 3", "XNOR 4", "ternary 3", "ternary 4"}
 
 
+def test_other_widths_and_float_layers_are_models_of_their_own(execute):
+    tables = [[row | {"width": width, "float_layers": "default"} for row in rows("resnet20", ["fp32", "ptq"], (0, 1))] for width in (8, 16)]
+    left_out = [row | {"width": 8, "float_layers": "conv1 fc"} for row in rows("resnet20", ["ptq"], (0, 1))]
+    found, _ = execute(*tables, left_out)
+    assert set(found["models"]) == {"resnet20, digits, width 8", "resnet20, digits, width 16"}
+    assert set(found["table"].seeds) == {2} and ("resnet20, digits, width 8", "PTQ", "PO2 4 float conv1 fc") in found["table"].index
+    assert len(found["differences"]) == 3 * 2
+
+
 @pytest.mark.parametrize(
     "table", [rows("resnet20", ["fp32"], (0,)), rows("resnet20", ["fp32", "ptq"], (0,)), rows("resnet20", ["qat"], (0, 1), 8)],
     ids=["full precision only", "one seed", "no full precision"],

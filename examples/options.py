@@ -11,6 +11,7 @@ from quantize import ActivationConfig
 from torch import nn
 
 import learned_bits
+import trained
 import weights
 from data import DATASETS
 from models import ARCHITECTURES
@@ -28,6 +29,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The options of `argv`, checked. A bad value ends the process with a message that names the flag."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if args.evaluate and args.resume:
+        parser.set_defaults(**trained.model_options(args.resume, args))
+        args = parser.parse_args(argv)
     args.data_path = args.data or args.data_path
     if args.lr_milestones and args.lr_scheduler != "step":
         parser.error("--lr-milestones belongs to --lr-scheduler step")
@@ -155,7 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--init-from", type=Path, metavar="CHECKPOINT", help="begin with the weights of this full-precision checkpoint of the same model")
     add("--resume", type=Path, metavar="CHECKPOINT", help="continue from this file, or evaluate it")
     add("--resume2", type=Path, metavar="CHECKPOINT", help="variances: bits settle from the sensitivities in this one")
-    add("--evaluate", action="store_true", help="test --resume's model and stop")
+    add("--evaluate", action="store_true", help="test --resume's model, which need not be described, and stop")
     add(
         "--training-only",
         action="store_true",

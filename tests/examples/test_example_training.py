@@ -210,6 +210,29 @@ def test_training_only(train, tmp_path):
     assert not (tmp_path / "run" / "best.pt").exists()
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--arch", "lenet", "--weights", "diffq", "--group-size", "4", "--penalty", "3", "--min-bits", "3"],
+        ["--arch", "resnet20_q", "--weights", "dorefa", "--activation-bits", "32", "--gradient-bits", "6", "--float-layers"],
+        ["--arch", "resnet20_q", "--weights", "xnor", "--rectify", "0.99"],
+        ["--weights", "po2", "--weight-bits", "3", "--activation-bits", "8", "--float-layers", "conv1", "fc"],
+    ],
+    ids=["diffq", "dorefa", "xnor", "po2"],
+)
+def test_evaluate_knows_the_model_from_the_checkpoint(train, tmp_path, capsys, flags):
+    import train as train_script
+
+    _, _, log = train("run", *flags, "--epochs", "1", "--reestimate-bn", "0")
+    capsys.readouterr()
+    last = ["--evaluate", "--resume", str(tmp_path / "run" / "last.pt")]
+    assert train_script.main([*last, "--limit-test", "37", "--reestimate-bn", "0", "--device", "cpu"]) == 0
+    assert f"{log[-1]['test_loss']:.4f}" in capsys.readouterr().out
+    for other in (["--width", "8"], ["--weights", "lsq"], ["--dataset", "mnist5k"]):  # what is given counts
+        with pytest.raises(ValueError, match="is of another model"):
+            train_script.main([*last, *other, "--limit-train", "80", "--limit-test", "37", "--device", "cpu"])
+
+
 def test_evaluate(train, tmp_path, capsys):
     _, _, log = train("run")
     train("again", "--evaluate", "--resume", tmp_path / "run" / "last.pt")

@@ -51,7 +51,7 @@ def measured(folders: dict[tuple[str, int], Path]) -> pandas.DataFrame:
     """A row a training: the packed model's accuracy, bytes and latency, and what the training's own report counts."""
     rows = []
     for (name, seed), folder in folders.items():
-        path = folder / "table.csv"  # its own: to zoo.py trainings that differ in their schedule alone are one
+        path = folder / "table.csv"  # its own, of one row
         subprocess.run([sys.executable, EXAMPLES / "zoo.py", "--output", path, folder], check=True, stdout=subprocess.DEVNULL)
         row, report = pandas.read_csv(path).iloc[0], json.loads((folder / "report.json").read_text())
         rows.append(

@@ -3,11 +3,12 @@
 
     python examples/zoo.py runs/mnist5k-*-diffq-*
 
-FOLDERS are what zoo.sh and launch.sh leave; where a training broke off, its last checkpoint counts. A second call measures only what has
-changed. Exit status 1: a folder holds no checkpoint, or a bad one.
+FOLDERS are what train.py, zoo.sh and launch.sh leave; where a training broke off, its last checkpoint counts. A second call measures only
+what has changed. Exit status 1: a folder holds no checkpoint, or a bad one.
 """
 
 import argparse
+import shlex
 import sys
 from functools import cache
 from pathlib import Path
@@ -17,14 +18,16 @@ import pandas
 import checkpoint
 import data
 import options
+import trained
 from evaluate import fingerprint_of
 from measure import Bench, state_bytes
 from memory import MIB
 from models import default_width
-from rows import SOURCE, Rows
+from rows import Rows
 
-KEY = ("arch", "dataset", "config", "seed")
+KEY = ("arch", "dataset", "config", "seed", "checkpoint")  # the file: schedules are not in `config`
 MEASURED = (
+    "width",
     "epoch",  # of the checkpoint
     "epochs",  # that were asked for
     "top1",  # of the packed model on the test set, percent
@@ -44,39 +47,47 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("zoo.csv"), help="CSV to fill; other trainings' rows in it stay (default: zoo.csv)"
     )
+    text = "where the data sets of trainings lie that were not started by one of the scripts (default: datasets)"
+    parser.add_argument("--data-path", type=Path, default=Path("datasets"), help=text)
     args = parser.parse_args(argv)
-    rows = Rows(args.output, KEY, KEY + MEASURED + SOURCE)
+    rows = Rows(args.output, KEY, (*KEY, *MEASURED, "fingerprint"))
     keys, problems = [], []
     for folder in args.folders:
         try:
-            keys.append(add_row(rows, folder))
+            keys.append(add_row(rows, folder, args.data_path))
         except (OSError, ValueError) as error:
             problems.append(error)
     if keys:
-        table = pandas.DataFrame([rows.rows[key] for key in keys]).drop(columns=list(SOURCE))
+        table = pandas.DataFrame([rows.rows[key] for key in keys]).drop(columns=["checkpoint", "fingerprint"])
         print(table.round(3).to_string(index=False))
     for problem in problems:
         print(f"zoo.py: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 
-def add_row(rows: Rows, folder: Path) -> tuple:
+def add_row(rows: Rows, folder: Path, data_path: Path) -> tuple:
     """The key of the folder's row, measured if it is not there or its checkpoint is another one."""
-    flags, file = folder / "flags", folder / "last.pt"
-    if not flags.is_file() or not file.is_file():
-        raise FileNotFoundError(
-            f"FOLDER: expected the flags and last.pt of a training in {folder}; {file.name} or {flags.name} is not there"
-        )
-    run = options.parse(flags.read_text().split())
-    key = (run.arch, run.dataset, options.label(run), run.seed)
+    file = folder / "last.pt"
+    if not file.is_file():
+        raise FileNotFoundError(f"FOLDER: expected a training's last.pt in {folder}; there is none")
+    run = run_of(file, data_path)
+    key = (run.arch, run.dataset, options.label(run), run.seed, str(file.resolve()))
     fingerprint = fingerprint_of(file, run)
     if rows.has(key, fingerprint):
         return key
     bench, classes = bench_of(run.dataset, run.data_path, run.image_size, run.batch_size, run.limit_test)
     run.width, run.num_classes = run.width or default_width(run.arch), run.num_classes or classes
-    source = {"checkpoint": str(file), "fingerprint": fingerprint}
-    rows.add(dict(zip(KEY, key, strict=True)) | measure(bench, run, checkpoint.read(file, run, "FOLDER")) | source)
+    measured = measure(bench, run, checkpoint.read(file, run, "FOLDER"))
+    rows.add(dict(zip(KEY, key, strict=True)) | measured | {"fingerprint": fingerprint})
     return key
+
+
+def run_of(file: Path, data_path: Path) -> argparse.Namespace:
+    """train.py's options: as the scripts called it, or else as the checkpoint has them, which knows no folders."""
+    flags = file.with_name("flags")
+    if flags.is_file():
+        return options.parse(shlex.split(flags.read_text(), comments=True))
+    return argparse.Namespace(**vars(options.parse([])) | trained.options_of(file) | {"data_path": data_path})
 
 
 def measure(bench: Bench, run: argparse.Namespace, content: dict) -> dict:
@@ -84,6 +95,7 @@ def measure(bench: Bench, run: argparse.Namespace, content: dict) -> dict:
     method = "qat" if run.weights else "fp32"
     found = bench.measure(method, run, content)
     return {
+        "width": run.width,
         "epoch": content["epoch"],
         "epochs": run.epochs,
         "top1": found["top1"],

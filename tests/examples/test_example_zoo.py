@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from small_runs import EXAMPLES, environment
@@ -93,4 +94,22 @@ def test_broken_off_and_missing(train, tmp_path, capsys):
     rows = pandas.read_csv(tmp_path / "zoo.csv").set_index("config")
     assert len(output.splitlines()) == 4 and rows.epoch.tolist() == [1, 1, 1] and rows.epochs["diffq-g8-p5"] == 3
     assert rows.average_bits[["fp32", "lsq-4"]].tolist() == [32, 4] and rows.compression["fp32"] == 1
-    assert f"zoo.py: FOLDER: expected the flags and last.pt of a training in {tmp_path / 'none'}" in errors
+    assert f"zoo.py: FOLDER: expected a training's last.pt in {tmp_path / 'none'}; there is none" in errors
+
+
+def test_folders_of_train_py(train, tmp_path, capsys):
+    """Without a file of flags the checkpoint says what it is; trainings of the same model in other folders have rows of their own."""
+    import zoo
+
+    flags = ["--arch", "resnet20_q", "--weights", "xnor", "--reestimate-bn", "1", "--epochs", "1"]
+    logs = [train(name, *flags, "--lr", rate)[2] for name, rate in (("a", "0.05"), ("b", "0.01"))]
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "last.pt").write_text("no checkpoint")
+    call = [*(str(tmp_path / name) for name in ("a", "b", "damaged")), "--output", str(tmp_path / "zoo.csv")]
+    for _ in range(2):
+        assert zoo.main(call) == 1
+        rows = pandas.read_csv(tmp_path / "zoo.csv")
+        assert [Path(file).parent.name for file in rows.checkpoint] == ["a", "b"]
+        assert set(rows.config) == {"xnor-1-a1"} and set(rows.width) == {4} and rows.average_bits.tolist() == [1, 1]
+        assert rows.top1.tolist() == pytest.approx([log[0]["test_top1"] for log in logs])
+        assert f"{tmp_path / 'damaged' / 'last.pt'} is damaged" in capsys.readouterr().err

@@ -19,6 +19,7 @@ whole_numbers() {
 
 # use_gpus N: 0: one process on the CPU; else one on each of N GPUs.
 use_gpus() {
+  processes=$(($1 > 1 ? $1 : 1))
   if [ "$1" -eq 0 ]; then
     launcher=("$python") device=cpu
   else
@@ -42,18 +43,26 @@ trap 'stop 143' TERM
 
 # train NAME FLAGS...: 0 if the training has come to its end, now or before; 1 if it failed. Anything else ends the script.
 train() {
-  local name=$1 folder=$workspace/$1 flags=("${@:2}" "${more[@]}") resume=() status=0
+  local name=$1 folder=$workspace/$1 flags=("${@:2}" "${more[@]}") resume=() status=0 asked begun
+  asked=$(printf ' %q' "${flags[@]}") # words that zoo.py can take apart, whatever is in them
+  asked=${asked# }
+  if [ "$processes" -gt 1 ]; then asked+=" # $processes processes"; fi # whose batches add up
   mkdir -p "$folder" || exit 1 # said here: set -e does not hold in functions that are asked for their status
-  if [ -e "$folder/last.pt" ] && [ "$(cat "$folder/flags")" != "${flags[*]}" ]; then
+  if [ -e "$folder/last.pt" ] && [ ! -e "$folder/flags" ]; then
+    echo "$own: $folder holds a training that was not begun by this script; move it or choose another WORKSPACE" >&2
+    exit 2
+  fi
+  begun=$(cat "$folder/flags" 2>/dev/null || true)
+  if [ -e "$folder/last.pt" ] && [ "$begun" != "$asked" ]; then
     printf '%s: %s was begun with other settings; delete it or choose another WORKSPACE\n  there: %s\n  asked: %s\n' \
-      "$own" "$folder" "$(cat "$folder/flags")" "${flags[*]}" >&2
+      "$own" "$folder" "$begun" "$asked" >&2
     exit 2
   fi
   if [ -e "$folder/done" ] && [ -e "$folder/last.pt" ]; then
     echo "== $name: done"
     return 0
   fi
-  echo "${flags[*]}" >"$folder/flags"
+  echo "$asked" >"$folder/flags"
   if [ -e "$folder/last.pt" ]; then
     resume=(--resume "$folder/last.pt")
     echo "== $name: goes on"

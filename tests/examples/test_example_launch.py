@@ -91,6 +91,34 @@ def test_other_settings_are_not_mixed_in(launch):
     assert "there: --arch resnet20" in output and "--lr 0.2" in output.splitlines()[2]
 
 
+def test_other_numbers_of_processes_are_not_mixed_in(launch):
+    settings = {"SEEDS": "0", "QUANTIZERS": "po2", "BITS": "3"}
+    launch(**settings)
+    status, output, calls = launch("resnet20 digits 10 32 0.1 2", **(settings | {"BITS": "3 4"}))
+    assert (status, calls) == (2, []) and "was begun with other settings" in output and "# 2 processes" in output.splitlines()[-1]
+    assert launch("resnet20 digits 10 32 0.1 1", **settings)[::2] == (0, [])  # one process, too
+
+
+def test_folders_of_others_are_left_alone(launch, tmp_path):
+    folder = tmp_path / "runs" / "digits-resnet20-fp32-seed0"
+    folder.mkdir(parents=True)
+    (folder / "last.pt").touch()
+    status, output, calls = launch(SEEDS="0")
+    assert (status, calls) == (2, [])
+    assert output == f"launch.sh: {folder} holds a training that was not begun by this script; move it or choose another WORKSPACE\n"
+
+
+def test_workspaces_with_spaces(launch, tmp_path):
+    import zoo
+
+    runs = tmp_path / "sp ace"
+    settings = {"WORKSPACE": str(runs), "SEEDS": "0", "QUANTIZERS": "po2", "BITS": "4"}
+    assert len(launch(**settings)[2]) == 2
+    options = zoo.run_of(runs / "digits-resnet20-po2-4-seed0" / "last.pt", None)
+    assert options.init_from == runs / "digits-resnet20-fp32-seed0" / "last.pt" and options.data is None
+    assert launch(**settings)[::2] == (0, [])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

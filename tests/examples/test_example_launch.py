@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -50,6 +51,23 @@ def test_binary_networks(launch):
         flags = re.sub(r"--(workspace|init-from) \S+", "", call.split("train.py ")[1])
         assert options.parse(flags.split()).workspace.name == workspaces([call])[0]
     assert "--seeds 0 --quantizers xnor dorefa ternary --bits 2 4" in output
+
+
+def test_flags_of_fine_tuning(launch):
+    evaluate = pytest.importorskip("evaluate", reason="needs pandas")
+    settings = {"SEEDS": "1", "BITS": "4", "QUANTIZERS": "po2 dorefa", "TRAIN_FLAGS": "--width=8 --weight-decay 5e-4 --limit-test 37"}
+    _, output, calls = launch(**settings, QAT_FLAGS="--activation-bits 5 --float-layers conv1 stages.*")
+    names = ["fp32", "po2-4-a5-float_conv1_stages.*", "dorefa-4-a5-float_conv1_stages.*"]
+    assert workspaces(calls) == [f"digits-resnet20-{name}-seed1" for name in names]
+    assert "--activation-bits" not in calls[0]
+    for call in calls:  # the folders that evaluate.py looks for
+        flags = re.sub(r"--(workspace|init-from) \S+", "", call.split("train.py ")[1])
+        assert options.parse(flags.split()).workspace.name == workspaces([call])[0]
+    args = evaluate.parse(shlex.split(output.split("evaluate.py ")[1]))
+    assert (args.seeds, args.quantizers, args.bits, args.activation_bits) == ([1], ["po2", "dorefa"], [4], 5)
+    assert (args.float_layers, args.width, args.limit_test) == (["conv1", "stages.*"], 8, 37)
+    runs = [evaluate.run_of(args, quantizer, 4, 1, 10) for quantizer in ("none", "po2", "dorefa")]
+    assert [run.workspace.name for run in runs] == workspaces(calls)
 
 
 def test_torchrun(launch):
@@ -109,14 +127,29 @@ def test_folders_of_others_are_left_alone(launch, tmp_path):
 
 
 def test_workspaces_with_spaces(launch, tmp_path):
-    import zoo
-
+    zoo = pytest.importorskip("zoo", reason="needs pandas")
     runs = tmp_path / "sp ace"
     settings = {"WORKSPACE": str(runs), "SEEDS": "0", "QUANTIZERS": "po2", "BITS": "4"}
     assert len(launch(**settings)[2]) == 2
     options = zoo.run_of(runs / "digits-resnet20-po2-4-seed0" / "last.pt", None)
     assert options.init_from == runs / "digits-resnet20-fp32-seed0" / "last.pt" and options.data is None
     assert launch(**settings)[::2] == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"QUANTIZERS": "po2 po3"}, "QUANTIZERS must be of po2, po2plus, uniform, lsq, ternary, xnor and dorefa; got 'po3'"),
+        ({"QUANTIZERS": "diffq"}, "QUANTIZERS must be of"),
+        ({"BITS": "3 4.5"}, "BITS must be a whole number; got '4.5'"),
+        ({"BITS": "3 9"}, "BITS must be from 2 to 8 with po2; got '9'"),
+        ({"QUANTIZERS": "dorefa", "BITS": "1 9"}, "BITS must be from 1 to 8 or 16 with dorefa; got '9'"),
+        ({"SEEDS": "0 one"}, "SEEDS must be a whole number; got 'one'"),
+    ],
+)
+def test_bad_variables_are_named_before_any_training(launch, variables, message):
+    status, output, calls = launch(**variables)
+    assert (status, calls) == (2, []) and message in output
 
 
 @pytest.mark.parametrize(

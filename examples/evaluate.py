@@ -14,6 +14,8 @@ import hashlib
 import sys
 from pathlib import Path
 
+import torch
+
 import checkpoint
 import data
 import options
@@ -70,7 +72,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     text = "xnor and dorefa are fine-tuned only (default: po2 po2plus)"
     add("--quantizers", choices=weights.GIVEN, nargs="+", default=["po2", "po2plus"], help=text)
     add("--bits", type=int, nargs="+", default=[3, 4], help="bits of a weight (default: 3 4); xnor always has 1, ternary 2")
-    text = "bits of the layers' inputs, which PTQ calibrates (default: not quantized; xnor, dorefa: as many as a weight's)"
+    text = "bits of the layers' inputs, which PTQ calibrates; 32: not quantized (default: 32; xnor, dorefa: as many as a weight's)"
     add("--activation-bits", "--weight-activation-bits", type=int, metavar="A", help=text)
     add("--float-layers", nargs="+", metavar="GLOB", help="layers left in full precision, as in training")
     add("--skip-qat", action="store_true", help="full precision and PTQ only")
@@ -78,16 +80,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batches", type=int, default=10, help="training batches for calibration and --reestimate-bn (default: 10)")
     add("--batch-size", type=int, default=128, help="of the test and of these batches (default: 128)")
     add("--width", type=int, help="channels of the model's first stage, as in training")
+    add("--num-classes", type=int, help="outputs of the model, as in training (default: the data set's number of classes)")
     add("--data-path", type=Path, default=Path("datasets"), help="folder the data set lies in (default: datasets)")
     add("--image-size", type=int, default=224, help="side of an ImageNet image after cropping (default: 224)")
     add("--limit-test", type=int, metavar="N", help="test on N images only")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="of the accuracy test; latency is one CPU thread's (default: cpu)")
     args = parser.parse_args(argv)
-    for name in ("batches", "batch_size"):
-        if getattr(args, name) < 1:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no GPU; use --device cpu")
+    for name in ("batches", "batch_size", "image_size", "width", "num_classes", "limit_test"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; got {getattr(args, name)}")
     for quantizer in args.quantizers:
-        inputs = [] if args.activation_bits is None else [args.activation_bits]
+        inputs = [] if args.activation_bits in (None, 32) else [args.activation_bits]
         _check_bits("--bits", bits_of(args, quantizer), weights.WEIGHT_BITS[quantizer], quantizer, parser.error)
         _check_bits("--activation-bits", inputs, weights.ACTIVATION_BITS.get(quantizer, weights.BITS), quantizer, parser.error)
     return args
@@ -114,7 +119,7 @@ def plan(args) -> list[tuple[str, str, int]]:
 
 def run_of(args, quantizer: str, bits: int, seed: int, classes: int) -> argparse.Namespace:
     """train.py's options for the configuration."""
-    flags = ["--arch", args.arch, "--dataset", args.dataset, "--seed", str(seed), "--num-classes", str(classes)]
+    flags = ["--arch", args.arch, "--dataset", args.dataset, "--seed", str(seed), "--num-classes", str(args.num_classes or classes)]
     flags += ["--width", str(args.width or default_width(args.arch))]
     if quantizer != "none":
         flags += ["--weights", quantizer, "--weight-bits", str(bits)]

@@ -191,6 +191,18 @@ def test_binary_networks(tmp_path, monkeypatch, capsys):
     assert f"{xnor.mean():.2f} ± {xnor.std():.2f}" in capsys.readouterr().out
 
 
+def test_flags_of_training(monkeypatch, capsys):
+    args = evaluate.parse([*FLAGS, "--activation-bits", "32", "--num-classes", "12"])
+    run = evaluate.run_of(args, "po2plus", 4, 0, 10)
+    assert (run.activation_bits, run.num_classes) == (None, 12) and run.workspace.name == "digits-resnet20-po2plus-4-seed0"
+    dorefa = evaluate.run_of(evaluate.parse([*FLAGS, "--quantizers", "dorefa", "--activation-bits", "32"]), "dorefa", 4, 0, 10)
+    assert dorefa.activation_bits is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        evaluate.parse([*FLAGS, "--device", "cuda"])
+    assert "--device cuda: PyTorch finds no GPU" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -200,6 +212,8 @@ def test_binary_networks(tmp_path, monkeypatch, capsys):
         (["--quantizers", "dorefa", "--bits", "2", "9"], "--bits must be from 1 to 8 or 16 with --quantizers dorefa; got 2 9"),
         (["--quantizers", "po2", "xnor", "--activation-bits", "2"], "--activation-bits must be 1 with --quantizers xnor; got 2"),
         (["--batches", "0"], "--batches must be at least 1; got 0"),
+        (["--limit-test", "-3"], "--limit-test must be at least 1; got -3"),
+        (["--limit-test", "0"], "--limit-test must be at least 1; got 0"),
         (["--quantizers", "po3"], "--quantizers"),
     ],
 )

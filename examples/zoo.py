@@ -71,7 +71,7 @@ def add_row(rows: Rows, folder: Path, data_path: Path) -> tuple:
     if not file.is_file():
         raise FileNotFoundError(f"FOLDER: expected a training's last.pt in {folder}; there is none")
     run = run_of(file, data_path)
-    key = (run.arch, run.dataset, options.label(run), run.seed, str(file.resolve()))
+    key = (run.arch, run.dataset, options.label(run), run.seed, str(file))
     fingerprint = fingerprint_of(file, run)
     if rows.has(key, fingerprint):
         return key

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "core/half.h"
+#include "core/philox.h"
 
 namespace cuda_on_host {
 

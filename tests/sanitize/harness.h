@@ -13,6 +13,7 @@
 
 #include "activation/group_format.h"
 #include "core/cpu_isa.h"
+#include "core/philox.h"
 
 namespace sanitize {
 

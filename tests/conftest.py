@@ -1,5 +1,6 @@
 """Fixtures and skips that every room shares."""
 
+import gc
 import importlib.util
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from quantize import _C
 
@@ -75,6 +77,16 @@ def gloo(tmp_path_factory):
         return folder
 
     return run
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """torch.distributed with gloo and this process alone. What a test wraps goes before the group: a group that ends with the last
+    DistributedDataParallel holds the GIL while it waits for threads that may need it."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    yield
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _why_no_gpu():

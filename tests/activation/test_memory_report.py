@@ -6,7 +6,6 @@ import weakref
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -252,11 +251,9 @@ class Functional(nn.Module):
 
 
 @pytest.fixture
-def parallel(tmp_path):
+def parallel(process_group):
     """DistributedDataParallel, of one process."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
-    yield nn.parallel.DistributedDataParallel
-    dist.destroy_process_group()
+    return nn.parallel.DistributedDataParallel
 
 
 @pytest.mark.parametrize("kind", ["inside another", "DistributedDataParallel"])

@@ -383,25 +383,19 @@ def test_functional_call_and_transforms():
     assert ours[0].weight.grad is not None
 
 
-def test_distributed_data_parallel(tmp_path):
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
-    try:
-        plain = nn.Sequential(nn.Linear(40, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
-        ours = QModule(copy.deepcopy(plain), EXACT)
-        parallel = nn.parallel.DistributedDataParallel(ours)
-        x = levels(4, 40)
-        for model in (parallel, plain):
-            model(x).sum().backward()
-        torch.testing.assert_close(ours[0].weight.grad, plain[0].weight.grad)
-        assert list(parallel.state_dict()) == [f"module.{key}" for key in plain.state_dict()]
-        assert ours.layer_bits() == {"0": 8.0, "2": 8.0}
-        inside = QModule(nn.parallel.DistributedDataParallel(copy.deepcopy(plain)), EXACT)
-        inside(x).sum().backward()
-        torch.testing.assert_close(inside.module[0].weight.grad, plain[0].weight.grad)
-    finally:
-        dist.destroy_process_group()
+def test_distributed_data_parallel(process_group):
+    plain = nn.Sequential(nn.Linear(40, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
+    ours = QModule(copy.deepcopy(plain), EXACT)
+    parallel = nn.parallel.DistributedDataParallel(ours)
+    x = levels(4, 40)
+    for model in (parallel, plain):
+        model(x).sum().backward()
+    torch.testing.assert_close(ours[0].weight.grad, plain[0].weight.grad)
+    assert list(parallel.state_dict()) == [f"module.{key}" for key in plain.state_dict()]
+    assert ours.layer_bits() == {"0": 8.0, "2": 8.0}
+    inside = QModule(nn.parallel.DistributedDataParallel(copy.deepcopy(plain)), EXACT)
+    inside(x).sum().backward()
+    torch.testing.assert_close(inside.module[0].weight.grad, plain[0].weight.grad)
 
 
 def test_manual_seed_reproduces_and_forwards_differ():

@@ -42,14 +42,10 @@ def test_models(tmp_path):
         refused(ValueError, "weight of layer '2' must be finite; got 1 values that are NaN or infinite", model)
 
 
-def test_a_process_groups_wrapper(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(line())
-        refused(TypeError, "model must be the module itself, not its DistributedDataParallel; pass model.module", wrapped)
-        quantize.measure_sensitivity(wrapped.module, rows(4), [(2, None)], progress=False)
-    finally:
-        torch.distributed.destroy_process_group()
+def test_a_process_groups_wrapper(process_group):
+    wrapped = nn.parallel.DistributedDataParallel(line())
+    refused(TypeError, "model must be the module itself, not its DistributedDataParallel; pass model.module", wrapped)
+    quantize.measure_sensitivity(wrapped.module, rows(4), [(2, None)], progress=False)
 
 
 class Gives(nn.Module):

@@ -97,21 +97,15 @@ def test_a_scheduler_comes_after():
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.05])
 
 
-def test_distributed_data_parallel_comes_between(tmp_path):
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
-    try:
-        parallel = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(4, 3)))
-        prepare(parallel.module, COARSE)
-        with pytest.raises(ValueError, match="model must be prepared before it is wrapped in DistributedDataParallel"):
-            add_bit_parameters(torch.optim.SGD(parallel.parameters(), lr=0.1), parallel)
-        model = prepare(nn.Sequential(nn.Linear(4, 3)), COARSE)
-        parallel = nn.parallel.DistributedDataParallel(model)
+def test_distributed_data_parallel_comes_between(process_group):
+    parallel = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(4, 3)))
+    prepare(parallel.module, COARSE)
+    with pytest.raises(ValueError, match="model must be prepared before it is wrapped in DistributedDataParallel"):
         add_bit_parameters(torch.optim.SGD(parallel.parameters(), lr=0.1), parallel)
-        assert torch.equal(size_penalty(parallel), size_penalty(model))
-    finally:
-        dist.destroy_process_group()
+    model = prepare(nn.Sequential(nn.Linear(4, 3)), COARSE)
+    parallel = nn.parallel.DistributedDataParallel(model)
+    add_bit_parameters(torch.optim.SGD(parallel.parameters(), lr=0.1), parallel)
+    assert torch.equal(size_penalty(parallel), size_penalty(model))
 
 
 def spoil_logit(model, bad):

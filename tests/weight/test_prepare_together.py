@@ -94,23 +94,17 @@ def test_training_steps_and_copies(order):
 
 
 @pytest.mark.parametrize("config", BOTH, ids=str)
-def test_distributed_data_parallel(tmp_path, config):
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
-    try:
-        x = images()
-        model = prepare(Net(), config)
-        alone = copy.deepcopy(model)
-        parallel = nn.parallel.DistributedDataParallel(model)
-        gradients(parallel, x)  # the first forward decides where activations' grids start
-        gradients(alone, x)
-        got, want = gradients(parallel, x), gradients(alone, x)
-        assert_same((got[0], {name.removeprefix("module."): g for name, g in got[1].items()}), want)
-        with pytest.raises(ValueError, match="before it is wrapped in DistributedDataParallel"):
-            prepare(parallel, config)
-    finally:
-        dist.destroy_process_group()
+def test_distributed_data_parallel(process_group, config):
+    x = images()
+    model = prepare(Net(), config)
+    alone = copy.deepcopy(model)
+    parallel = nn.parallel.DistributedDataParallel(model)
+    gradients(parallel, x)  # the first forward decides where activations' grids start
+    gradients(alone, x)
+    got, want = gradients(parallel, x), gradients(alone, x)
+    assert_same((got[0], {name.removeprefix("module."): g for name, g in got[1].items()}), want)
+    with pytest.raises(ValueError, match="before it is wrapped in DistributedDataParallel"):
+        prepare(parallel, config)
 
 
 @pytest.mark.parametrize("config", BOTH, ids=str)

@@ -41,21 +41,26 @@ def main(argv: list[str] | None = None) -> int:
     args = options.parse(argv)
     processes = Processes.start(args.device)
     try:
-        run, train_loader, test_loader = prepare(args, processes)
-        if args.evaluate:
-            report(run, train_loader, test_loader)
-            return 0
-        last = args.workspace / "last.pt"
-        if processes.first and not args.resume and last.exists():
-            warnings.warn(f"beginning anew in {args.workspace}; to go on with the run that is there: --resume {last}", stacklevel=1)
-        with StopRequest() as stop:
-            if train(run, train_loader, test_loader, stop):
-                return 0
-        if processes.first:
-            print(f"stopped after step {run.step} of epoch {run.epoch + 1}; continue with --resume {last}")
-        return 128 + (stop.signal or signal.SIGTERM)
+        return work(args, processes)
     finally:
-        processes.close()
+        processes.close()  # after DistributedDataParallel, which went with work(): a group that it alone keeps may wait for ever as it ends
+
+
+def work(args, processes: Processes) -> int:
+    """What main() does as one of the processes."""
+    run, train_loader, test_loader = prepare(args, processes)
+    if args.evaluate:
+        report(run, train_loader, test_loader)
+        return 0
+    last = args.workspace / "last.pt"
+    if processes.first and not args.resume and last.exists():
+        warnings.warn(f"beginning anew in {args.workspace}; to go on with the run that is there: --resume {last}", stacklevel=1)
+    with StopRequest() as stop:
+        if train(run, train_loader, test_loader, stop):
+            return 0
+    if processes.first:
+        print(f"stopped after step {run.step} of epoch {run.epoch + 1}; continue with --resume {last}")
+    return 128 + (stop.signal or signal.SIGTERM)
 
 
 def prepare(args, processes: Processes):

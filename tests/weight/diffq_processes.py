@@ -9,10 +9,7 @@ from torch import nn
 import quantize
 
 
-def main():
-    rank, world, file, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+def train(rank):
     torch.manual_seed(6)
     model = quantize.prepare(nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)), quantize.DiffQ(init_bits=3))
     parallel = nn.parallel.DistributedDataParallel(model)
@@ -27,8 +24,15 @@ def main():
         results.append({name: p.grad.clone() for name, p in model.named_parameters()})
         optimizer.step()
     results.append({name: p.detach().clone() for name, p in model.named_parameters()})
-    torch.save((results, guard.steps, guard.skipped), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results, guard.steps, guard.skipped
+
+
+def main():
+    rank, world, file, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    torch.save(train(rank), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()  # after DistributedDataParallel: see the fixture process_group
 
 
 if __name__ == "__main__":

@@ -29,6 +29,15 @@ TORCH_LIBRARY(quantize, m) {
   // Max-pool indices (flat in the input plane) as 8-bit offsets within their windows, and back.
   m.def("pack_pool_indices(Tensor indices, int[] input_size, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor");
   m.def("unpack_pool_indices(Tensor offsets, int[] input_size, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor");
+  // Max pools of 2 or 3 dimensions. y, and uint8 offsets of y's shape and memory format: where in its window each maximum lies. backward:
+  // size, strides: the input's.
+  m.def(
+      "max_pool_offsets(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> (Tensor y, Tensor "
+      "offsets)");
+  m.def("max_pool_values(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> Tensor");
+  m.def(
+      "max_pool_backward(Tensor grad, Tensor offsets, SymInt[] size, SymInt[] strides, int[] kernel, int[] stride, int[] padding, int[] "
+      "dilation, bool ceil_mode) -> Tensor");
 
   // The batch norm's backward from its packed input; the other arguments are native_batch_norm_backward's. energy: float32 [N, 2], or
   // [0, 2] unless wanted.
@@ -169,9 +178,10 @@ TORCH_LIBRARY(quantize, m) {
   m.def("relu_(Tensor(a!) input, float negative_slope, float max_value) -> Tensor(a!)");
   m.def("hardtanh(Tensor input, float low, float high) -> Tensor");
   m.def("dropout(Tensor input, float p) -> Tensor");
+  m.def("max_pool(Tensor input, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> Tensor");
   m.def(
-      "max_pool(Tensor input, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> (Tensor output, Tensor "
-      "indices)");
+      "max_pool_with_indices(Tensor input, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> (Tensor output, "
+      "Tensor indices)");
   m.def(
       "avg_pool(Tensor input, int[] kernel, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) "
       "-> Tensor");

@@ -195,10 +195,13 @@ class PackedBackward {
   const BatchNormKernels& kernels() const { return batch_norm_kernels(cpu_isa(), p_.scalar); }
 
   void fold(const float* slots, double* sums) const {
-    for (int64_t i = 0, n = run_.slots() - ChannelRun::slack, c = 0; i < n; ++i) {
-      sums[c] += double(slots[i]);
-      if (!run_.inner ? true : i % 16 == 15) c = c + 1 == channels_ ? 0 : c + 1;
+    if (run_.inner) {
+      for (int64_t c = 0; c < channels_; ++c)
+        for (int l = 0; l < 16; ++l) sums[c] += double(slots[16 * c + l]);
+      return;
     }
+    for (int64_t column = 0; column < run_.width; column += channels_)
+      for (int64_t c = 0; c < channels_; ++c) sums[c] += double(slots[column + c]);
   }
 
   // grad_, product_ [channel]; with energies squares_ [sample][channel].
@@ -224,9 +227,14 @@ class PackedBackward {
       finish();
       fold(own.data(), sums.data() + 2 * unit * channels), fold(own.data() + slots, sums.data() + (2 * unit + 1) * channels);
     });
-    grad_.assign(channels, 0.), product_.assign(channels, 0.), squares_.assign(parts ? p_.layout.samples * channels : 0, 0.);
+    grad_.assign(channels, 0.), product_.assign(channels, 0.);
     for (int64_t unit = 0; unit < units_; ++unit)
       for (int64_t c = 0; c < channels; ++c) grad_[c] += sums[2 * unit * channels + c], product_[c] += sums[(2 * unit + 1) * channels + c];
+    if (parts <= 1) {
+      squares_ = std::move(squares);
+      return;
+    }
+    squares_.assign(p_.layout.samples * channels, 0.);
     for (int64_t i = 0; i < p_.layout.samples * parts; ++i)
       for (int64_t c = 0; c < channels; ++c) squares_[i / parts * channels + c] += squares[i * channels + c];
   }
@@ -253,17 +261,19 @@ class PackedBackward {
     if (!a_.wants_energy) return result;
     const double spread = 1. / double(p_.layout.elements);
     double direct = 0, total = 0;
-    std::vector<double> square(channels_, 0.);
-    for (int64_t i = 0; i < samples * channels_; ++i) square[i % channels_] += squares_[i];
+    std::vector<double> square(channels_, 0.), scale(channels_);
+    for (int64_t n = 0; n < samples; ++n)
+      for (int64_t c = 0; c < channels_; ++c) square[c] += squares_[n * channels_ + c];
     for (int64_t c = 0; c < channels_; ++c) {
-      const double correlation = product_[c] * inverse_std[c] / m, scale = gain[c] * inverse_std[c] * correlation;
-      direct += scale * scale / double(channels_);
+      scale[c] = inverse_std[c] * inverse_std[c];
+      const double correlation = product_[c] * inverse_std[c] / m, along = gain[c] * inverse_std[c] * correlation;
+      direct += along * along / double(channels_);
       total += gain[c] * gain[c] * std::max(0., square[c] - grad_[c] * grad_[c] / m - correlation * correlation * m);
     }
     for (int64_t n = 0; n < samples; ++n) {
       double own = 0, through_mean = 0;
       for (int64_t c = 0; c < channels_; ++c) {
-        const double g2 = squares_[n * channels_ + c] * inverse_std[c] * inverse_std[c], factor = gain[c] * gain[c];
+        const double g2 = squares_[n * channels_ + c] * scale[c], factor = gain[c] * gain[c];
         own += g2 * (factor + 1.), through_mean += g2 * factor;
       }
       float* row = result.data_ptr<float>() + 2 * n;

@@ -7,10 +7,6 @@
 #include <ATen/ops/avg_pool2d_backward.h>
 #include <ATen/ops/avg_pool3d.h>
 #include <ATen/ops/avg_pool3d_backward.h>
-#include <ATen/ops/max_pool2d_with_indices.h>
-#include <ATen/ops/max_pool2d_with_indices_backward.h>
-#include <ATen/ops/max_pool3d_with_indices.h>
-#include <ATen/ops/max_pool3d_with_indices_backward.h>
 #include <torch/library.h>
 
 #include "saved_activation.h"
@@ -22,41 +18,36 @@ using at::IntArrayRef;
 
 std::vector<int64_t> ints(AutogradContext* ctx, const char* name) { return ctx->saved_data[name].toIntVector(); }
 
-using PoolIndices = Tensor(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef);
-
 struct MaxPool : torch::autograd::Function<MaxPool> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
-                               IntArrayRef dilation, bool ceil_mode) {
-    static const auto pack = find_op<PoolIndices>("quantize::pack_pool_indices");
+                               IntArrayRef dilation, bool ceil_mode, bool with_indices) {
+    static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool)>(
+        "quantize::max_pool_offsets");
+    static const auto unpack =
+        find_op<Tensor(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef)>("quantize::unpack_pool_indices");
     at::AutoDispatchBelowADInplaceOrView below;
-    const bool two = kernel.size() == 2;
-    auto [output, indices] = two ? at::max_pool2d_with_indices(input, kernel, stride, padding, dilation, ceil_mode)
-                                 : at::max_pool3d_with_indices(input, kernel, stride, padding, dilation, ceil_mode);
+    auto [output, offsets] = op.call(input, kernel, stride, padding, dilation, ceil_mode);
     save_layout(ctx, input);
-    ctx->saved_data["window"] = input.sizes().slice(input.dim() - kernel.size()).vec();
     ctx->saved_data["kernel"] = kernel.vec();
     ctx->saved_data["pool_stride"] = stride.vec();
     ctx->saved_data["padding"] = padding.vec();
     ctx->saved_data["dilation"] = dilation.vec();
     ctx->saved_data["ceil_mode"] = ceil_mode;
-    ctx->save_for_backward({pack.call(indices, input.sizes().slice(input.dim() - kernel.size()), kernel, stride, padding, dilation)});
+    ctx->save_for_backward({offsets});
+    if (!with_indices) return {output};
+    const Tensor indices = unpack.call(offsets, input.sizes().slice(input.dim() - kernel.size()), kernel, stride, padding, dilation);
     ctx->mark_non_differentiable({indices});
     return {output, indices};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    static const auto op = find_op<Tensor(const Tensor&, const Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef, IntArrayRef, IntArrayRef,
+                                          IntArrayRef, IntArrayRef, bool)>("quantize::max_pool_backward");
     refuse_double_backward("max_pool");
-    static const auto unpack = find_op<PoolIndices>("quantize::unpack_pool_indices");
-    variable_list result(6);
+    variable_list result(7);
     if (!grads[0].defined()) return result;
-    const auto kernel = ints(ctx, "kernel"), stride = ints(ctx, "pool_stride"), padding = ints(ctx, "padding"),
-               dilation = ints(ctx, "dilation");
-    const Tensor indices = unpack.call(ctx->get_saved_variables()[0], ints(ctx, "window"), kernel, stride, padding, dilation);
-    const Tensor shape = shape_of_saved(ctx, grads[0]);
-    const bool ceil_mode = ctx->saved_data["ceil_mode"].toBool();
-    result[0] = kernel.size() == 2
-                    ? at::max_pool2d_with_indices_backward(grads[0], shape, kernel, stride, padding, dilation, ceil_mode, indices)
-                    : at::max_pool3d_with_indices_backward(grads[0], shape, kernel, stride, padding, dilation, ceil_mode, indices);
+    result[0] = op.call(grads[0], ctx->get_saved_variables()[0], saved_sizes(ctx, "size"), saved_sizes(ctx, "stride"), ints(ctx, "kernel"),
+                        ints(ctx, "pool_stride"), ints(ctx, "padding"), ints(ctx, "dilation"), ctx->saved_data["ceil_mode"].toBool());
     return result;
   }
 };
@@ -110,9 +101,13 @@ struct AdaptiveAvgPool : torch::autograd::Function<AdaptiveAvgPool> {
   }
 };
 
-std::tuple<Tensor, Tensor> max_pool(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                                    bool ceil_mode) {
-  const variable_list outputs = MaxPool::apply(input, kernel, stride, padding, dilation, ceil_mode);
+Tensor max_pool(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+  return MaxPool::apply(input, kernel, stride, padding, dilation, ceil_mode, false)[0];
+}
+
+std::tuple<Tensor, Tensor> max_pool_with_indices(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                                                 IntArrayRef dilation, bool ceil_mode) {
+  const variable_list outputs = MaxPool::apply(input, kernel, stride, padding, dilation, ceil_mode, true);
   return {outputs[0], outputs[1]};
 }
 
@@ -127,6 +122,7 @@ Tensor adaptive_avg_pool(const Tensor& input, c10::SymIntArrayRef output_size) {
 
 TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) {
   m.impl("max_pool", max_pool);
+  m.impl("max_pool_with_indices", max_pool_with_indices);
   m.impl("avg_pool", avg_pool);
   m.impl("adaptive_avg_pool", adaptive_avg_pool);
 }

@@ -72,7 +72,8 @@ def draw_as_if_tracked(state: LayerState, input: Tensor, needed: bool) -> None:
         state.draw_seed()
 
 
-def _tuple(value, n: int) -> list[int]:
+def numbers_of(value, n: int) -> list[int]:
+    """A window's argument as a list: one number counts for all `n` dimensions."""
     value = list(value) if isinstance(value, (tuple, list)) else [value]
     return value * n if len(value) == 1 else value
 
@@ -84,7 +85,7 @@ def conv(
     n = weight.dim() - 2
     fits = compressible(input) is None and tracks(input, weight, bias) and n in (1, 2, 3) and input.dim() in (n + 1, n + 2)
     if fits and isinstance(padding, str):
-        input, padding = _resolve_padding(input, weight, padding, _tuple(dilation, n), _tuple(stride, n))
+        input, padding = _resolve_padding(input, weight, padding, numbers_of(dilation, n), numbers_of(stride, n))
     if fits and not isinstance(padding, str):
         input, weight_dtype = _autocast(input, weight)
         if input.dtype == weight_dtype and input.device == weight.device:
@@ -92,10 +93,8 @@ def conv(
             x = input.unsqueeze(0) if unbatched else input
             packed = _pack(state, x) if weight.requires_grad else NOT_KEPT
             if packed is not None:
-                y = _ops.conv(
-                    x, weight, bias, _tuple(stride, n), _tuple(padding, n), _tuple(dilation, n), transposed, _tuple(output_padding, n),
-                    groups, *packed,
-                )  # fmt: skip
+                stride, padding, dilation, more = (numbers_of(value, n) for value in (stride, padding, dilation, output_padding))
+                y = _ops.conv(x, weight, bias, stride, padding, dilation, transposed, more, groups, *packed)
                 return y.squeeze(0) if unbatched else y
     if transposed:
         return plain(input, weight, bias, stride, padding, output_padding, groups, dilation)
@@ -176,30 +175,29 @@ def dropout(input, p=0.5, training=True, inplace=False) -> Tensor:
 
 def max_pool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False, *, n, plain):
     """F.max_pool1d/2d/3d by offsets within the window. 1-d pools are 2-d ones of height 1."""
-    kernel = _tuple(kernel_size, n)
+    kernel = numbers_of(kernel_size, n)
     positions = 1
     for k in kernel:
         positions *= k
     fits = tracks(input) and compressible(input) is None and positions <= MAX_POOL_POSITIONS and input.dim() in (n + 1, n + 2)
-    stride = _tuple(stride, n) if stride not in (None, [], ()) else kernel
-    padding, dilation = _tuple(padding, n), _tuple(dilation, n)
+    stride = numbers_of(stride, n) if stride not in (None, [], ()) else kernel
+    padding, dilation = numbers_of(padding, n), numbers_of(dilation, n)
     if not fits or any(len(v) != n for v in (kernel, stride, padding, dilation)):
         return plain()
+    pool = _ops.max_pool_with_indices if return_indices else _ops.max_pool
     if n == 1:
-        y, indices = _ops.max_pool(input.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding], [1, *dilation], ceil_mode)
-        y, indices = y.squeeze(-2), indices.squeeze(-2)
-    else:
-        y, indices = _ops.max_pool(input, kernel, stride, padding, dilation, ceil_mode)
-    return (y, indices) if return_indices else y
+        made = pool(input.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding], [1, *dilation], ceil_mode)
+        return (made[0].squeeze(-2), made[1].squeeze(-2)) if return_indices else made.squeeze(-2)
+    return pool(input, kernel, stride, padding, dilation, ceil_mode)
 
 
 def avg_pool(
     input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None, *, n, plain
 ) -> Tensor:
     """F.avg_pool1d/2d/3d, of which only the input's shape is kept."""
-    kernel = _tuple(kernel_size, n)
-    stride = _tuple(stride, n) if stride not in (None, [], ()) else kernel
-    padding = _tuple(padding, n)
+    kernel = numbers_of(kernel_size, n)
+    stride = numbers_of(stride, n) if stride not in (None, [], ()) else kernel
+    padding = numbers_of(padding, n)
     fits = tracks(input) and compressible(input) is None and input.dim() in (n + 1, n + 2)
     if not fits or any(len(v) != n for v in (kernel, stride, padding)):
         return plain()
@@ -213,7 +211,7 @@ def adaptive_avg_pool(input, output_size, *, n, plain) -> Tensor:
     """F.adaptive_avg_pool1d/2d/3d, of which only the input's shape is kept."""
     if not tracks(input) or compressible(input) is not None or input.dim() not in (n + 1, n + 2):
         return plain()
-    size = _tuple(output_size, n)
+    size = numbers_of(output_size, n)
     if len(size) != n or any(s is not None and s < 0 for s in size):
         return plain()  # the namesake's error
     size = [input.shape[d - n] if s is None else s for d, s in enumerate(size)]

@@ -26,6 +26,7 @@ from .replace import (
     float_bytes,
     mark_staying,
     packed_class,
+    pool_without_indices,
     without_fused_path,
 )
 from .signs import Path, find_paths
@@ -125,6 +126,7 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
         become_identity(result.get_submodule(name))
     find_sums(result)
     without_fused_path(result)
+    pool_without_indices(result)
     return result
 
 

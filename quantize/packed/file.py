@@ -15,7 +15,7 @@ from .header import DTYPES, Bad, layers_checksum, metadata_text, read_header, re
 from .modules import PackedLayer
 from .plain import refuse_wrappers
 from .plan import Plan, Step, make_plan
-from .replace import become_decoded, become_identity, become_packed, feed, mark_staying, without_fused_path
+from .replace import become_decoded, become_identity, become_packed, feed, mark_staying, pool_without_indices, without_fused_path
 from .sums import find_sums
 from .weight import PackedWeight
 
@@ -198,3 +198,4 @@ def _apply(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], weights: li
         become_identity(module)
     find_sums(model)
     without_fused_path(model)
+    pool_without_indices(model)

@@ -131,7 +131,7 @@ def _usual_call(layer, plan: _Plan, watch) -> Callable[[Tensor], Tensor | Pendin
 
 def run(layer, input: Tensor) -> Tensor | None:
     """`layer` on its float input by a kernel, or None where none takes it."""
-    if not input.numel() or not _value_only(input):
+    if not input.numel() or not value_only(input):
         return None
     if input.dtype != torch.float32 and not (layer._fed and input.dtype == torch.uint8):
         return None
@@ -147,7 +147,7 @@ def run(layer, input: Tensor) -> Tensor | None:
     return out.narrow(channel, 0, layer.scales.numel()).addcmul(out.narrow(channel, -1, 1), plan.half)
 
 
-def _value_only(input: Tensor) -> bool:
+def value_only(input: Tensor) -> bool:
     """Whether nobody asks for a derivative by `input`, of which the kernels have none, and no transform of torch.func is active."""
     if torch.compiler.is_compiling():
         return not (input.requires_grad and torch.is_grad_enabled())

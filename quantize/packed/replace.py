@@ -13,6 +13,7 @@ from ..weight.prepare import quantize_input_of
 from .grid import Grid
 from .modules import PACKED, InputQuantizer, PackedLayer
 from .plain import forward_of_its_own, plain_class
+from .pools import PackedMaxPool2d
 from .trace import containers
 from .weight import PackedWeight
 
@@ -79,6 +80,13 @@ def become_identity(module: nn.Module) -> None:
     module._parameters.clear()
     module._buffers.clear()
     module.__class__ = nn.Identity
+
+
+def pool_without_indices(model: nn.Module) -> None:
+    """Max pools compute values alone, which is all that inference needs."""
+    for module in model.modules():
+        if type(module) is nn.MaxPool2d and not forward_of_its_own(module):
+            module.__class__ = PackedMaxPool2d
 
 
 FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer)

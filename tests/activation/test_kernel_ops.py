@@ -31,6 +31,14 @@ def pool(offsets):
     return (ops.pack_pool_indices(indices, *window) if offsets else indices, *window)
 
 
+WINDOW = [3, 3], [2, 2], [1, 1], [1, 1], False
+
+
+def unpooled(x):
+    y, offsets = ops.max_pool_offsets(x, *WINDOW)
+    return torch.randn_like(y), offsets, x.shape, x.stride(), *WINDOW
+
+
 SAMPLES = {
     "group_quantize": [
         lambda: (torch.randn(4, 100), 2, 64, SEED),
@@ -59,6 +67,14 @@ SAMPLES = {
     "apply_mask": [lambda: (torch.randn(4, 9), torch.randint(256, (5,), dtype=torch.uint8), 1.0, 0.1)],
     "pack_pool_indices": [lambda: pool(False)],
     "unpack_pool_indices": [lambda: pool(True)],
+    "max_pool_offsets": [
+        lambda: (torch.randn(2, 3, 9, 9), *WINDOW),
+        lambda: (images(torch.bfloat16), *WINDOW),
+        lambda: (torch.randn(2, 9, 9).double(), *WINDOW),
+        lambda: (torch.randn(2, 3, 5, 6, 7), [2, 2, 3], [2, 2, 2], [1, 1, 1], [1, 1, 1], True),
+    ],
+    "max_pool_values": [lambda: (torch.randn(2, 3, 9, 9), *WINDOW), lambda: (images(torch.float16), *WINDOW)],
+    "max_pool_backward": [lambda: unpooled(torch.randn(2, 3, 9, 9)), lambda: unpooled(images()), lambda: unpooled(images().double())],
 }
 
 

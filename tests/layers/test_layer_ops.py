@@ -53,6 +53,7 @@ SAMPLES = {
     "hardtanh": [lambda: (leaf(4, 9), -1.0, 1.0)],
     "dropout": [],  # draws: what opcheck compares differs by right
     "max_pool": [lambda: (leaf(2, 3, 9, 9), [3, 3], [2, 2], [1, 1], [1, 1], False)],
+    "max_pool_with_indices": [lambda: (leaf(2, 3, 9, 9), [3, 3], [2, 2], [1, 1], [1, 1], False)],
     "avg_pool": [lambda: (leaf(2, 3, 9, 9), [3, 3], [2, 2], [1, 1], False, True, None)],
     "adaptive_avg_pool": [lambda: (leaf(2, 3, 9, 9), [4, 2])],
     "pad": [lambda: (leaf(2, 3, 9, 9), [1, 2, 3, 0], "reflect"), lambda: (leaf(2, 3, 9), [1, 2], "replicate")],

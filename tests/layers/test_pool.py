@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from exact_levels import assert_same, run, twins
 from torch import nn
 
@@ -74,6 +75,70 @@ def test_max_pools(cls, args, kwargs, shape):
     assert_same(ours, plain, torch.randn(shape).double())
     with torch.no_grad():
         assert torch.equal(ours(x), plain(x))
+
+
+WINDOWS = [  # kernel, stride, padding, dilation, ceil_mode
+    (2, 2, 0, 1, False),
+    (3, 2, 1, 1, False),
+    (3, 2, 1, 1, True),
+    (3, 1, 1, 1, False),
+    (1, 2, 0, 1, True),
+    ((2, 5), (3, 3), (1, 2), (2, 1), False),
+    ((5, 2), (1, 4), (2, 1), (1, 3), True),
+    ((16, 16), (5, 2), (8, 8), (1, 1), False),
+]
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 16, 17, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_kernels_of_images_are_pytorchs(each_isa, window, channels, dtype):
+    ops, padded = torch.ops.quantize, [[n, n] if isinstance(n, int) else list(n) for n in window[:4]]
+    for size in ((19, 37), (16, 16), (20, 5)):
+        x = torch.randn(2, channels, *size)
+        spoiled = torch.where(torch.rand_like(x) < 0.02, torch.nan, x)
+        spoiled[0, 0] = -torch.inf
+        signs = torch.where(torch.rand_like(x) < 0.5, 0.0, -0.0)  # of equal values the first one counts
+        for own in (x, x.round(), spoiled, signs):
+            for form in (torch.contiguous_format, torch.channels_last):
+                moved = own.to(dtype).contiguous(memory_format=form).requires_grad_()
+                want, indices = F.max_pool2d(moved, *window, return_indices=True)
+                y, offsets = ops.max_pool_offsets(moved.detach(), *padded, window[4])
+                torch.testing.assert_close(y, want.detach(), rtol=0, atol=0, equal_nan=True)
+                assert torch.equal(torch.signbit(y), torch.signbit(want)) or own is spoiled
+                assert y.stride() == offsets.stride() == want.stride()
+                assert torch.equal(ops.unpack_pool_indices(offsets, size, *padded), indices)
+                values = ops.max_pool_values(moved.detach(), *padded, window[4])
+                torch.testing.assert_close(values, want.detach(), rtol=0, atol=0, equal_nan=True)
+                grad = torch.randn_like(y)
+                (slope,) = torch.autograd.grad(want, moved, grad)
+                got = ops.max_pool_backward(grad, offsets, moved.shape, moved.stride(), *padded, window[4])
+                assert torch.equal(got, slope) and got.stride() == slope.stride()
+
+
+def test_windows_in_the_padding_alone_are_left_to_pytorch():
+    x = torch.randn(1, 2, 1, 1)
+    window = [2, 2], [1, 1], [1, 1], [2, 2], False
+    for got in (torch.ops.quantize.max_pool_offsets(x, *window)[0], torch.ops.quantize.max_pool_values(x, *window)):
+        assert torch.equal(got, F.max_pool2d(x, *window))
+
+
+@pytest.mark.parametrize(
+    ("offsets", "padding", "message"),
+    [
+        (torch.zeros(1, 1, 2, 2), 0, "must be Byte"),
+        (torch.zeros(1, 1, 2, 3, dtype=torch.uint8), 0, "must be as many"),
+        (torch.full((1, 1, 2, 2), 4, dtype=torch.uint8), 0, "must lie in windows"),
+        (torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), 1, "must lie in windows"),
+        (torch.zeros(1, 1, 2, 2, dtype=torch.uint8), 1, "must lie in windows"),  # in the padding
+    ],
+)
+def test_offsets_of_something_else_are_refused(offsets, padding, message):
+    size = 4 - 2 * padding
+    with pytest.raises((TypeError, ValueError), match=f"max_pool_backward: offsets {message}"):
+        torch.ops.quantize.max_pool_backward(
+            torch.zeros(1, 1, 2, 2), offsets, [1, 1, size, size], [size**2, size**2, size, 1], [2, 2], [2, 2], [padding] * 2, [1, 1], False
+        )
 
 
 @pytest.mark.parametrize(("cls", "args", "kwargs", "shape"), AVERAGE, ids=name)

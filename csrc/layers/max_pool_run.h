@@ -1,0 +1,227 @@
+// The body of max_pool_kernels.h, included by one file per ISA.
+#pragma once
+
+#include <limits>
+#include <vector>
+
+#include "../core/lanes.h"
+#include "max_pool_kernels.h"
+
+namespace quantize::layers {
+namespace {
+
+// Sixteen maxima and their offsets.
+struct Maxima {
+  Lanes value;
+  Lanes::Whole offset[Lanes::parts];
+};
+
+QUANTIZE_INLINE void store_offsets(const Maxima& m, uint8_t* p, int64_t count) {
+  using Bytes = uint8_t __attribute__((vector_size(Lanes::width)));
+  uint8_t bytes[lanes];
+  for (int i = 0; i < Lanes::parts; ++i) {
+    const Bytes own = __builtin_convertvector(m.offset[i], Bytes);
+    std::memcpy(bytes + i * Lanes::width, &own, sizeof own);
+  }
+  if (count >= lanes)
+    std::memcpy(p, bytes, lanes);
+  else
+    std::copy(bytes, bytes + count, p);
+}
+
+// One output after the other, as the definition reads.
+template <typename T>
+void pool_plane_row(const T* x, const PoolShape& s, int64_t place, T* y, uint8_t* offsets) {
+  const int64_t top = s.start(0, place);
+  for (int64_t o = 0; o < s.output[1]; ++o) {
+    const int64_t left = s.start(1, o);
+    T best{};
+    int64_t found = -1;
+    for (int64_t r = s.first_tap(0, top); r < s.end_tap(0, top); ++r)
+      for (int64_t c = s.first_tap(1, left); c < s.end_tap(1, left); ++c) {
+        const T own = x[(top + r * s.dilation[0]) * s.input[1] + left + c * s.dilation[1]];
+        const float v = to_float(own);
+        if (found < 0 || v > to_float(best) || v != v) best = own, found = r * s.kernel[1] + c;
+      }
+    y[o] = best;
+    if (offsets) offsets[o] = uint8_t(found);
+  }
+}
+
+// A row of the input's columns, padding included, from the first one that a window touches on: the maxima over a window's height. Columns
+// are laid out stride by stride: those that are the same tap of neighbouring windows lie together.
+struct Columns {
+  static constexpr int32_t outside = 1 << 20;  // the offset in padding: behind all others of a window
+
+  const PoolShape& s;
+  int64_t count, each;  // columns; of them in one phase, with room for what vectors touch beyond
+  std::vector<float> value, phase_value;
+  std::vector<int32_t> offset, phase_offset;
+
+  explicit Columns(const PoolShape& shape)
+      : s(shape),
+        count(std::max((s.output[1] - 1) * s.stride[1] + (s.kernel[1] - 1) * s.dilation[1] + 1, s.padding[1] + s.input[1]) + lanes),
+        each((count + s.stride[1] - 1) / s.stride[1] + lanes),
+        value(each * s.stride[1], -std::numeric_limits<float>::infinity()),
+        offset(value.size(), outside) {
+    if (s.stride[1] > 1) phase_value.resize(value.size()), phase_offset.resize(value.size());
+  }
+
+  // The maxima over the rows of the windows of output row `place`; false if there is a NaN.
+  template <bool wanted, typename T>
+  QUANTIZE_INLINE bool fill(const T* x, int64_t place) {
+    const int64_t top = s.start(0, place), first = s.first_tap(0, top), end = s.end_tap(0, top), width = s.input[1];
+    Lanes::Whole poison[Lanes::parts] = {};
+    const auto reduce = [&](int64_t i, const auto& load) __attribute__((always_inline)) {
+      const T* column = x + (top + first * s.dilation[0]) * width + i;
+      Maxima m{load(column), {}};
+      for (int p = 0; p < Lanes::parts; ++p) m.offset[p] += int32_t(first * s.kernel[1]), poison[p] |= m.value.part[p] != m.value.part[p];
+      for (int64_t r = first + 1; r < end; ++r) {
+        const Lanes own = load(column += s.dilation[0] * width);
+        for (int p = 0; p < Lanes::parts; ++p) {
+          const Lanes::Whole more = own.part[p] > m.value.part[p];
+          poison[p] |= own.part[p] != own.part[p];
+          m.value.part[p] = more ? own.part[p] : m.value.part[p];
+          if constexpr (wanted) m.offset[p] = more ? int32_t(r * s.kernel[1]) - Lanes::Whole{} : m.offset[p];
+        }
+      }
+      store_lanes(m.value, &value[s.padding[1] + i]);
+      if constexpr (wanted) std::memcpy(&offset[s.padding[1] + i], m.offset, sizeof m.offset);
+    };
+    int64_t i = 0;
+    for (; i + lanes <= width; i += lanes)
+      reduce(
+          i, [](const T* p) __attribute__((always_inline)) { return load_lanes(p); });
+    if (i < width)
+      reduce(
+          i, [&](const T* p) __attribute__((always_inline)) { return load_part(p, width - i); });
+    // What the last vector left behind the row.
+    std::fill_n(&value[s.padding[1] + width], lanes, -std::numeric_limits<float>::infinity());
+    if constexpr (wanted) std::fill_n(&offset[s.padding[1] + width], lanes, outside);
+    int32_t any = 0;
+    for (const Lanes::Whole& own : poison)
+      for (int l = 0; l < Lanes::width; ++l) any |= own[l];
+    return !any;
+  }
+
+  template <typename V>
+  QUANTIZE_INLINE void split(const std::vector<V>& from, std::vector<V>& to) const {
+    if (s.stride[1] == 2) {
+      V *even = to.data(), *odd = even + each;
+      for (int64_t i = 0; i < count / 2; ++i) even[i] = from[2 * i], odd[i] = from[2 * i + 1];
+      if (count % 2) even[count / 2] = from[count - 1];
+      return;
+    }
+    for (int64_t phase = 0; phase < s.stride[1]; ++phase)
+      for (int64_t i = 0, at = phase; at < count; ++i, at += s.stride[1]) to[phase * each + i] = from[at];
+  }
+
+  // The maxima over the windows' widths, of the columns that fill() left.
+  template <bool wanted, typename T>
+  QUANTIZE_INLINE void reduce(T* y, uint8_t* offsets) {
+    const bool split_up = s.stride[1] > 1;
+    if (split_up) {
+      split(value, phase_value);
+      if constexpr (wanted) split(offset, phase_offset);
+    }
+    const float* values = split_up ? phase_value.data() : value.data();
+    const int32_t* places = split_up ? phase_offset.data() : offset.data();
+    for (int64_t o = 0; o < s.output[1]; o += lanes) {
+      Maxima m{load_lanes(values + o), {}};
+      if constexpr (wanted) std::memcpy(m.offset, places + o, sizeof m.offset);
+      for (int64_t c = 1; c < s.kernel[1]; ++c) {
+        const int64_t column = c * s.dilation[1], at = column % s.stride[1] * each + column / s.stride[1] + o;
+        const Lanes own = load_lanes(values + at);
+        Lanes::Whole own_offset[Lanes::parts];
+        if constexpr (wanted) std::memcpy(own_offset, places + at, sizeof own_offset);
+        for (int p = 0; p < Lanes::parts; ++p) {
+          Lanes::Whole take = own.part[p] > m.value.part[p];
+          if constexpr (wanted) {
+            const Lanes::Whole place = own_offset[p] + int32_t(c);
+            take |= (own.part[p] == m.value.part[p]) & (place < m.offset[p]);
+            m.offset[p] = take ? place : m.offset[p];
+          }
+          m.value.part[p] = take ? own.part[p] : m.value.part[p];
+        }
+      }
+      store_part(m.value, y + o, s.output[1] - o);
+      if constexpr (wanted) store_offsets(m, offsets + o, s.output[1] - o);
+    }
+  }
+};
+
+template <typename T, bool wanted>
+void pool_plane_rows(const T* x, const PoolShape& s, T* y, uint8_t* offsets) {
+  Columns columns(s);
+  for (int64_t place = 0; place < s.output[0]; ++place) {
+    T* row = y + place * s.output[1];
+    uint8_t* row_offsets = wanted ? offsets + place * s.output[1] : nullptr;
+    if (columns.fill<wanted>(x, place))
+      columns.reduce<wanted>(row, row_offsets);
+    else
+      pool_plane_row(x, s, place, row, row_offsets);
+  }
+}
+
+template <typename T>
+void pool_plane(const void* x, const PoolShape& s, void* y, uint8_t* offsets) {
+  const T* source = static_cast<const T*>(x);
+  T* target = static_cast<T*>(y);
+  offsets ? pool_plane_rows<T, true>(source, s, target, offsets) : pool_plane_rows<T, false>(source, s, target, nullptr);
+}
+
+template <typename T, bool wanted>
+void pool_pixels(const T* x, int64_t channels, const PoolShape& s, int64_t place, T* y, uint8_t* offsets) {
+  const int64_t top = s.start(0, place);
+  const T* taps[256];
+  int32_t found[256];
+  for (int64_t o = 0; o < s.output[1]; ++o, y += channels) {
+    const int64_t left = s.start(1, o);
+    int count = 0;
+    for (int64_t r = s.first_tap(0, top); r < s.end_tap(0, top); ++r)
+      for (int64_t c = s.first_tap(1, left); c < s.end_tap(1, left); ++c, ++count) {
+        taps[count] = x + ((top + r * s.dilation[0]) * s.input[1] + left + c * s.dilation[1]) * channels;
+        found[count] = int32_t(r * s.kernel[1] + c);
+      }
+    const auto reduce = [&](const auto& load) __attribute__((always_inline)) {
+      Maxima m{load(taps[0]), {}};
+      for (Lanes::Whole& own : m.offset) own += found[0];
+      for (int t = 1; t < count; ++t) {
+        const Lanes own = load(taps[t]);
+        for (int p = 0; p < Lanes::parts; ++p) {
+          const Lanes::Whole take = (own.part[p] > m.value.part[p]) | (own.part[p] != own.part[p]);
+          m.value.part[p] = take ? own.part[p] : m.value.part[p];
+          if constexpr (wanted) m.offset[p] = take ? found[t] - Lanes::Whole{} : m.offset[p];
+        }
+      }
+      return m;
+    };
+    int64_t i = 0;
+    for (; i + lanes <= channels; i += lanes) {
+      const Maxima m = reduce([&](const T* tap) __attribute__((always_inline)) { return load_lanes(tap + i); });
+      store_lanes(m.value, y + i);
+      if constexpr (wanted) store_offsets(m, offsets + o * channels + i, lanes);
+    }
+    if (const int64_t rest = channels - i; rest > 0) {
+      const Maxima m = reduce([&](const T* tap) __attribute__((always_inline)) { return load_part(tap + i, rest); });
+      store_part(m.value, y + i, rest);
+      if constexpr (wanted) store_offsets(m, offsets + o * channels + i, rest);
+    }
+  }
+}
+
+template <typename T>
+void pool_row(const void* x, int64_t channels, const PoolShape& s, int64_t place, void* y, uint8_t* offsets) {
+  const T* source = static_cast<const T*>(x);
+  T* target = static_cast<T*>(y);
+  offsets ? pool_pixels<T, true>(source, channels, s, place, target, offsets)
+          : pool_pixels<T, false>(source, channels, s, place, target, nullptr);
+}
+
+#define QUANTIZE_MAX_POOL_KERNELS                                                                            \
+  {                                                                                                          \
+    {pool_plane<F32>, pool_row<F32>}, {pool_plane<F16>, pool_row<F16>}, { pool_plane<BF16>, pool_row<BF16> } \
+  }
+
+}  // namespace
+}  // namespace quantize::layers

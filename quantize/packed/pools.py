@@ -1,0 +1,22 @@
+"""Max pools of converted models: of one image they can take as long as the packed convolutions around them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.functional import numbers_of
+from .kernels import value_only
+
+
+class PackedMaxPool2d(nn.MaxPool2d):
+    """nn.MaxPool2d for inference: PyTorch's own finds the maxima's indices as well, one window after the other."""
+
+    plain = nn.MaxPool2d
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the plain layer's."""
+        if input.device.type != "cpu" or self.return_indices or torch.compiler.is_compiling() or not value_only(input):
+            return super().forward(input)
+        window = (numbers_of(value, 2) for value in (self.kernel_size, self.stride, self.padding, self.dilation))
+        return torch.ops.quantize.max_pool_values(input, *window, self.ceil_mode)

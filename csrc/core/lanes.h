@@ -111,6 +111,24 @@ QUANTIZE_INLINE void store_lanes(Lanes v, T* p) {
   for (int l = 0; l < lanes; ++l) p[l] = round_nearest(values[l], T{});
 }
 
+// Past the caches, to an address that 64 divides: for what is read again only after they have seen more than they hold. Other threads see
+// it after end_streams().
+QUANTIZE_INLINE void stream_lanes(Lanes v, F32* p) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(&p->value, (__m512)v.part[0]);
+#elif defined(__AVX2__)
+  for (int i = 0; i < Lanes::parts; ++i) _mm256_stream_ps(&p[i * Lanes::width].value, (__m256)v.part[i]);
+#else
+  store_lanes(v, p);
+#endif
+}
+
+QUANTIZE_INLINE void end_streams() {
+#ifdef __AVX2__
+  _mm_sfence();
+#endif
+}
+
 // The first `count` lanes at most, zeros behind them.
 template <typename T>
 QUANTIZE_INLINE Lanes load_part(const T* p, int64_t count) {

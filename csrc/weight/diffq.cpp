@@ -23,6 +23,7 @@ struct Task {
 };
 
 constexpr int64_t stretch = 8 * DiffQTraits::piece;  // elements of a task: its tensors stay in a core's own cache
+constexpr int64_t cached_bytes = 8 << 20;  // of the weights of a call: when more have been made, the first are out of the cores' caches
 
 template <typename Body>
 void run(const vector<Task>& tasks, const Body& body) {
@@ -116,9 +117,11 @@ tuple<Tensors, Tensors, Tensors, Tensor> noise_cpu(at::TensorList weights, at::T
   check_lists(op, lists, weights.size());
   const Tensors w = contiguous(weights);
   Ranges made = empty_ranges(w, spans);
-  const auto tensors = tensors_of(op, lists, w, made.ranges, read_seed(op, seed), quantiles);
+  auto tensors = tensors_of(op, lists, w, made.ranges, read_seed(op, seed), quantiles);
   Tensors y;
-  for (const Tensor& t : w) y.push_back(at::empty_like(t));
+  int64_t made_bytes = 0;
+  for (const Tensor& t : w) y.push_back(at::empty_like(t)), made_bytes += int64_t(t.nbytes());
+  for (DiffQTensor& t : tensors) t.past_caches = made_bytes > cached_bytes;
   vector<vector<DiffQBits>> parts;
   for (const DiffQTensor& t : tensors) parts.emplace_back(count_of(t.n, step_of(std::min(t.span, stretch))));
   over_weights(tensors, w, made, [&](const DiffQKernels& kernels, const DiffQTensor& t, const Task& task) {

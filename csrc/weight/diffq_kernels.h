@@ -15,7 +15,8 @@ struct DiffQTensor {
   BitsBounds bounds;
   Seed seed;
   uint32_t stream;
-  const float* quantiles;  // [65536]; null: uniform noise
+  const float* quantiles;    // [65536]; null: uniform noise
+  bool past_caches = false;  // noisy weights go to memory at once
 };
 
 // The bits of a tensor's elements together: those of the noise, and whole ones as files have them.

@@ -158,6 +158,7 @@ DiffQBits add_noise(const DiffQTensor& t, const void* source, int64_t begin, int
   DiffQBits sums;
   alignas(64) float noise[block + lanes], scale[room], range[room], inverse[room];
   const int64_t ahead = end - begin;
+  const bool past_caches = t.past_caches && reinterpret_cast<uintptr_t>(y) % 64 == 0;  // a block begins at a multiple of its bytes
   for (int64_t next; begin < end; begin = next) {
     next = std::min(end, begin / piece * piece + piece);
     const int64_t first = begin / t.group_size, n = next - begin;
@@ -177,10 +178,19 @@ DiffQBits add_noise(const DiffQTensor& t, const void* source, int64_t begin, int
       // What is read from memory is the next stretch: it comes while this one's noise is made.
       for (int64_t i = 0; i < block; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(w + from + i + ahead, 0, 2);
       if (from >= begin && from + block <= next && !t.quantiles) {
+        const auto value = [&](int i, Lanes v) __attribute__((always_inline)) {
+          return load_lanes(w + from + i) + v * load_lanes(scale + (from - begin) + i);
+        };
+        if constexpr (T::scalar == Scalar::f32)
+          if (past_caches) {
+            each_noise<true>(
+                t.seed, t.stream, nullptr,
+                from / block, [&](int i, Lanes v) __attribute__((always_inline)) { stream_lanes(value(i, v), y + from + i); });
+            continue;
+          }
         each_noise<true>(
-            t.seed, t.stream, nullptr, from / block, [&](int i, Lanes v) __attribute__((always_inline)) {
-              store_lanes(load_lanes(w + from + i) + v * load_lanes(scale + (from - begin) + i), y + from + i);
-            });
+            t.seed, t.stream, nullptr,
+            from / block, [&](int i, Lanes v) __attribute__((always_inline)) { store_lanes(value(i, v), y + from + i); });
         continue;
       }
       draw_noise(t.seed, t.stream, t.quantiles, from / block, noise);
@@ -189,6 +199,7 @@ DiffQBits add_noise(const DiffQTensor& t, const void* source, int64_t begin, int
         store_part(load_part(w + i, stop - i) + load_lanes(noise + (i - from)) * load_lanes(scale + (i - begin)), y + i, stop - i);
     }
   }
+  if (past_caches) end_streams();
   return sums;
 }
 
@@ -271,6 +282,7 @@ template <typename T>
 void backward_piece(const DiffQTensor& t, const void* source, int64_t index, DiffQSums sums) {
   const T* grad = static_cast<const T*>(source);
   alignas(64) float noise[piece + 2 * block], by_group[room], by_row[room], inverse[room], slope[room];
+  constexpr int64_t ahead = 4 * piece;  // what is read from memory meanwhile
   const int64_t begin = index * piece, end = std::min(t.n, begin + piece), n = end - begin;
   const int64_t first = begin / t.group_size, groups = (end - 1) / t.group_size - first + 1;
   const Place place{begin, end, t.n};
@@ -280,6 +292,7 @@ void backward_piece(const DiffQTensor& t, const void* source, int64_t index, Dif
         store_lanes(levels * -0.69314718f * own * own * b.slope, slope + i);
       });
   for (int64_t from = 0; from < n; from += block) {  // noise becomes its products
+    for (int64_t i = 0; i < block; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(grad + begin + from + i + ahead, 0, 2);
     const auto multiply = [&](int i, Lanes v) __attribute__((always_inline)) {
       store_lanes(load_lanes(grad + begin + from + i) * v, noise + from + i);
     };

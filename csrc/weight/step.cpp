@@ -3,19 +3,33 @@
 
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/stack.h>
+#include <c10/util/flat_hash_map.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <unordered_set>
 #include <vector>
 
 namespace quantize::weight {
 namespace {
 
+using Known = ska::flat_hash_set<const void*>;
+
+// The names of a module's dictionaries, made once: a walk over a model takes a good part of a millisecond with strings made anew.
+struct Names {
+  PyObject *modules = PyUnicode_InternFromString("_modules"), *parameters = PyUnicode_InternFromString("_parameters"),
+           *buffers = PyUnicode_InternFromString("_buffers");
+};
+
+const Names& names() {
+  static const Names made;
+  return made;
+}
+
 // visit(value) for the values of a module's dictionary `name`, None left out.
 template <typename Visit>
-void each_value(pybind11::handle module, const char* name, const Visit& visit) {
-  const pybind11::object entries = module.attr(name);
+void each_value(PyObject* module, PyObject* name, const Visit& visit) {
+  const auto entries = pybind11::reinterpret_steal<pybind11::object>(PyObject_GetAttr(module, name));
+  if (!entries) throw pybind11::error_already_set();
   PyObject *key, *value;
   Py_ssize_t place = 0;
   if (PyDict_Check(entries.ptr()))
@@ -26,7 +40,7 @@ void each_value(pybind11::handle module, const char* name, const Visit& visit) {
 // visit(module) for every module of `model`, each once and in the order of model.modules().
 template <typename Visit>
 void each_module(const pybind11::object& model, const Visit& visit) {
-  std::unordered_set<PyObject*> known;
+  Known known;
   std::vector<PyObject*> left{model.ptr()}, children;
   while (!left.empty()) {  // nothing here runs Python code, so that what is borrowed stays
     PyObject* module = left.back();
@@ -34,7 +48,7 @@ void each_module(const pybind11::object& model, const Visit& visit) {
     if (!known.insert(module).second) continue;
     visit(module);
     children.clear();
-    each_value(module, "_modules", [&](PyObject* child) { children.push_back(child); });
+    each_value(module, names().modules, [&](PyObject* child) { children.push_back(child); });
     left.insert(left.end(), children.rbegin(), children.rend());
   }
 }
@@ -49,9 +63,9 @@ pybind11::list modules_of(const pybind11::object& model, const pybind11::type& t
 
 int64_t held_bytes(const pybind11::object& model) {
   int64_t bytes = 0;
-  std::unordered_set<c10::TensorImpl*> known;
+  Known known;
   each_module(model, [&](PyObject* module) {
-    for (const char* name : {"_parameters", "_buffers"})
+    for (PyObject* name : {names().parameters, names().buffers})
       each_value(module, name, [&](PyObject* value) {
         if (!THPVariable_Check(value)) return;
         const at::Tensor& tensor = THPVariable_Unpack(value);
@@ -73,6 +87,12 @@ bool all_finite(const std::vector<at::Tensor>& tensors) {
   return at::stack(sums).isfinite().all().item<bool>();
 }
 
+void clamp_all(const std::vector<at::Tensor>& tensors, double bound) {
+  const pybind11::gil_scoped_release others;
+  const at::NoGradGuard no_grad;
+  for (at::Tensor t : tensors) t.clamp_(-bound, bound);
+}
+
 }  // namespace
 
 void define_step(pybind11::module_& m) {
@@ -80,6 +100,7 @@ void define_step(pybind11::module_& m) {
         "[m for m in model.modules() if isinstance(m, type)], sooner.");
   m.def("held_bytes", held_bytes, pybind11::arg("model"), "Bytes of all parameters and buffers, each once.");
   m.def("all_finite", all_finite, pybind11::arg("tensors"), "Whether no element is NaN or infinite, nor a tensor's sum.");
+  m.def("clamp_all", clamp_all, pybind11::arg("tensors"), pybind11::arg("bound"), "Each t.clamp_(-bound, bound), without a gradient.");
 }
 
 }  // namespace quantize::weight

@@ -60,11 +60,9 @@ class BitGuard:
                 )
             self._recent = 0
 
-    @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         """The optimizer's step post-hook: projects the bits into their bounds."""
-        for logits in self.logits:
-            logits.clamp_(-FARTHEST, FARTHEST)
+        _C.clamp_all(self.logits, FARTHEST)
         self._left = self._versions()
 
     def __repr__(self):

@@ -112,7 +112,9 @@ std::optional<tuple<Tensor, Tensor>> pool_images(const char* op, const Tensor& i
     });
   } else {
     at::parallel_for(0, x.numel() / plane, grain_of(grain, out * taps), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) kernels.plane(source + i * plane * bytes, s, target + i * out * bytes, offsets_at(i * out));
+      std::vector<float> scratch(s.scratch() / sizeof(float));
+      for (int64_t i = begin; i < end; ++i)
+        kernels.plane(source + i * plane * bytes, s, target + i * out * bytes, offsets_at(i * out), scratch.data());
     });
   }
   return std::tuple(y, offsets);

@@ -21,11 +21,21 @@ struct PoolShape {
   // Its taps that lie in the input: [first_tap, end_tap).
   int64_t first_tap(int d, int64_t start) const { return start < 0 ? (dilation[d] - 1 - start) / dilation[d] : 0; }
   int64_t end_tap(int d, int64_t start) const { return std::min(kernel[d], (input[d] - start + dilation[d] - 1) / dilation[d]); }
+
+  // A row of the input with its padding, and room for what a vector touches beyond: columns; of them those of one phase, which are the same
+  // tap of neighbouring windows; bytes of memory that plane() takes.
+  int64_t columns() const {
+    return std::max((output[1] - 1) * stride[1] + (kernel[1] - 1) * dilation[1] + 1, padding[1] + input[1]) + vector;
+  }
+  int64_t phase() const { return (columns() + stride[1] - 1) / stride[1] + vector; }
+  int64_t scratch() const { return phase() * stride[1] * 16; }
+
+  static constexpr int64_t vector = 16;  // floats of the kernels' vectors
 };
 
 struct MaxPoolKernels {
-  // A plane [height, width]. y: [out_height, out_width]; offsets: the same, or null.
-  void (*plane)(const void* x, const PoolShape& shape, void* y, uint8_t* offsets);
+  // A plane [height, width]. y: [out_height, out_width]; offsets: the same, or null; scratch: of shape.scratch() bytes.
+  void (*plane)(const void* x, const PoolShape& shape, void* y, uint8_t* offsets, void* scratch);
   // Row `place` of the output of an image [height, width, channels]: y, offsets: [out_width, channels].
   void (*row)(const void* x, int64_t channels, const PoolShape& shape, int64_t place, void* y, uint8_t* offsets);
 };

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <limits>
-#include <vector>
 
 #include "../core/lanes.h"
 #include "max_pool_kernels.h"
@@ -54,17 +53,15 @@ struct Columns {
   static constexpr int32_t outside = 1 << 20;  // the offset in padding: behind all others of a window
 
   const PoolShape& s;
-  int64_t count, each;  // columns; of them in one phase, with room for what vectors touch beyond
-  std::vector<float> value, phase_value;
-  std::vector<int32_t> offset, phase_offset;
+  int64_t count, each, size;  // columns; of them in one phase, with room for what vectors touch beyond; of all phases
+  float *value, *phase_value;
+  int32_t *offset, *phase_offset;
 
-  explicit Columns(const PoolShape& shape)
-      : s(shape),
-        count(std::max((s.output[1] - 1) * s.stride[1] + (s.kernel[1] - 1) * s.dilation[1] + 1, s.padding[1] + s.input[1]) + lanes),
-        each((count + s.stride[1] - 1) / s.stride[1] + lanes),
-        value(each * s.stride[1], -std::numeric_limits<float>::infinity()),
-        offset(value.size(), outside) {
-    if (s.stride[1] > 1) phase_value.resize(value.size()), phase_offset.resize(value.size());
+  Columns(const PoolShape& shape, void* scratch) : s(shape), count(shape.columns()), each(shape.phase()), size(each * s.stride[1]) {
+    value = static_cast<float*>(scratch), phase_value = value + size;
+    offset = reinterpret_cast<int32_t*>(phase_value + size), phase_offset = offset + size;
+    std::fill_n(value, 2 * size, -std::numeric_limits<float>::infinity());
+    std::fill_n(offset, 2 * size, outside);
   }
 
   // The maxima over the rows of the windows of output row `place`; false if there is a NaN.
@@ -105,9 +102,9 @@ struct Columns {
   }
 
   template <typename V>
-  QUANTIZE_INLINE void split(const std::vector<V>& from, std::vector<V>& to) const {
+  QUANTIZE_INLINE void split(const V* from, V* to) const {
     if (s.stride[1] == 2) {
-      V *even = to.data(), *odd = even + each;
+      V *even = to, *odd = even + each;
       for (int64_t i = 0; i < count / 2; ++i) even[i] = from[2 * i], odd[i] = from[2 * i + 1];
       if (count % 2) even[count / 2] = from[count - 1];
       return;
@@ -124,8 +121,8 @@ struct Columns {
       split(value, phase_value);
       if constexpr (wanted) split(offset, phase_offset);
     }
-    const float* values = split_up ? phase_value.data() : value.data();
-    const int32_t* places = split_up ? phase_offset.data() : offset.data();
+    const float* values = split_up ? phase_value : value;
+    const int32_t* places = split_up ? phase_offset : offset;
     for (int64_t o = 0; o < s.output[1]; o += lanes) {
       Maxima m{load_lanes(values + o), {}};
       if constexpr (wanted) std::memcpy(m.offset, places + o, sizeof m.offset);
@@ -151,8 +148,8 @@ struct Columns {
 };
 
 template <typename T, bool wanted>
-void pool_plane_rows(const T* x, const PoolShape& s, T* y, uint8_t* offsets) {
-  Columns columns(s);
+void pool_plane_rows(const T* x, const PoolShape& s, T* y, uint8_t* offsets, void* scratch) {
+  Columns columns(s, scratch);
   for (int64_t place = 0; place < s.output[0]; ++place) {
     T* row = y + place * s.output[1];
     uint8_t* row_offsets = wanted ? offsets + place * s.output[1] : nullptr;
@@ -164,10 +161,10 @@ void pool_plane_rows(const T* x, const PoolShape& s, T* y, uint8_t* offsets) {
 }
 
 template <typename T>
-void pool_plane(const void* x, const PoolShape& s, void* y, uint8_t* offsets) {
+void pool_plane(const void* x, const PoolShape& s, void* y, uint8_t* offsets, void* scratch) {
   const T* source = static_cast<const T*>(x);
   T* target = static_cast<T*>(y);
-  offsets ? pool_plane_rows<T, true>(source, s, target, offsets) : pool_plane_rows<T, false>(source, s, target, nullptr);
+  offsets ? pool_plane_rows<T, true>(source, s, target, offsets, scratch) : pool_plane_rows<T, false>(source, s, target, nullptr, scratch);
 }
 
 template <typename T, bool wanted>

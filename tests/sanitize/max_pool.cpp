@@ -74,10 +74,11 @@ int64_t check(Isa isa, Fence fence) {
         if (channels > 1) continue;
         Buffer<T> y(out, fence);
         Buffer<uint8_t> y_offsets(out, fence);
-        k.plane(x.data(), s, y.data(), y_offsets.data());
+        Buffer<float> scratch(s.scratch() / int64_t(sizeof(float)), fence);
+        k.plane(x.data(), s, y.data(), y_offsets.data(), scratch.data());
         expect_same(y, want, "plane: " + what);
         expect_same(y_offsets, want_offsets, "plane's offsets: " + what);
-        k.plane(x.data(), s, y.data(), nullptr);
+        k.plane(x.data(), s, y.data(), nullptr, scratch.data());
         for (int64_t o = 0; o < out; ++o)  // zeros may have either sign
           if (to_float(y[o]) != to_float(want[o]) && !(is_nan(y[o]) && is_nan(want[o]))) fail("plane alone: " + what);
         count += 3;

@@ -57,6 +57,18 @@ def step_time(r: dict) -> list[str]:
     return rows
 
 
+def layers(r: dict) -> list[str]:
+    """Layers by themselves."""
+    return [
+        f"| Time of `{name}` by itself, {layout.replace('_', ' ')}, ms | {1e3 * found['sides']['2 bits']['median_s']:.2f} | "
+        f"{1e3 * found['sides']['plain']['median_s']:.2f} | {found['sides']['2 bits']['ratio']:.2f} (adaptive "
+        f"{found['sides']['2 bits, adaptive']['ratio']:.2f}); keeps {found['saved_bytes'] / 1024:.0f} of "
+        f"{found['plain_bytes'] / 1024:.0f} KiB |"
+        for layout, every in r["results"].items()
+        for name, found in every.items()
+    ]
+
+
 def accuracy(r: dict) -> list[str]:
     """Of ResNet-20 on mnist5k."""
     by_name = {row["configuration"]: row for row in r["table"]}
@@ -290,7 +302,7 @@ def binary_accuracy(r: dict) -> list[str]:
 
 
 SECTIONS = {
-    "Activation-compressed training": [memory, step_time, accuracy, gradient_variance, kernels, other_models],
+    "Activation-compressed training": [memory, step_time, layers, accuracy, gradient_variance, kernels, other_models],
     "Packed weights": [packed, fake_quantize, power_of_two],
     "Learned bits": [diffq_step, diffq_reliability, diffq_accuracy],
     "One bit": [binary, few_bits, binary_models, binary_accuracy],

@@ -54,6 +54,18 @@ QUANTIZE_LANES_OPERATOR(higher, y > x ? y : x)
 
 QUANTIZE_INLINE Lanes& operator+=(Lanes& a, Lanes b) { return a = a + b; }
 
+// a + b * c where both are exact in float: one rounding and two are the same then, on every ISA.
+QUANTIZE_INLINE Lanes exact_multiply_add(Lanes a, Lanes b, Lanes c) {
+#if defined(__AVX512F__)
+  a.part[0] = (Lanes::Part)_mm512_fmadd_ps((__m512)b.part[0], (__m512)c.part[0], (__m512)a.part[0]);
+#elif defined(__FMA__)
+  for (int i = 0; i < Lanes::parts; ++i) a.part[i] = (Lanes::Part)_mm256_fmadd_ps((__m256)b.part[i], (__m256)c.part[i], (__m256)a.part[i]);
+#else
+  a += b * c;
+#endif
+  return a;
+}
+
 QUANTIZE_INLINE Lanes magnitude(Lanes a) {
   for (Lanes::Part& p : a.part) p = (Lanes::Part)((Lanes::Whole)p & 0x7fffffff);
   return a;
@@ -97,6 +109,29 @@ QUANTIZE_INLINE Lanes load_lanes(const T* p) {
   float v[lanes];
   for (int l = 0; l < lanes; ++l) v[l] = to_float(p[l]);
   return load_lanes(v);
+}
+
+// Of thirty-two numbers the first, third, ... and the second, fourth, ...
+QUANTIZE_INLINE void split_pairs(Lanes a, Lanes b, Lanes& first, Lanes& second) {
+#if defined(__AVX512F__)
+  const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  first.part[0] = (Lanes::Part)_mm512_permutex2var_ps((__m512)a.part[0], index, (__m512)b.part[0]);
+  second.part[0] = (Lanes::Part)_mm512_permutex2var_ps((__m512)a.part[0], _mm512_or_si512(index, _mm512_set1_epi32(1)), (__m512)b.part[0]);
+#elif defined(__AVX2__)
+  const Lanes from[] = {a, b};
+  for (int i = 0; i < 2; ++i) {
+    const __m256 low = (__m256)from[i].part[0], high = (__m256)from[i].part[1];
+    const auto in_order = [](__m256 v) { return (Lanes::Part)_mm256_permute4x64_pd((__m256d)v, 0xd8); };
+    first.part[i] = in_order(_mm256_shuffle_ps(low, high, 0x88)), second.part[i] = in_order(_mm256_shuffle_ps(low, high, 0xdd));
+  }
+#else
+  for (int i = 0; i < lanes; ++i) {
+    const Lanes& from = i < lanes / 2 ? a : b;
+    const int at = 2 * i % lanes;
+    first.part[i / Lanes::width][i % Lanes::width] = from.part[at / Lanes::width][at % Lanes::width];
+    second.part[i / Lanes::width][i % Lanes::width] = from.part[at / Lanes::width][at % Lanes::width + 1];
+  }
+#endif
 }
 
 QUANTIZE_INLINE void store_lanes(Lanes v, float* p) {

@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "bit_planes.h"
+#include "depthwise.h"
 #include "image_kernels.h"
 #include "packed_call.h"
 #include "panels.h"
@@ -143,13 +144,17 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
   const auto format = rows_layout ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   const Tensor x = input.contiguous(format);
   Tensor out = at::empty({g.batch, g.out_channels, g.out_height, g.out_width}, x.options(), format);
+  const ConvShape shape{g, kernel, stride, padding, dilation, groups};
   if (panel_tensor.dim() == 5) {
-    conv2d_of_bit_planes(op, x, {g, kernel, stride, padding, dilation, groups}, rows_layout, act.range, activation_bits, panel_tensor, sums,
-                         scales, bias, out);
+    conv2d_of_bit_planes(op, x, shape, rows_layout, act.range, activation_bits, panel_tensor, sums, scales, bias, out);
+    return out;
+  }
+  const Epilogue epilogue(op, scales, bias, sums, act.range.step, act.zero_point);
+  if (panel_tensor.dim() == 2) {
+    conv2d_of_channels(op, x, shape, rows_layout, act.range, panel_tensor, epilogue, out);
     return out;
   }
   const Panels panels(op, panel_tensor, levels, storage_bits);
-  const Epilogue epilogue(op, scales, bias, sums, act.range.step, act.zero_point);
   const int64_t pixel = rounded_up(group_inputs, GemmTraits::quad), quads = pixel / GemmTraits::quad;
   TORCH_CHECK_VALUE(panels.groups == groups && panels.tiles * GemmTraits::columns >= group_channels && panels.quads >= taps_count * quads,
                     op, ": panels must hold ", groups, " groups of ", group_channels, " channels and ", taps_count * quads, " quads; got ",

@@ -13,7 +13,7 @@ struct ImageKernels {
   // starts every line_bytes. Writes channels rounded up to 4.
   void (*from_planes)(const float* x, int64_t plane, int64_t channels, int64_t height, int64_t width, LsqRange range, uint8_t* image,
                       int64_t line_bytes, int64_t pixel_bytes);
-  // Codes of one line of pixels whose channels lie together, a pixel every `pixel` elements.
+  // Codes of one line of pixels whose channels lie together, a pixel every `pixel` elements. Writes channels rounded up to 4.
   void (*from_rows)(const float* x, int64_t pixel, int64_t channels, int64_t pixels, LsqRange range, uint8_t* image, int64_t pixel_bytes);
   // out[i][c] = float(acc[i][c] - correction[c]) * gain[c] + bias[c]; acc's rows hold `stride` sums, out has strides of its own.
   void (*finish)(const int32_t* acc, int64_t stride, int64_t rows, int64_t columns, const int32_t* correction, const float* gain,

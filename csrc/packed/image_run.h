@@ -28,20 +28,52 @@ void from_planes(const float* x, int64_t plane, int64_t channels, int64_t height
       }
 }
 
+// Sixteen codes as bytes.
+QUANTIZE_INLINE void store_codes(Lanes x, LsqRange range, uint8_t* bytes) {
+  using Bytes = uint8_t __attribute__((vector_size(Lanes::width)));
+  Lanes::Whole codes[Lanes::parts];
+  codes_of(x, range, codes);
+  for (int i = 0; i < Lanes::parts; ++i) {
+    const Bytes own = __builtin_convertvector(codes[i], Bytes);
+    std::memcpy(bytes + i * Lanes::width, &own, sizeof own);
+  }
+}
+
+// `channels` bytes, in words; zeros fill the last one.
+QUANTIZE_INLINE void store_words(const uint8_t* bytes, int64_t channels, uint8_t* target) {
+  uint32_t word;
+  int64_t c = 0;
+  for (; c + 4 <= channels; c += 4) std::memcpy(target + c, bytes + c, 4);
+  if (c == channels) return;
+  std::memcpy(&word, bytes + c, 4);
+  word &= (1u << (8 * (channels - c))) - 1;
+  std::memcpy(target + c, &word, 4);
+}
+
+// Pixels of few channels, several of them in a vector.
+void from_short_pixels(const float* x, int64_t channels, int64_t pixels, LsqRange range, uint8_t* image, int64_t pixel_bytes) {
+  constexpr int64_t block = 32;
+  uint8_t bytes[block * lanes];
+  for (int64_t first = 0; first < pixels; first += block) {
+    const int64_t count = pixels - first < block ? pixels - first : block, n = count * channels;
+    for (int64_t i = 0; i < n; i += lanes) store_codes(load_part(x + first * channels + i, n - i), range, bytes + i);
+    for (int64_t p = 0; p < count; ++p) store_words(bytes + p * channels, channels, image + (first + p) * pixel_bytes);
+  }
+}
+
 void from_rows(const float* x, int64_t pixel, int64_t channels, int64_t pixels, LsqRange range, uint8_t* image, int64_t pixel_bytes) {
+  if (pixel == channels && channels < lanes) return from_short_pixels(x, channels, pixels, range, image, pixel_bytes);
+  const float* end = x + (pixels - 1) * pixel + channels;
   for (int64_t p = 0; p < pixels; ++p)
     for (int64_t c = 0; c < channels; c += lanes) {
-      Lanes::Whole codes[Lanes::parts];
-      codes_of(load_part(x + p * pixel + c, channels - c), range, codes);
-      int32_t values[lanes];
-      std::memcpy(values, codes, sizeof values);
       uint8_t bytes[lanes];
-      for (int l = 0; l < lanes; ++l) bytes[l] = uint8_t(values[l]);
+      const float* from = x + p * pixel + c;
+      store_codes(load_part(from, end - from), range, bytes);
       uint8_t* target = image + p * pixel_bytes + c;
       if (channels - c >= lanes)
         std::memcpy(target, bytes, lanes);
       else
-        std::memcpy(target, bytes, size_t(channels - c));
+        store_words(bytes, channels - c, target);
     }
 }
 

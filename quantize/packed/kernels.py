@@ -15,7 +15,7 @@ from .binary_panels import binary_panels, plane_panels, tap_sums
 from .form import GROUPED
 from .grid import SignGrid
 from .layout import storage_bits
-from .panels import integers, panels, sums
+from .panels import integers, panels, sums, tap_levels
 from .pending import Pending
 from .thresholds import HALF, of_products
 
@@ -24,6 +24,7 @@ FEWEST_INPUTS, FEWEST_OUTPUTS = 4, 8  # of a group: with fewer, most of a panel 
 PLANNED = ("codes", "scales", "bias", "step", "zero_point", "threshold", "flip")  # what the ops are given of a layer
 USED = (*PLANNED, "group_bits")
 _EVERYWHERE = (nn.modules.module._global_forward_pre_hooks, nn.modules.module._global_forward_hooks)  # of all modules
+MOST_TAPS = 2**24 // (255 * 127)  # of a depthwise convolution: products that a float32 sum holds in any case
 LONGEST, LONGEST_SIGNS = 2**31 // (255 * 128), 2**30 - 1  # products that an int32 sum holds in any case
 
 
@@ -53,7 +54,8 @@ def reason(layer) -> str:
         return ""
     outputs, inputs = (layer.out_features, layer.in_features) if layer.spatial == 0 else (layer.out_channels, layer.in_channels)
     groups = getattr(layer, "groups", 1)
-    if groups > 1 and (inputs // groups < FEWEST_INPUTS or outputs // groups < FEWEST_OUTPUTS):
+    few = groups > 1 and (inputs // groups < FEWEST_INPUTS or outputs // groups < FEWEST_OUTPUTS)
+    if few and not _depthwise(layer):
         return f"decoded at each use: groups of {inputs // groups} to {outputs // groups} channels"
     return ""
 
@@ -196,7 +198,9 @@ def _make_plan(layer) -> _Plan:
         half = scales.view(-1, *[1] * layer.spatial)
         scales = torch.cat([2 * scales, scales.new_ones(1)])
         bias = None if bias is None else torch.cat([bias, bias.new_zeros(1)])
-    if _in_bit_planes(layer):
+    if geometry and _depthwise(layer):
+        made = tap_levels(weight, taps)
+    elif _in_bit_planes(layer):
         made = plane_panels(codes, layer.bits, length, groups)
     else:
         made = panels(weight.codes, weight.width, taps, channels, groups)
@@ -204,6 +208,11 @@ def _make_plan(layer) -> _Plan:
         step, zero_point, layer.activation_bits, weight.codes, made, weight.levels, scales, sums(weight, length), bias, weight.width,
     )  # fmt: skip
     return _Plan("", _bound("packed_conv2d" if geometry else "packed_linear", (*arguments, *geometry)), pad, half=half)
+
+
+def _depthwise(layer) -> bool:
+    """Whether each group has one input channel, whose taps csrc/packed/depthwise.h multiplies in vectors. A GPU's product would not gain."""
+    return layer.spatial > 0 and layer.groups == layer.in_channels > 1 and layer.codes.device.type == "cpu" and _length(layer) <= MOST_TAPS
 
 
 def _in_bit_planes(layer) -> bool:

@@ -53,6 +53,11 @@ def panels(codes: Tensor, width: int, taps: int, channels: int, groups: int) -> 
     return (quads.unflatten(2, (-1, share)) << shifts).sum(3, dtype=torch.uint8).flatten(2).contiguous()
 
 
+def tap_levels(weight: Integers, taps: int) -> Tensor:
+    """float32[taps, N]: levels of channels that read one input channel each."""
+    return weight.levels.nan_to_num(nan=0.0)[split(weight.codes, weight.width)[:, :taps].int()].t().contiguous()
+
+
 def sums(weight: Integers, k: int) -> Tensor:
     """int32[N]: the sum of each output channel's levels, which an input's zero point is multiplied by."""
     return weight.levels.nan_to_num(nan=0.0)[split(weight.codes, weight.width)[:, :k].int()].sum(1).to(torch.int32)

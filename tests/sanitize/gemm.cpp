@@ -97,6 +97,33 @@ int64_t check_images(Isa isa, Fence fence, int64_t channels, int64_t width) {
   return count;
 }
 
+// Channels of wider pixels, as groups have them; the fill-up is zero.
+int64_t check_pixels(Isa isa, Fence fence, int64_t pixel, int64_t channels, int64_t pixels) {
+  quantize::set_cpu_isa(isa);
+  const int64_t pixel_bytes = (channels + 3) / 4 * 4;
+  const auto range = quantize::weight::lsq_range(0.05f, 7.f, 255);
+  Buffer<F32> x((pixels - 1) * pixel + channels, fence);
+  const Buffer<uint8_t> got(pixels * pixel_bytes, fence), want(pixels * pixel_bytes, fence);
+  for (Pattern pattern : kPatterns) {
+    fill(x, pattern);
+    for (int64_t i = 0; i < pixels * pixel_bytes; ++i) {
+      const int64_t c = i % pixel_bytes;
+      if (c >= channels) {
+        want[i] = 0;
+        continue;
+      }
+      const float v = x[i / pixel_bytes * pixel + c].value;
+      const float level = quantize::weight::lsq_clip(quantize::weight::lsq_round(quantize::weight::lsq_divide(v, range)), range);
+      want[i] = uint8_t(v != v ? 0 : int(level - range.low));
+    }
+    image_kernels().from_rows(reinterpret_cast<const float*>(x.data()), pixel, channels, pixels, range, got.data(), pixel_bytes);
+    expect_same(
+        got, want,
+        "pixels: " + std::to_string(channels) + " of " + std::to_string(pixel) + " channels, pattern " + kPatternNames[int(pattern)]);
+  }
+  return 1;
+}
+
 }  // namespace
 
 int64_t check_gemm(Isa isa, Fence fence) {
@@ -107,6 +134,8 @@ int64_t check_gemm(Isa isa, Fence fence) {
         for (int64_t rows : {1, 3, 12}) count += check_products(isa, fence, bits, largest, channels, taps, rows);
   for (int64_t channels : {1, 3, 4, 17, 32})
     for (int64_t width : {1, 15, 16, 33}) count += check_images(isa, fence, channels, width);
+  for (const auto& [pixel, channels] : {std::pair{1, 1}, {3, 3}, {15, 15}, {16, 16}, {24, 8}, {24, 17}, {40, 5}, {64, 32}})
+    for (int64_t pixels : {1, 2, 31, 33, 70}) count += check_pixels(isa, fence, pixel, channels, pixels);
   return count;
 }
 

@@ -150,7 +150,7 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
     return out;
   }
   const Epilogue epilogue(op, scales, bias, sums, act.range.step, act.zero_point);
-  if (panel_tensor.dim() == 2) {
+  if (panel_tensor.scalar_type() == at::kFloat) {
     conv2d_of_channels(op, x, shape, rows_layout, act.range, panel_tensor, epilogue, out);
     return out;
   }

@@ -1,9 +1,9 @@
 // CPU kernels of depthwise convolutions of levels, in float32: whole numbers below 2^24, which it holds, so that sums are exact in any
 // order and fused or not. Torch-free.
 //
-// A block of the output's rows at a time: the pixels that they read are made levels, zeros around them, in a buffer of units: single
-// numbers of a plane, or sixteen channels of a pixel. Units that the same tap of neighbouring windows reads lie together, whatever the
-// stride (Units), so that sixteen sums are a vector's in either case: neighbours in a plane, or channels.
+// The pixels that are read are made levels, zeros around them, and taken apart by strides (Units): what the same tap of neighbouring
+// windows reads lies together, so that sixteen sums are a vector's. Sixteen neighbours in a plane; or sixteen channels of a pixel, of which
+// a chunk is as long as a row has pixels.
 #pragma once
 
 #include <algorithm>
@@ -44,19 +44,23 @@ struct Units {
   int64_t row(int64_t phase, int64_t column_phase, int64_t index) const {
     return (phase * phases[1] + column_phase) * (each[0] * each[1] + DepthwiseTraits::lanes) + index * each[1];
   }
-  // Where the window of output pixel 0 reads pixel (r, c).
+  // Floats of a row of pixels of sixteen channels.
+  int64_t chunk() const { return phases[1] * each[1] * DepthwiseTraits::lanes; }
+  // Where the window of output pixel 0 reads pixel (r, c) of a plane, and column c of such a row.
   int64_t at(int64_t r, int64_t c) const { return row(r % stride[0], c % stride[1], r / stride[0]) + c / stride[1]; }
+  int64_t at(int64_t c) const { return (c % stride[1] * each[1] + c / stride[1]) * DepthwiseTraits::lanes; }
 };
 
 struct DepthwiseKernels {
   // Levels of a plane, from output row `first` on. buffer: units.count() floats; line: units.extent[1] + lanes floats of scratch.
   void (*fill_plane)(const float* x, const Units& units, int64_t first, LsqRange range, float* buffer, float* line);
-  // Of sixteen channels of an image whose pixels lie `pixel` floats apart; end: of what may be read. buffer: units.count() * lanes floats.
-  void (*fill_pixels)(const float* x, const float* end, int64_t pixel, const Units& units, int64_t first, LsqRange range, float* buffer);
+  // Levels of a row of pixels, `pixel` floats apart; end: of what may be read; x null: of a row of padding. buffer: [chunks of sixteen of
+  // `channels`][units.chunk()].
+  void (*fill_row)(const float* x, const float* end, int64_t pixel, int64_t channels, const Units& units, LsqRange range, float* buffer);
   // out[i] = sum_t x[i * lanes + offsets[t]] * weights[t] * gain + bias, vectors of sixteen, `count` of whose lanes are stored, `stride`
-  // floats apart. weights: [taps][lanes]; gain, bias: [lanes].
-  void (*sum)(const float* x, int64_t vectors, const int64_t* offsets, int64_t taps, const float* weights, const float* gain,
-              const float* bias, float* out, int64_t stride, int64_t count);
+  // floats apart. weights: of each tap sixteen, weight_pitch floats apart; gain, bias: [lanes].
+  void (*sum)(const float* x, int64_t vectors, const int64_t* offsets, int64_t taps, const float* weights, int64_t weight_pitch,
+              const float* gain, const float* bias, float* out, int64_t stride, int64_t count);
   // Rows of `width` floats, `pitch` floats apart, to rows that lie together. Reads lanes - 1 floats beyond the last.
   void (*copy_rows)(const float* from, int64_t pitch, int64_t rows, int64_t width, float* to);
 };

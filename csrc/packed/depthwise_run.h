@@ -9,21 +9,13 @@ namespace {
 
 static_assert(lanes == DepthwiseTraits::lanes);
 
-// Calls run(phase, index, y) for the rows of pixels that are read, as they lie in the buffer: what a row's last vector leaves behind it is
-// overwritten by the next one. y: the input's row; outside of it in the padding.
-template <typename Run>
-QUANTIZE_INLINE void each_row(const Units& u, int64_t first, const Run& run) {
-  const int64_t top = first * u.stride[0] - u.padding[0];
-  for (int64_t phase = 0; phase < u.phases[0]; ++phase)
-    for (int64_t index = 0, r = phase; r < u.extent[0]; ++index, r += u.stride[0]) run(phase, index, top + r);
-}
-
 // And up to lanes - 1 more.
 QUANTIZE_INLINE void zeros(float* p, int64_t count) {
   for (int64_t i = 0; i < count; i += lanes) store_lanes(0.f, p + i);
 }
 
-void fill_plane(const float* x, const Units& u, int64_t first, LsqRange range, float* buffer, float* line) {
+void fill_plane(const float* x, const Units& units, int64_t first, LsqRange range, float* buffer, float* line) {
+  const Units u = units;  // which stores might change, for all that the compiler knows
   const int64_t width = u.size[1], left = std::min(u.padding[1], u.extent[1]), inside = std::min(width, u.extent[1] - left);
   const float* end = x + u.size[0] * width;
   const bool pairs = u.stride[1] == 2 && u.phases[1] == 2;
@@ -46,39 +38,43 @@ void fill_plane(const float* x, const Units& u, int64_t first, LsqRange range, f
     float *first_end = first_phase + (u.extent[1] + 1) / 2, *second_end = second_phase + u.extent[1] / 2;
     zeros(behind[left % 2], first_end - behind[left % 2]), zeros(behind[1 - left % 2], second_end - behind[1 - left % 2]);
   };
-  each_row(
-      u, first, [&](int64_t phase, int64_t index, int64_t y) __attribute__((always_inline)) {
-        if (y < 0 || y >= u.size[0]) {
-          for (int64_t c = 0; c < u.phases[1]; ++c) zeros(buffer + u.row(phase, c, index), u.each[1]);
-          return;
-        }
-        if (u.stride[1] == 1) return quantize_row(x + y * width, buffer + u.row(phase, 0, index));
-        if (pairs) return quantize_pairs(x + y * width, buffer + u.row(phase, 0, index), buffer + u.row(phase, 1, index));
-        quantize_row(x + y * width, line);
-        for (int64_t c = 0; c < u.phases[1]; ++c) {
-          float* to = buffer + u.row(phase, c, index);
-          for (int64_t i = c; i < u.extent[1]; i += u.stride[1]) *to++ = line[i];
-        }
-      });
+  const auto fill = [&](int64_t phase, int64_t index, int64_t y) __attribute__((always_inline)) {
+    if (y < 0 || y >= u.size[0]) {
+      for (int64_t c = 0; c < u.phases[1]; ++c) zeros(buffer + u.row(phase, c, index), u.each[1]);
+      return;
+    }
+    if (u.stride[1] == 1) return quantize_row(x + y * width, buffer + u.row(phase, 0, index));
+    if (pairs) return quantize_pairs(x + y * width, buffer + u.row(phase, 0, index), buffer + u.row(phase, 1, index));
+    quantize_row(x + y * width, line);
+    for (int64_t c = 0; c < u.phases[1]; ++c) {
+      float* to = buffer + u.row(phase, c, index);
+      for (int64_t i = c; i < u.extent[1]; i += u.stride[1]) *to++ = line[i];
+    }
+  };
+  // As they lie in the buffer: what a row's last vector leaves behind it is overwritten by the next one.
+  for (int64_t phase = 0; phase < u.phases[0]; ++phase)
+    for (int64_t index = 0, r = phase; r < u.extent[0]; ++index, r += u.stride[0])
+      fill(phase, index, first * u.stride[0] - u.padding[0] + r);
 }
 
-void fill_pixels(const float* x, const float* end, int64_t pixel, const Units& u, int64_t first, LsqRange range, float* buffer) {
-  const int64_t width = u.size[1];
-  each_row(
-      u, first, [&](int64_t phase, int64_t index, int64_t y) __attribute__((always_inline)) {
-        const bool inside = y >= 0 && y < u.size[0];
-        for (int64_t column_phase = 0; column_phase < u.phases[1]; ++column_phase) {
-          float* to = buffer + u.row(phase, column_phase, index) * lanes;
-          for (int64_t c = column_phase - u.padding[1]; c < u.extent[1] - u.padding[1]; c += u.stride[1], to += lanes) {
-            Lanes levels = 0.f;
-            if (inside && c >= 0 && c < width) {
-              const float* from = x + (y * width + c) * pixel;
-              levels = levels_of(load_part(from, end - from), range);
-            }
-            store_lanes(levels, to);
-          }
-        }
-      });
+void fill_row(const float* x, const float* end, int64_t pixel, int64_t channels, const Units& units, LsqRange range, float* buffer) {
+  const Units u = units;
+  const int64_t width = u.size[1], left = u.padding[1], stop = u.extent[1] - left, stride = u.stride[1], chunk = u.chunk();
+  for (int64_t phase = 0; phase < u.phases[1]; ++phase) {
+    float* to = buffer + phase * u.each[1] * lanes;
+    int64_t c = phase - left;
+    const auto fill_up = [&](int64_t until) __attribute__((always_inline)) {
+      for (; c < until; c += stride, to += lanes)
+        for (int64_t i = 0, at = 0; i < channels; i += lanes, at += chunk) store_lanes(0.f, to + at);
+    };
+    fill_up(x ? std::min<int64_t>(0, stop) : stop);
+    for (const int64_t until = std::min(width, stop); c < until; c += stride, to += lanes)
+      for (int64_t i = 0, at = 0; i < channels; i += lanes, at += chunk) {
+        const float* from = x + c * pixel + i;
+        store_lanes(levels_of(load_part(from, end - from), range), to + at);
+      }
+    fill_up(stop);
+  }
 }
 
 void copy_rows(const float* from, int64_t pitch, int64_t rows, int64_t width, float* to) {
@@ -97,6 +93,7 @@ struct Taps {
   const int64_t* offsets;
   int64_t count;
   const float* weights;
+  int64_t pitch;  // of the weights
 };
 
 // The next `together` vectors while there are so many.
@@ -107,7 +104,7 @@ QUANTIZE_INLINE void sum_vectors(const float* x, int64_t& i, int64_t vectors, co
     for (Lanes& own : acc) own = 0.f;
     for (int64_t t = 0; t < taps.count; ++t) {
       const float* from = x + i * lanes + taps.offsets[t];
-      const Lanes weight = load_lanes(taps.weights + t * lanes);
+      const Lanes weight = load_lanes(taps.weights + t * taps.pitch);
       for (int j = 0; j < together; ++j) acc[j] = exact_multiply_add(acc[j], load_lanes(from + j * lanes), weight);
     }
     for (int j = 0; j < together; ++j) store(acc[j], i + j);
@@ -124,10 +121,10 @@ QUANTIZE_INLINE void sum_all(const float* x, int64_t vectors, const Taps& taps, 
   sum_vectors<1>(x, i, vectors, taps, store);
 }
 
-void sum(const float* x, int64_t vectors, const int64_t* offsets, int64_t taps, const float* weights, const float* gain, const float* bias,
-         float* out, int64_t stride, int64_t count) {
+void sum(const float* x, int64_t vectors, const int64_t* offsets, int64_t taps, const float* weights, int64_t weight_pitch,
+         const float* gain, const float* bias, float* out, int64_t stride, int64_t count) {
   const Lanes scale = load_lanes(gain), shift = load_lanes(bias);
-  const Taps all{offsets, taps, weights};
+  const Taps all{offsets, taps, weights, weight_pitch};
   if (count == lanes)
     sum_all(
         x, vectors, all, [&](Lanes v, int64_t i) __attribute__((always_inline)) { store_lanes(v * scale + shift, out + i * stride); });
@@ -138,7 +135,7 @@ void sum(const float* x, int64_t vectors, const int64_t* offsets, int64_t taps, 
         });
 }
 
-constexpr DepthwiseKernels depthwise_of_isa{fill_plane, fill_pixels, sum, copy_rows};
+constexpr DepthwiseKernels depthwise_of_isa{fill_plane, fill_row, sum, copy_rows};
 
 }  // namespace
 }  // namespace quantize::packed

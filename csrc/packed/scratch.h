@@ -22,8 +22,7 @@ T* at_least(std::vector<T>& v, int64_t size) {
 // The first place from p on where a vector or a tile's row begins; at most 63 bytes further.
 template <typename T>
 T* aligned(T* p) {
-  static_assert(sizeof(T) == 1);
-  return p + -reinterpret_cast<uintptr_t>(p) % 64;
+  return p + -reinterpret_cast<uintptr_t>(p) % 64 / sizeof(T);
 }
 
 // An array for a call: the thread's own where that is small. What large batches take goes with the call.

@@ -199,7 +199,7 @@ def _make_plan(layer) -> _Plan:
         scales = torch.cat([2 * scales, scales.new_ones(1)])
         bias = None if bias is None else torch.cat([bias, bias.new_zeros(1)])
     if geometry and _depthwise(layer):
-        made = tap_levels(weight, taps)
+        made = tap_levels(weight, taps, layer.in_channels)
     elif _in_bit_planes(layer):
         made = plane_panels(codes, layer.bits, length, groups)
     else:

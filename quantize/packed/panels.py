@@ -53,9 +53,10 @@ def panels(codes: Tensor, width: int, taps: int, channels: int, groups: int) -> 
     return (quads.unflatten(2, (-1, share)) << shifts).sum(3, dtype=torch.uint8).flatten(2).contiguous()
 
 
-def tap_levels(weight: Integers, taps: int) -> Tensor:
-    """float32[taps, N]: levels of channels that read one input channel each."""
-    return weight.levels.nan_to_num(nan=0.0)[split(weight.codes, weight.width)[:, :taps].int()].t().contiguous()
+def tap_levels(weight: Integers, taps: int, channels: int) -> Tensor:
+    """float32[N / channels, taps, channels filled up to sixteens]: levels of output channels that read one input channel each."""
+    levels = weight.levels.nan_to_num(nan=0.0)[split(weight.codes, weight.width)[:, :taps].int()]
+    return F.pad(levels.view(channels, -1, taps).permute(1, 2, 0), (0, -channels % COLUMNS)).contiguous()
 
 
 def sums(weight: Integers, k: int) -> Tensor:

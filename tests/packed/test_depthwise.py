@@ -38,7 +38,7 @@ def arguments_of(case, method="uniform", bits=8, activation_bits=8, layout=torch
     """The op's arguments with the panel of taps, and those with panels of bytes."""
     of_bytes, levels = conv_arguments(case, method, bits, activation_bits, layout, batch)
     taps = case[2][0] * case[2][1]
-    panel = tap_levels(Integers(of_bytes[4], of_bytes[10], of_bytes[6]), taps)
+    panel = tap_levels(Integers(of_bytes[4], of_bytes[10], of_bytes[6]), taps, case[1])
     return (*of_bytes[:5], panel, *of_bytes[6:]), of_bytes, levels
 
 
@@ -68,7 +68,7 @@ def test_largest_sums_are_exact(each_isa, layout):
     """As many taps as float32 has room for, all of them at the ends of their ranges; and one more, which the op refuses."""
     taps = kernels.MOST_TAPS
     arguments, _, _ = arguments_of((17, 17, (1, taps), 17, (1, 1), (0, 0), (1, 1), 1, taps + 20), layout=layout)
-    arguments = [*arguments[:5], torch.full((taps, 17), 127.0), *arguments[6:]]
+    arguments = [*arguments[:5], torch.full((1, taps, 32), 127.0), *arguments[6:]]
     arguments[1], arguments[2], arguments[7], arguments[9] = torch.tensor(1.0), torch.tensor(0.0), torch.ones(17), None
     x = torch.full((1, 17, 1, taps + 20), 1e9).contiguous(memory_format=layout)
     x[..., ::2] = 254  # odd sums, of which float32 would drop the last bit where it had to round
@@ -99,9 +99,10 @@ def test_opcheck(each_isa):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (5, torch.zeros(9, 15), r"panels must be contiguous \[9, 16\]; got \[9, 15\]"),
-        (5, torch.zeros(16, 9).t(), r"panels must be contiguous \[9, 16\]; got \[9, 16\]"),
-        (5, torch.zeros(9, 16, dtype=torch.float64), "panels must be Float"),
+        (5, torch.zeros(1, 9, 15), r"panels must be contiguous \[1, 9, 16\]; got \[1, 9, 15\]"),
+        (5, torch.zeros(1, 16, 9).mT, r"panels must be contiguous \[1, 9, 16\]; got \[1, 9, 16\]"),
+        (5, torch.zeros(9, 16), r"panels must be contiguous \[1, 9, 16\]; got \[9, 16\]"),
+        (5, torch.zeros(1, 9, 16, dtype=torch.float64), "panels must be .*Byte"),
         (8, torch.zeros(15, dtype=torch.int32), "sums must have 16 elements"),
         (2, torch.tensor(0.5), "zero_point must be a whole number"),
     ],
@@ -116,7 +117,7 @@ def test_bad_arguments(place, value, message):
 def test_channels_of_larger_groups_are_refused():
     arguments, _, _ = arguments_of((16, 16, (3, 3), 8, (1, 1), (1, 1), (1, 1), 5, 5))
     with pytest.raises(ValueError, match="groups must be the channels, 16, and taps at most 518 where panels are floats; got 8 and 9"):
-        ops.packed_conv2d(*arguments[:5], torch.zeros(9, 16), *arguments[6:])
+        ops.packed_conv2d(*arguments[:5], torch.zeros(1, 9, 16), *arguments[6:])
 
 
 CONFIGS = [

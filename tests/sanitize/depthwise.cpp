@@ -44,10 +44,7 @@ int64_t check(Isa isa, Fence fence, const Case& own, int64_t rows) {
   const int64_t height = own.input[0], width = own.input[1], taps = own.kernel[0] * own.kernel[1];
   const auto range = quantize::weight::lsq_range(0.07f, 11.f, 255);
   const Buffer<int64_t> offsets(taps, fence), pixel_offsets(taps, fence);
-  for (int64_t t = 0; t < taps; ++t) {
-    offsets[t] = u.at(t / own.kernel[1] * own.dilation[0], t % own.kernel[1] * own.dilation[1]);
-    pixel_offsets[t] = offsets[t] * lanes;
-  }
+  for (int64_t t = 0; t < taps; ++t) offsets[t] = u.at(t / own.kernel[1] * own.dilation[0], t % own.kernel[1] * own.dilation[1]);
   const Buffer<float> weights(taps * lanes, fence), plane_weights(taps * lanes, fence), gain(lanes, fence), bias(lanes, fence);
   for (int64_t i = 0; i < taps * lanes; ++i) {
     weights[i] = float(int(quantize::hash32(uint32_t(i)) % 255) - 127);
@@ -79,19 +76,30 @@ int64_t check(Isa isa, Fence fence, const Case& own, int64_t rows) {
           const Buffer<float> levels(u.count(), fence), line(u.extent[1] + lanes, fence), sums((vectors + 1) * lanes, fence);
           const Buffer<float> got(many * out[1], fence), want(many * out[1], fence);
           k.fill_plane(values, u, first, range, levels.data(), line.data());
-          k.sum(levels.data(), vectors, offsets.data(), taps, plane_weights.data(), gain.data(), bias.data(), sums.data(), lanes, lanes);
+          k.sum(levels.data(), vectors, offsets.data(), taps, plane_weights.data(), lanes, gain.data(), bias.data(), sums.data(), lanes,
+                lanes);
           k.copy_rows(sums.data(), u.pitch(), many, out[1], got.data());
           for (int64_t o = 0; o < many * out[1]; ++o) want[o] = expected(o, 0, 0);
           expect_same(got, want, "depthwise, plane: " + what);
         } else {
-          const int64_t start = channels - std::min<int64_t>(channels, channels == 21 ? 5 : 16), lanes_used = channels - start;
-          const Buffer<float> levels(u.count() * lanes, fence), got(many * out[1] * lanes_used, fence), want(got.bytes() / 4, fence);
-          k.fill_pixels(values + start, values + height * width * channels, channels, u, first, range, levels.data());
-          for (int64_t h = 0; h < many; ++h)
-            k.sum(levels.data() + h * u.pitch() * lanes, out[1], pixel_offsets.data(), taps, weights.data(), gain.data(), bias.data(),
-                  got.data() + h * out[1] * lanes_used, lanes_used, lanes_used);
+          // All rows of the block, one behind the other; two chunks of the last channels, of which the second is compared.
+          const int64_t start = channels == 21 ? 3 : 0, count = channels - start, last = (count - 1) / lanes * lanes, used = count - last;
+          const int64_t row = (count + lanes - 1) / lanes * u.chunk(), top = first * own.stride[0] - own.padding[0];
+          const Buffer<float> levels(u.extent[0] * row, fence), got(many * out[1] * used, fence), want(many * out[1] * used, fence);
+          for (int64_t r = 0; r < u.extent[0]; ++r) {
+            const bool inside = top + r >= 0 && top + r < height;
+            const float* pixels = inside ? values + (top + r) * width * channels + start : nullptr;
+            k.fill_row(pixels, values + height * width * channels, channels, count, u, range, levels.data() + r * row);
+          }
+          for (int64_t h = 0; h < many; ++h) {
+            for (int64_t t = 0; t < taps; ++t)
+              pixel_offsets[t] =
+                  (h * own.stride[0] + t / own.kernel[1] * own.dilation[0]) * row + u.at(t % own.kernel[1] * own.dilation[1]);
+            k.sum(levels.data() + last / lanes * u.chunk(), out[1], pixel_offsets.data(), taps, weights.data(), lanes, gain.data(),
+                  bias.data(), got.data() + h * out[1] * used, used, used);
+          }
           for (int64_t o = 0; o < many * out[1]; ++o)
-            for (int64_t l = 0; l < lanes_used; ++l) want[o * lanes_used + l] = expected(o, start + l, l);
+            for (int64_t l = 0; l < used; ++l) want[o * used + l] = expected(o, start + last + l, l);
           expect_same(got, want, "depthwise, pixels: " + what);
         }
         ++count;

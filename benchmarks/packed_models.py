@@ -4,18 +4,24 @@ libraries' int8.
     python benchmarks/packed_models.py [--rounds 21] [--threads 1]
 
 Every convolution and linear layer is packed, the first and the last too, batch norms folded, through quantize.prepare, calibrate and
-convert. fp32 runs the network as it is trained, and with its batch norms folded by torch.fx where that can trace it; each in the memory format that suits it best.
-int8 is onnxruntime's static quantization of the same network, run by onnxruntime and by OpenVINO. Weights are random: latency does not
-depend on them. Sides take turns.
+convert. fp32 runs the network as it is trained, and with its batch norms folded by torch.fx where that can trace it; each in the memory
+format that suits it best. int8 is onnxruntime's static quantization of the same network, run by onnxruntime and by OpenVINO. Weights are
+random: latency does not depend on them. Sides take turns.
+
+Then the same where everything keeps to AVX2 (binary_models.py says how).
 """
 
 import argparse
 import contextlib
 import copy
+import json
+import os
+import subprocess
+import sys
 
 import paths  # noqa: F401
 import torch
-from binary_models import onnx_int8
+from binary_models import LESSER, onnx_int8
 from int8_peers import runtimes
 from models import create_model
 from results import write
@@ -64,7 +70,8 @@ def measure(name: str, args) -> dict:
         for label, model in models.items():
             moved = copy.deepcopy(model).to(memory_format=form)
             sides[label + suffix] = lambda moved=moved, own=own: moved(own)
-    sides |= runtimes(onnx_int8, plain, x, args.threads)
+    others = ["OpenVINO int8"] if args.reference else ["onnxruntime int8", "OpenVINO int8"]  # the former cannot be kept to an ISA
+    sides |= runtimes(onnx_int8, plain, x, args.threads, others)
     with torch.inference_mode():
         turns = {label: lambda run=run: [run() for _ in range(calls)] for label, run in sides.items()}
         taken = interleave(turns, args.rounds, warmup=3)
@@ -85,11 +92,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--reference", action="store_true", help="only this process's ISA, as JSON on the last line")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     results = [measure(name, args) for name in MODELS]
-    write("packed_models", {"threads": args.threads, "rounds": args.rounds, "isa": _C.cpu_isa(), "results": results})
+    if args.reference:
+        print(json.dumps(results))
+        return
+    figures = {"threads": args.threads, "rounds": args.rounds, "isa": _C.cpu_isa(), "results": results}
+    if "avx2" in _C.supported_isas()[:-1]:
+        command = [sys.executable, __file__, "--reference", "--rounds", str(args.rounds), "--threads", str(args.threads)]
+        env = os.environ | LESSER["avx2"] | {"QUANTIZE_ISA": "avx2"}
+        lines = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+        print("\neverything on AVX2", "\n".join(lines[:-1]), sep="\n", flush=True)
+        figures["avx2_alone"] = json.loads(lines[-1])
+    write("packed_models", figures)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,20 @@ def packed(r: dict) -> list[str]:
     return rows
 
 
+def packed_models(r: dict) -> list[str]:
+    """Whole networks, each side in its best memory format."""
+    rows = []
+    for isa, results in ((r["isa"], r["results"]), ("everything on avx2", r.get("avx2_alone", []))):
+        for row in results:
+            best = {kind: 1e3 * t for kind, t in row["best_s"].items()}
+            others = "; ".join(f"{side} {t['median_s'] * 1e3:.2f}" for side, t in row["sides"].items() if side.endswith("int8"))
+            rows.append(
+                f"| Packed {row['model']} with 8-bit inputs, batch 1, {r['threads']} thread, {isa}, ms | {best['4 bits']:.2f} | "
+                f"{best['fp32']:.2f} | {as_fast(best['fp32'] / best['4 bits'])} at 4 bits, {best['8 bits']:.2f} at 8; {others} |"
+            )
+    return rows
+
+
 def fake_quantize(r: dict) -> list[str]:
     """Forward and backward beside the eager twin."""
     by = {(row["codebook"], row["side"]): row for row in r["results"]}
@@ -303,7 +317,7 @@ def binary_accuracy(r: dict) -> list[str]:
 
 SECTIONS = {
     "Activation-compressed training": [memory, step_time, layers, accuracy, gradient_variance, kernels, other_models],
-    "Packed weights": [packed, fake_quantize, power_of_two],
+    "Packed weights": [packed, packed_models, fake_quantize, power_of_two],
     "Learned bits": [diffq_step, diffq_reliability, diffq_accuracy],
     "One bit": [binary, few_bits, binary_models, binary_accuracy],
 }

@@ -137,10 +137,13 @@ TORCH_LIBRARY(quantize, m) {
   // Integer products of inputs that are quantized on the way (lsq_quantize's codes), exact in int32, with packed weights. panels: the codes
   // as csrc/packed/gemm_kernels.h lays them out, for the CPU. sums: int32 [N], of each output channel's levels. A code cannot be NaN: on
   // the CPU it counts as the grid's lower end (on CUDA, which multiplies floats, it stays NaN).
+  // packed_conv2d adds `residual` to its floats, clips them to [low, high], and with next_bits gives the codes that the next one would make
+  // of them: uint8 [N, C, H, W], or where they would be channels last [N, H, W, 1, C], which it takes for x in the place of floats; a
+  // pixel's channels lie together, filled up to fours.
   m.def(
       "packed_conv2d(Tensor x, Tensor step, Tensor zero_point, int activation_bits, Tensor codes, Tensor panels, Tensor levels, Tensor "
-      "scales, Tensor sums, Tensor? bias, int storage_bits, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups) -> "
-      "Tensor");
+      "scales, Tensor sums, Tensor? bias, int storage_bits, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, Tensor? "
+      "residual=None, float? low=None, float? high=None, Tensor? next_step=None, Tensor? next_zero_point=None, int next_bits=0) -> Tensor");
   m.def(
       "packed_linear(Tensor x, Tensor step, Tensor zero_point, int activation_bits, Tensor codes, Tensor panels, Tensor levels, Tensor "
       "scales, Tensor sums, Tensor? bias, int storage_bits) -> Tensor");

@@ -93,6 +93,20 @@ QUANTIZE_INLINE Lanes load_lanes(const float* p) {
   return v;
 }
 
+// Sixteen bytes as floats.
+QUANTIZE_INLINE Lanes load_bytes(const uint8_t* p) {
+  Lanes v;
+#if defined(__AVX512F__)
+  v.part[0] = (Lanes::Part)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  for (int i = 0; i < Lanes::parts; ++i)
+    v.part[i] = (Lanes::Part)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * i))));
+#else
+  for (int l = 0; l < lanes; ++l) v.part[l / Lanes::width][l % Lanes::width] = float(p[l]);
+#endif
+  return v;
+}
+
 QUANTIZE_INLINE Lanes load_lanes(const F32* p) { return load_lanes(&p->value); }
 
 template <typename T>

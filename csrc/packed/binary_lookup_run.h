@@ -69,7 +69,7 @@ void pack_level_planes(const float* x, int64_t pixels, int channels, weight::Lsq
       Lanes::Whole bits[2][Lanes::parts] = {};
       for (int c = first; c < channels && c < first + 32; ++c) {
         Lanes::Whole codes[Lanes::parts];
-        codes_of(load_part(x + c * pixels + p, pixels - p), range, codes);
+        codes_of(load_part(x + c * pixels + p, pixels - p), range, int32_t(-range.low), codes);
         for (int i = 0; i < Lanes::parts; ++i) {
           bits[0][i] |= (codes[i] & 1) << (c - first);
           bits[1][i] |= (codes[i] >> 1) << (c - first);
@@ -101,7 +101,7 @@ void pack_level_rows(const float* x, int64_t step, int64_t pixels, int channels,
     uint64_t words[2] = {};
     for (int c = 0; c < channels; c += lanes) {
       Lanes::Whole codes[Lanes::parts];
-      codes_of(load_part(x + c, channels - c), range, codes);
+      codes_of(load_part(x + c, channels - c), range, int32_t(-range.low), codes);
       for (int i = 0; i < 2; ++i) words[i] |= bits_of_codes(codes, i) << c;
     }
     low[p] = words[0], high[p] = words[1];

@@ -23,17 +23,25 @@ class BoundOp {
   BoundOp(const std::string& name, const pybind11::tuple& arguments)
       : op_(c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "")) {
     const auto& declared = op_.schema().arguments();
-    TORCH_CHECK_VALUE(arguments.size() + 1 == declared.size(), "BoundOp: arguments must be the ", declared.size() - 1, " of ", name,
-                      " behind its first; got ", arguments.size());
-    for (size_t i = 0; i < arguments.size(); ++i) rest_.push_back(torch::jit::toIValue(arguments[i], declared[i + 1].type()));
+    size_t needed = declared.size();
+    while (needed > 1 && declared[needed - 1].default_value()) --needed;
+    TORCH_CHECK_VALUE(arguments.size() + 1 >= needed && arguments.size() < declared.size(), "BoundOp: arguments must be the ", needed - 1,
+                      " to ", declared.size() - 1, " of ", name, " behind its first; got ", arguments.size());
+    for (size_t i = 1; i < declared.size(); ++i)
+      rest_.push_back(i <= arguments.size() ? torch::jit::toIValue(arguments[i - 1], declared[i].type()) : *declared[i].default_value());
   }
 
-  at::Tensor operator()(const at::Tensor& x, const std::optional<at::Tensor>& last) const {
+  at::Tensor operator()(const at::Tensor& x, const pybind11::dict& named = pybind11::dict()) const {
     torch::jit::Stack stack;
     stack.reserve(rest_.size() + 1);
     stack.emplace_back(x);
     stack.insert(stack.end(), rest_.begin(), rest_.end());
-    if (last) stack.back() = *last;
+    for (const auto& [name, value] : named) {
+      const auto place = op_.schema().argumentIndexWithName(pybind11::str(name).cast<std::string>());
+      TORCH_CHECK_VALUE(place && *place > 0, "BoundOp: arguments must be those of ", op_.schema().name(), "; got ",
+                        std::string(pybind11::str(name)));
+      stack[*place] = torch::jit::toIValue(value, op_.schema().arguments()[*place].type());
+    }
     const pybind11::gil_scoped_release others;
     op_.callBoxed(stack);
     return stack.front().toTensor();
@@ -121,7 +129,7 @@ class Call {
     if (torch::jit::tracer::isTracing()) return pybind11::none();  // which compares the lines of Python that ops come from
     for (const Case& c : cases_) {
       if (x.scalar_type() != c.dtype || x.dim() != c.dims || x.size(c.axis) != c.size || x.size(0) > c.most) continue;
-      return wrap_.is_none() ? pybind11::cast(c.op.cast<const BoundOp&>()(x, std::nullopt)) : wrap_(c.op, input);
+      return wrap_.is_none() ? pybind11::cast(c.op.cast<const BoundOp&>()(x)) : wrap_(c.op, input);
     }
     return pybind11::none();
   }
@@ -134,9 +142,9 @@ class Call {
 }  // namespace
 
 void define_bound_op(pybind11::module_& m) {
-  pybind11::class_<BoundOp>(m, "BoundOp", "An op with all its arguments but the first; a last one given with the call takes its place.")
+  pybind11::class_<BoundOp>(m, "BoundOp", "An op with all its arguments but the first; those named in a call take their places.")
       .def(pybind11::init<const std::string&, const pybind11::tuple&>(), pybind11::arg("name"), pybind11::arg("arguments"))
-      .def("__call__", &BoundOp::operator(), pybind11::arg("x"), pybind11::arg("last") = pybind11::none());
+      .def("__call__", [](const BoundOp& op, const at::Tensor& x, const pybind11::kwargs& named) { return op(x, named); });
   m.def("in_transform", &in_transform, "Whether ops go through a torch.func transform or a mode, as of fake tensors, first.");
   m.def("value_only", &value_only, pybind11::arg("x"), "Whether nobody asks for a derivative by x, and no transform is active.");
   pybind11::class_<Watch>(m, "Watch", "Whether dictionaries still hold the same tensors with the same values.")

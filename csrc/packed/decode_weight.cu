@@ -69,7 +69,8 @@ Tensor scaled(const Tensor& sums, const Tensor& step, const Tensor& scales, cons
 Tensor packed_conv2d_cuda(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t activation_bits, const Tensor& codes,
                           const Tensor&, const Tensor& levels, const Tensor& scales, const Tensor&, const OptionalTensor& bias,
                           int64_t storage_bits, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                          int64_t groups) {
+                          int64_t groups, const OptionalTensor& residual, std::optional<double> low, std::optional<double> high,
+                          const OptionalTensor&, const OptionalTensor&, int64_t next_bits) {
   const char* op = "packed_conv2d";
   const auto g = check_images(op, x, scales, kernel, stride, padding, dilation, groups);
   const int64_t inputs = g.channels / groups;
@@ -78,8 +79,13 @@ Tensor packed_conv2d_cuda(const Tensor& x, const Tensor& step, const Tensor& zer
   const ExcludeDispatchKeyGuard exact(c10::DispatchKey::AutocastCUDA);
   const Tensor rows = decode_weight_cuda(codes, levels, at::ones_like(scales), storage_bits, inputs * kernel[0] * kernel[1]);
   const Tensor weight = rows.view({scales.numel(), kernel[0], kernel[1], inputs}).permute({0, 3, 1, 2});
-  return scaled(at::conv2d(whole_input(x, step, zero_point, activation_bits), weight, {}, stride, padding, dilation, groups), step, scales,
-                bias, 2);
+  TORCH_CHECK_VALUE(next_bits == 0, op, ": next_bits must be 0 on CUDA; got ", next_bits);
+  const Tensor sums = at::conv2d(whole_input(x, step, zero_point, activation_bits), weight, {}, stride, padding, dilation, groups);
+  Tensor out = scaled(sums, step, scales, bias, 2);
+  if (residual && residual->defined()) out = at::add(out, *residual);
+  if (low) out.clamp_min_(*low);
+  if (high) out.clamp_max_(*high);
+  return out;
 }
 
 Tensor packed_linear_cuda(const Tensor& x, const Tensor& step, const Tensor& zero_point, int64_t activation_bits, const Tensor& codes,

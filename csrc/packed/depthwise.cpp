@@ -25,12 +25,13 @@ struct Scratch {
 
 class Run {
  public:
-  Run(const ConvShape& shape, bool rows, const weight::LsqRange& range, const float* panels, const Epilogue& epilogue)
+  Run(const ConvShape& shape, bool rows, const Activation& activation, const float* panels, const Epilogue& epilogue, const Then& then)
       : s_(shape),
         g_(shape.sizes),
         rows_(rows),
-        range_(range),
+        activation_(activation),
         panels_(panels),
+        then_(then),
         multiplier_(g_.out_channels / g_.channels),
         padded_(chunks_of(g_.channels) * lanes),
         gain_(multiplier_ * padded_),
@@ -54,7 +55,9 @@ class Run {
     }
   }
 
-  void operator()(const float* x, float* out) const {
+  // x: floats, or codes.
+  template <typename T>
+  void operator()(const T* x, float* out) const {
     const int64_t groups = rows_ ? (g_.channels + channels_ - 1) / channels_ : g_.channels, blocks = (output_[0] + block_ - 1) / block_;
     const int64_t products = block_ * output_[1] * taps() * multiplier_ * (rows_ ? channels_ : 1);
     at::parallel_for(0, g_.batch * groups * blocks, grain_of(grain, products), [&](int64_t begin, int64_t end) {
@@ -62,10 +65,11 @@ class Run {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t group = item / blocks % groups, first = item % blocks * block_, many = std::min(block_, output_[0] - first);
         const int64_t sample = item / blocks / groups;
-        if (rows_)
+        if (rows_) {
           pixels(x, sample, group * channels_, first, many, out, scratch);
-        else
-          plane(x, sample, group, first, many, out, scratch);
+          continue;
+        }
+        if constexpr (std::is_same_v<T, float>) plane(x, sample, group, first, many, out, scratch);
       }
     });
   }
@@ -104,7 +108,7 @@ class Run {
 
   void plane(const float* x, int64_t sample, int64_t channel, int64_t first, int64_t many, float* out, Scratch& scratch) const {
     float *levels = at_least(scratch.levels, units_.count()), *line = at_least(scratch.line, units_.extent[1] + lanes);
-    kernels_.fill_plane(x + (sample * g_.channels + channel) * g_.height * g_.width, units_, first, range_, levels, line);
+    kernels_.fill_plane(x + (sample * g_.channels + channel) * g_.height * g_.width, units_, first, activation_.range, levels, line);
     // The windows between the last of a row and the first of the next are summed too, and left out.
     const int64_t vectors = ((many - 1) * units_.pitch() + output_[1] + lanes - 1) / lanes;
     float *sums = at_least(scratch.sums, (vectors + 1) * lanes), *weights = at_least(scratch.weights, taps() * lanes);
@@ -114,52 +118,73 @@ class Run {
       std::fill_n(gain, lanes, gain_[k * padded_ + channel]), std::fill_n(bias, lanes, bias_[k * padded_ + channel]);
       kernels_.sum(levels, vectors, offsets_.data(), taps(), weights, lanes, gain, bias, sums, lanes, lanes);
       const int64_t n = channel * multiplier_ + k;
-      kernels_.copy_rows(sums, units_.pitch(), many, output_[1], out + ((sample * g_.out_channels + n) * output_[0] + first) * output_[1]);
+      float* target = out + ((sample * g_.out_channels + n) * output_[0] + first) * output_[1];
+      kernels_.copy_rows(sums, units_.pitch(), many, output_[1], target);
+      clip(target, 1, 0, many * output_[1]);
     }
   }
 
   // Of the channels from `channel` on. A window's rows are kept, each in the place of one that no window needs any more.
-  void pixels(const float* x, int64_t sample, int64_t channel, int64_t first, int64_t many, float* out, Scratch& scratch) const {
-    const int64_t count = std::min(channels_, g_.channels - channel), image = g_.height * g_.width * g_.channels;
+  template <typename T>
+  void pixels(const T* x, int64_t sample, int64_t channel, int64_t first, int64_t many, float* out, Scratch& scratch) const {
+    const int64_t pixel = std::is_same_v<T, float> ? g_.channels : (g_.channels + 3) / 4 * 4;
+    const int64_t count = std::min(channels_, g_.channels - channel), image = g_.height * g_.width * pixel;
     const int64_t row = chunks_of(count) * units_.chunk(), rows = window_rows();
     float* levels = aligned(at_least(scratch.levels, rows * row + lanes));
     int64_t* offsets = at_least(scratch.offsets, taps());
-    const float* source = x + sample * image;
+    const T* source = x + sample * image;
     int64_t next = first * s_.stride[0];  // counted from the padding on
     for (int64_t h = first; h < first + many; ++h) {
       const int64_t top = h * s_.stride[0];
       for (next = std::max(next, top); next < top + rows; ++next) {
         const int64_t y = next - s_.padding[0];
-        const float* pixels = y < 0 || y >= g_.height ? nullptr : source + y * g_.width * g_.channels + channel;
-        kernels_.fill_row(pixels, source + image, g_.channels, count, units_, range_, levels + next % rows * row);
+        const T* from = y < 0 || y >= g_.height ? nullptr : source + y * g_.width * pixel + channel;
+        float* to = levels + next % rows * row;
+        if constexpr (std::is_same_v<T, float>)
+          kernels_.fill_row(from, source + image, pixel, count, units_, activation_.range, to);
+        else
+          kernels_.fill_row_of_codes(from, source + image, pixel, count, units_, float(activation_.zero_point), to);
       }
       for (int64_t r = 0, t = 0; r < s_.kernel[0]; ++r) {
         const int64_t begin = (top + r * s_.dilation[0]) % rows * row;
         for (int64_t c = 0; c < s_.kernel[1]; ++c, ++t) offsets[t] = begin + offsets_[t];
       }
-      float* target = out + (sample * output_[0] + h) * output_[1] * g_.out_channels;
+      const int64_t place = (sample * output_[0] + h) * output_[1];
       for (int64_t c = 0; c < count; c += lanes)
         for (int64_t k = 0; k < multiplier_; ++k)
-          sum_row(levels + c / lanes * units_.chunk(), offsets, channel + c, std::min(lanes, count - c), k, target, scratch);
+          sum_row(levels + c / lanes * units_.chunk(), offsets, channel + c, std::min(lanes, count - c), k, out, place, scratch);
     }
   }
 
   // Output k of `count` channels from c on, of all pixels of a row.
-  void sum_row(const float* levels, const int64_t* offsets, int64_t c, int64_t count, int64_t k, float* out, Scratch& scratch) const {
+  void sum_row(const float* levels, const int64_t* offsets, int64_t c, int64_t count, int64_t k, float* out, int64_t place,
+               Scratch& scratch) const {
     const float *weights = panels_ + k * taps() * padded_ + c, *gain = &gain_[k * padded_ + c], *bias = &bias_[k * padded_ + c];
-    if (multiplier_ == 1)
-      return kernels_.sum(levels, output_[1], offsets, taps(), weights, padded_, gain, bias, out + c, g_.out_channels, count);
+    if (multiplier_ == 1 && !then_.codes) {
+      float* target = out + place * g_.out_channels + c;
+      kernels_.sum(levels, output_[1], offsets, taps(), weights, padded_, gain, bias, target, g_.out_channels, count);
+      return clip(target, output_[1], g_.out_channels, count);
+    }
+    if (then_.codes)
+      return kernels_.sum_codes(levels, output_[1], offsets, taps(), weights, padded_, gain, bias, then_.range, then_.zero_point,
+                                then_.codes + place * then_.pixel + c, then_.pixel, count);
     float* sums = at_least(scratch.sums, output_[1] * lanes);
     kernels_.sum(levels, output_[1], offsets, taps(), weights, padded_, gain, bias, sums, lanes, lanes);
+    clip(sums, 1, 0, output_[1] * lanes);
     for (int64_t w = 0; w < output_[1]; ++w)
-      for (int64_t l = 0; l < count; ++l) out[w * g_.out_channels + (c + l) * multiplier_ + k] = sums[w * lanes + l];
+      for (int64_t l = 0; l < count; ++l) out[(place + w) * g_.out_channels + (c + l) * multiplier_ + k] = sums[w * lanes + l];
+  }
+
+  void clip(float* out, int64_t lines, int64_t stride, int64_t length) const {
+    if (then_.changes()) image_kernels().add_and_clip(out, nullptr, lines, stride, length, then_.low, then_.high);
   }
 
   const ConvShape& s_;
   const Geometry<int64_t>& g_;
   const bool rows_;
-  const LsqRange range_;
+  const Activation activation_;
   const float* panels_;
+  const Then then_;
   const int64_t multiplier_, padded_;  // padded_: the channels, in whole chunks
   std::vector<float> gain_, bias_;     // as the panels lie: [multiplier, channels]
   const int64_t input_[2], output_[2], channels_, block_;
@@ -170,8 +195,8 @@ class Run {
 
 }  // namespace
 
-void conv2d_of_channels(const char* op, const at::Tensor& x, const ConvShape& shape, bool rows, const weight::LsqRange& range,
-                        const at::Tensor& panels, const Epilogue& epilogue, const at::Tensor& out) {
+void conv2d_of_channels(const char* op, const at::Tensor& x, const ConvShape& shape, bool rows, const Activation& activation,
+                        const at::Tensor& panels, const Epilogue& epilogue, float* out, const Then& then) {
   const Geometry<int64_t>& g = shape.sizes;
   const int64_t taps = shape.kernel[0] * shape.kernel[1];
   TORCH_CHECK_VALUE(shape.groups == g.channels && taps <= Traits::most_taps, op, ": groups must be the channels, ", g.channels,
@@ -179,8 +204,12 @@ void conv2d_of_channels(const char* op, const at::Tensor& x, const ConvShape& sh
   const int64_t sizes[] = {g.out_channels / g.channels, taps, chunks_of(g.channels) * lanes};
   TORCH_CHECK_VALUE(panels.sizes() == at::IntArrayRef(sizes) && panels.is_contiguous(), op, ": panels must be contiguous ",
                     at::IntArrayRef(sizes), "; got ", panels.sizes());
-  if (out.numel() == 0) return;
-  Run(shape, rows, range, panels.const_data_ptr<float>(), epilogue)(x.const_data_ptr<float>(), out.mutable_data_ptr<float>());
+  if (g.batch == 0) return;
+  const Run run(shape, rows, activation, panels.const_data_ptr<float>(), epilogue, then);
+  if (x.scalar_type() == at::kFloat)
+    run(x.const_data_ptr<float>(), out);
+  else
+    run(x.const_data_ptr<uint8_t>(), out);
 }
 
 }  // namespace quantize::packed

@@ -57,10 +57,16 @@ struct DepthwiseKernels {
   // Levels of a row of pixels, `pixel` floats apart; end: of what may be read; x null: of a row of padding. buffer: [chunks of sixteen of
   // `channels`][units.chunk()].
   void (*fill_row)(const float* x, const float* end, int64_t pixel, int64_t channels, const Units& units, LsqRange range, float* buffer);
+  // The same of codes, `zero_point` above the levels.
+  void (*fill_row_of_codes)(const uint8_t* x, const uint8_t* end, int64_t pixel, int64_t channels, const Units& units, float zero_point,
+                            float* buffer);
   // out[i] = sum_t x[i * lanes + offsets[t]] * weights[t] * gain + bias, vectors of sixteen, `count` of whose lanes are stored, `stride`
   // floats apart. weights: of each tap sixteen, weight_pitch floats apart; gain, bias: [lanes].
   void (*sum)(const float* x, int64_t vectors, const int64_t* offsets, int64_t taps, const float* weights, int64_t weight_pitch,
               const float* gain, const float* bias, float* out, int64_t stride, int64_t count);
+  // The same as codes, zero_point above the levels: pixels of `stride` bytes, `count` of which are stored, rounded up to 4.
+  void (*sum_codes)(const float* x, int64_t vectors, const int64_t* offsets, int64_t taps, const float* weights, int64_t weight_pitch,
+                    const float* gain, const float* bias, LsqRange range, int32_t zero_point, uint8_t* out, int64_t stride, int64_t count);
   // Rows of `width` floats, `pitch` floats apart, to rows that lie together. Reads lanes - 1 floats beyond the last.
   void (*copy_rows)(const float* from, int64_t pitch, int64_t rows, int64_t width, float* to);
 };

@@ -57,7 +57,9 @@ void fill_plane(const float* x, const Units& units, int64_t first, LsqRange rang
       fill(phase, index, first * u.stride[0] - u.padding[0] + r);
 }
 
-void fill_row(const float* x, const float* end, int64_t pixel, int64_t channels, const Units& units, LsqRange range, float* buffer) {
+// levels(p): those of sixteen channels of a pixel at p.
+template <typename T, typename Levels>
+QUANTIZE_INLINE void fill_pixels(const T* x, int64_t pixel, int64_t channels, const Units& units, float* buffer, const Levels& levels) {
   const Units u = units;
   const int64_t width = u.size[1], left = u.padding[1], stop = u.extent[1] - left, stride = u.stride[1], chunk = u.chunk();
   for (int64_t phase = 0; phase < u.phases[1]; ++phase) {
@@ -70,11 +72,29 @@ void fill_row(const float* x, const float* end, int64_t pixel, int64_t channels,
     fill_up(x ? std::min<int64_t>(0, stop) : stop);
     for (const int64_t until = std::min(width, stop); c < until; c += stride, to += lanes)
       for (int64_t i = 0, at = 0; i < channels; i += lanes, at += chunk) {
-        const float* from = x + c * pixel + i;
-        store_lanes(levels_of(load_part(from, end - from), range), to + at);
+        store_lanes(levels(x + c * pixel + i), to + at);
       }
     fill_up(stop);
   }
+}
+
+void fill_row(const float* x, const float* end, int64_t pixel, int64_t channels, const Units& units, LsqRange range, float* buffer) {
+  fill_pixels(
+      x, pixel, channels, units,
+      buffer, [&](const float* p) __attribute__((always_inline)) { return levels_of(load_part(p, end - p), range); });
+}
+
+void fill_row_of_codes(const uint8_t* x, const uint8_t* end, int64_t pixel, int64_t channels, const Units& units, float zero_point,
+                       float* buffer) {
+  fill_pixels(
+      x, pixel, channels, units, buffer, [&](const uint8_t* p) __attribute__((always_inline)) {
+        uint8_t rest[lanes] = {};
+        if (end - p < lanes) {
+          for (int l = 0; l < int(end - p); ++l) rest[l] = p[l];
+          p = rest;
+        }
+        return load_bytes(p) - zero_point;
+      });
 }
 
 void copy_rows(const float* from, int64_t pitch, int64_t rows, int64_t width, float* to) {
@@ -135,7 +155,26 @@ void sum(const float* x, int64_t vectors, const int64_t* offsets, int64_t taps, 
         });
 }
 
-constexpr DepthwiseKernels depthwise_of_isa{fill_plane, fill_row, sum, copy_rows};
+void sum_codes(const float* x, int64_t vectors, const int64_t* offsets, int64_t taps, const float* weights, int64_t weight_pitch,
+               const float* gain, const float* bias, LsqRange range, int32_t zero_point, uint8_t* out, int64_t stride, int64_t count) {
+  const Lanes scale = load_lanes(gain), shift = load_lanes(bias);
+  const Taps all{offsets, taps, weights, weight_pitch};
+  if (count >= lanes) {
+    sum_all(
+        x, vectors, all, [&](Lanes v, int64_t i) __attribute__((always_inline)) {
+          store_codes(v * scale + shift, range, zero_point, out + i * stride);
+        });
+    return;
+  }
+  sum_all(
+      x, vectors, all, [&](Lanes v, int64_t i) __attribute__((always_inline)) {
+        uint8_t bytes[lanes];
+        store_codes(v * scale + shift, range, zero_point, bytes);
+        store_words(bytes, count, out + i * stride);
+      });
+}
+
+constexpr DepthwiseKernels depthwise_of_isa{fill_plane, fill_row, fill_row_of_codes, sum, sum_codes, copy_rows};
 
 }  // namespace
 }  // namespace quantize::packed

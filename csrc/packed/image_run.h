@@ -18,7 +18,7 @@ void from_planes(const float* x, int64_t plane, int64_t channels, int64_t height
         for (int j = 0; j < 4 && c + j < channels; ++j) {
           Lanes::Whole codes[Lanes::parts];
           const float* from = x + (c + j) * plane + h * width + w;
-          codes_of(load_part(from, end - from), range, codes);
+          codes_of(load_part(from, end - from), range, int32_t(-range.low), codes);
           for (int i = 0; i < Lanes::parts; ++i) dwords[i] |= codes[i] << (8 * j);
         }
         int32_t values[lanes];
@@ -28,47 +28,27 @@ void from_planes(const float* x, int64_t plane, int64_t channels, int64_t height
       }
 }
 
-// Sixteen codes as bytes.
-QUANTIZE_INLINE void store_codes(Lanes x, LsqRange range, uint8_t* bytes) {
-  using Bytes = uint8_t __attribute__((vector_size(Lanes::width)));
-  Lanes::Whole codes[Lanes::parts];
-  codes_of(x, range, codes);
-  for (int i = 0; i < Lanes::parts; ++i) {
-    const Bytes own = __builtin_convertvector(codes[i], Bytes);
-    std::memcpy(bytes + i * Lanes::width, &own, sizeof own);
-  }
-}
-
-// `channels` bytes, in words; zeros fill the last one.
-QUANTIZE_INLINE void store_words(const uint8_t* bytes, int64_t channels, uint8_t* target) {
-  uint32_t word;
-  int64_t c = 0;
-  for (; c + 4 <= channels; c += 4) std::memcpy(target + c, bytes + c, 4);
-  if (c == channels) return;
-  std::memcpy(&word, bytes + c, 4);
-  word &= (1u << (8 * (channels - c))) - 1;
-  std::memcpy(target + c, &word, 4);
-}
-
 // Pixels of few channels, several of them in a vector.
-void from_short_pixels(const float* x, int64_t channels, int64_t pixels, LsqRange range, uint8_t* image, int64_t pixel_bytes) {
+void from_short_pixels(const float* x, int64_t channels, int64_t pixels, LsqRange range, int32_t zero_point, uint8_t* image,
+                       int64_t pixel_bytes) {
   constexpr int64_t block = 32;
   uint8_t bytes[block * lanes];
   for (int64_t first = 0; first < pixels; first += block) {
     const int64_t count = pixels - first < block ? pixels - first : block, n = count * channels;
-    for (int64_t i = 0; i < n; i += lanes) store_codes(load_part(x + first * channels + i, n - i), range, bytes + i);
+    for (int64_t i = 0; i < n; i += lanes) store_codes(load_part(x + first * channels + i, n - i), range, zero_point, bytes + i);
     for (int64_t p = 0; p < count; ++p) store_words(bytes + p * channels, channels, image + (first + p) * pixel_bytes);
   }
 }
 
-void from_rows(const float* x, int64_t pixel, int64_t channels, int64_t pixels, LsqRange range, uint8_t* image, int64_t pixel_bytes) {
-  if (pixel == channels && channels < lanes) return from_short_pixels(x, channels, pixels, range, image, pixel_bytes);
+void from_rows(const float* x, int64_t pixel, int64_t channels, int64_t pixels, LsqRange range, int32_t zero_point, uint8_t* image,
+               int64_t pixel_bytes) {
+  if (pixel == channels && channels < lanes) return from_short_pixels(x, channels, pixels, range, zero_point, image, pixel_bytes);
   const float* end = x + (pixels - 1) * pixel + channels;
   for (int64_t p = 0; p < pixels; ++p)
     for (int64_t c = 0; c < channels; c += lanes) {
       uint8_t bytes[lanes];
       const float* from = x + p * pixel + c;
-      store_codes(load_part(from, end - from), range, bytes);
+      store_codes(load_part(from, end - from), range, zero_point, bytes);
       uint8_t* target = image + p * pixel_bytes + c;
       if (channels - c >= lanes)
         std::memcpy(target, bytes, lanes);
@@ -89,7 +69,53 @@ void finish(const int32_t* __restrict acc, int64_t stride, int64_t rows, int64_t
       out[i * row_stride + c * column_stride] = float(acc[i * stride + c] - correction[c]) * gain[c] + bias[c];
 }
 
-constexpr ImageKernels image_of_isa{from_planes, from_rows, finish};
+// Sixteen numbers, or the first `count`.
+QUANTIZE_INLINE void load_whole(const int32_t* p, int64_t count, Lanes::Whole out[Lanes::parts]) {
+  int32_t rest[lanes];
+  if (count < lanes) {
+    for (int l = 0; l < lanes; ++l) rest[l] = l < count ? p[l] : 0;
+    p = rest;
+  }
+  for (int i = 0; i < Lanes::parts; ++i) std::memcpy(&out[i], p + i * Lanes::width, sizeof out[i]);
+}
+
+void finish_codes(const int32_t* acc, int64_t stride, int64_t rows, int64_t columns, const int32_t* correction, const float* gain,
+                  const float* bias, LsqRange range, int32_t zero_point, uint8_t* image, int64_t pixel_bytes) {
+  for (int64_t c = 0; c < columns; c += lanes) {
+    const int64_t count = columns - c;
+    Lanes::Whole less[Lanes::parts];
+    load_whole(correction + c, count, less);
+    const Lanes scale = load_part(gain + c, count), shift = load_part(bias + c, count);
+    for (int64_t i = 0; i < rows; ++i) {
+      Lanes::Whole sums[Lanes::parts];
+      load_whole(acc + i * stride + c, count, sums);
+      Lanes v;
+      for (int p = 0; p < Lanes::parts; ++p) v.part[p] = __builtin_convertvector(sums[p] - less[p], Lanes::Part);
+      uint8_t bytes[lanes];
+      store_codes(v * scale + shift, range, zero_point, bytes);
+      uint8_t* target = image + i * pixel_bytes + c;
+      if (count >= lanes)
+        std::memcpy(target, bytes, lanes);
+      else
+        store_words(bytes, count, target);
+    }
+  }
+}
+
+void add_and_clip(float* out, const float* residual, int64_t lines, int64_t stride, int64_t length, float low, float high) {
+  for (int64_t line = 0; line < lines; ++line, out += stride) {
+    const float* more = residual ? residual + line * stride : nullptr;
+    for (int64_t i = 0; i < length; i += lanes) {
+      Lanes v = load_part(out + i, length - i);
+      if (more) v += load_part(more + i, length - i);
+      for (Lanes::Part& p : v.part) p = p < low ? Lanes::Part{} + low : p;
+      for (Lanes::Part& p : v.part) p = p > high ? Lanes::Part{} + high : p;
+      store_part(v, reinterpret_cast<F32*>(out + i), length - i);
+    }
+  }
+}
+
+constexpr ImageKernels image_of_isa{from_planes, from_rows, finish, finish_codes, add_and_clip};
 
 }  // namespace
 }  // namespace quantize::packed

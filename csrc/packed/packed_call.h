@@ -52,8 +52,9 @@ inline void check_rows(const char* op, const at::Tensor& x) {
 }
 
 inline Geometry<int64_t> check_images(const char* op, const at::Tensor& x, const at::Tensor& scales, at::IntArrayRef kernel,
-                                      at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
-  check_dtype(op, "x", x, at::kFloat);
+                                      at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                                      bool codes = false) {
+  check_dtype(op, "x", x, codes ? at::kByte : at::kFloat);
   return geometry<int64_t>(op, x.sizes(), scales.numel(), kernel, stride, padding, dilation, groups);
 }
 

@@ -7,14 +7,13 @@
 #include <cstring>
 #include <vector>
 
-#include "image_kernels.h"
-#include "panels.h"
+#include "output.h"
 #include "scratch.h"
 #include "tile_rows.h"
 
 namespace quantize::packed {
 
-// Runs a part of a group's panels over all rows of an image. out: of the group's first channel.
+// Runs a part of a group's panels over all rows of a sample's image, which are the output's pixels from `pixel` on.
 struct Product {
   static constexpr int64_t pair = 2;  // decoded panels that go through the rows together
 
@@ -29,8 +28,8 @@ struct Product {
   int64_t together() const { return one_row() ? GemmTraits::streams : pair; }
   int64_t parts() const { return (panels.tiles + together() - 1) / together(); }
 
-  void operator()(const uint8_t* image, int64_t group, int64_t part, std::vector<int8_t>& scratch, float* out, int64_t row_stride,
-                  int64_t column_stride) const {
+  void operator()(const uint8_t* image, int64_t group, int64_t part, std::vector<int8_t>& scratch, const Output& out, int64_t sample,
+                  int64_t pixel = 0) const {
     const auto& gemm = gemm_kernels();
     const int64_t first = part * together();
     const int64_t tiles = std::min(together(), panels.tiles - first), panel_bytes = panels.quads * GemmTraits::quad_bytes;
@@ -39,8 +38,7 @@ struct Product {
     int32_t acc[GemmTraits::rows * pair * GemmTraits::columns];
     const Epilogue::Part after(epilogue, channel, columns);
     const auto finish = [&](int64_t i, int64_t count) {
-      image_kernels().finish(acc, tiles * GemmTraits::columns, count, columns, after.correction, after.gain, after.bias,
-                             out + i * row_stride + begin * column_stride, row_stride, column_stride);
+      out(acc, tiles * GemmTraits::columns, count, columns, after, sample, channel, pixel + i);
     };
     if (one_row()) {
       gemm.multiply_row(image + rows[0] + taps[0], panels.tile(group, first), int(tiles), acc);
@@ -97,8 +95,8 @@ struct TileProduct {
     return made;
   }
 
-  void operator()(const uint8_t* image, int64_t group, int64_t part, std::vector<int8_t>& scratch, float* out, int64_t row_stride,
-                  int64_t column_stride) const {
+  void operator()(const uint8_t* image, int64_t group, int64_t part, std::vector<int8_t>& scratch, const Output& out, int64_t sample,
+                  int64_t = 0) const {
     const int64_t first = part * TileTraits::together, tiles = std::min<int64_t>(TileTraits::together, panels.tiles - first);
     const int64_t begin = first * TileTraits::columns, columns = std::min(tiles * TileTraits::columns, group_channels - begin);
     const Epilogue::Part after(epilogue, group * group_channels + begin, columns);
@@ -109,12 +107,7 @@ struct TileProduct {
     rows.blocks([&](int64_t offset, int row_tiles, const auto& runs) {
       kernels.multiply(image + offset, rows.stride, row_tiles, {lines.data(), taps.lines, taps.chunks}, weights, int(tiles), acc);
       runs([&](int64_t row, int64_t count, int64_t pixel) {
-        const int32_t* sums = acc + row * pitch;
-        float* target = out + pixel * row_stride + begin * column_stride;
-        if (column_stride == 1)
-          image_kernels().finish(sums, pitch, count, columns, after.correction, after.gain, after.bias, target, row_stride, 1);
-        else
-          kernels.finish_planes(sums, pitch, count, columns, after.correction, after.gain, after.bias, target, column_stride);
+        out(acc + row * pitch, pitch, count, columns, after, sample, group * group_channels + begin, pixel);
       });
     });
   }

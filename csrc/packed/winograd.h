@@ -7,8 +7,7 @@
 #include <vector>
 
 #include "conv_geometry.h"
-#include "image_kernels.h"
-#include "panels.h"
+#include "output.h"
 #include "winograd_kernels.h"
 
 namespace quantize::packed {
@@ -36,8 +35,8 @@ class Winograd {
     channels_ = (pixel + Traits::lanes - 1) / Traits::lanes * Traits::lanes;
   }
 
-  // images: of each sample and group, `plane` bytes. out: as `rows` says, channels together or apart.
-  void operator()(const uint8_t* images, int64_t plane, float* out, bool rows) const {
+  // images: of each sample and group, `plane` bytes.
+  void operator()(const uint8_t* images, int64_t plane, const Output& out) const {
     const int64_t count = int64_t(tiles_.size()), transformed = positions * count * channels_;
     const int64_t together = std::clamp<int64_t>(most_transformed / (transformed * groups_), 1, g_.batch);  // samples
     std::vector<int16_t> v(together * groups_ * transformed);
@@ -62,7 +61,7 @@ class Winograd {
           if (item == begin || item % shares == 0) transform(group, panel, decoded, u.data());
           const int64_t first = item % shares * blocks / shares, last = (item % shares + 1) * blocks / shares;
           for (int64_t s = group; s < some; s += groups_)
-            run(v.data() + s * transformed, sample + s / groups_, group, panel, first, last, u.data(), out, rows);
+            run(v.data() + s * transformed, sample + s / groups_, group, panel, first, last, u.data(), out);
         }
       });
     }
@@ -86,26 +85,22 @@ class Winograd {
   }
 
   // A panel's outputs of a sample: blocks [first, last) of its tiles.
-  void run(const int16_t* v, int64_t sample, int64_t group, int64_t panel, int64_t first, int64_t last, const int16_t* u, float* out,
-           bool rows) const {
+  void run(const int16_t* v, int64_t sample, int64_t group, int64_t panel, int64_t first, int64_t last, const int16_t* u,
+           const Output& out) const {
     constexpr int64_t pitch = 2 * Traits::block * Traits::columns;
     alignas(32) int32_t sums[2 * pitch];
     const int64_t count = int64_t(tiles_.size()), group_channels = g_.out_channels / groups_, begin = panel * Traits::columns;
     const int64_t columns = std::min<int64_t>(Traits::columns, group_channels - begin), channel = group * group_channels + begin;
-    const int64_t pixels = g_.out_height * g_.out_width;
-    const int64_t row_stride = rows ? g_.out_channels : 1, column_stride = rows ? 1 : pixels;
     if (columns <= 0) return;
     const Epilogue::Part after(epilogue_, channel, columns);
-    float* target = out + sample * g_.out_channels * pixels + channel * column_stride;
     for (int64_t tile = first * Traits::block; tile < std::min(count, last * Traits::block);) {
       const int64_t some = std::min<int64_t>(Traits::block, count - tile), end = tile + some;
       winograd_kernels()->multiply(v + tile * channels_, count * channels_, some, channels_, u, sums, pitch);
       for (const int64_t start = tile; tile < end;) {  // lines of tiles
         const int64_t y = tile / wide_ * 2, x = tile % wide_ * 2, line = std::min(end - tile, wide_ - tile % wide_);
         for (int64_t below = 0; below < std::min<int64_t>(2, g_.out_height - y); ++below)
-          image_kernels().finish(sums + below * pitch + (tile - start) * 2 * Traits::columns, Traits::columns,
-                                 std::min(2 * line, g_.out_width - x), columns, after.correction, after.gain, after.bias,
-                                 target + ((y + below) * g_.out_width + x) * row_stride, row_stride, column_stride);
+          out(sums + below * pitch + (tile - start) * 2 * Traits::columns, Traits::columns, std::min(2 * line, g_.out_width - x), columns,
+              after, sample, channel, (y + below) * g_.out_width + x);
         tile += line;
       }
     }

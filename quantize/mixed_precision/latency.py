@@ -92,10 +92,10 @@ class _Called(nn.Module):
 
 
 class _Timed:
-    """A model whose modules `names` are timed: by what stands in for their forward, as hooks would make binary layers hand on floats."""
+    """A model whose modules `names` are timed: by what stands in for their forward, as hooks would make layers hand on floats."""
 
     def __init__(self, model: nn.Module, names: list[str]):
-        self.model, self.seconds, self.spent = model, defaultdict(list), defaultdict(float)
+        self.model, self.seconds, self.spent, self._inner = model, defaultdict(list), defaultdict(float), 0.0
         self.cuda = any(tensor.is_cuda for tensor in (*model.parameters(), *model.buffers()))
         for name in names:
             module = model.get_submodule(name)
@@ -109,10 +109,12 @@ class _Timed:
         return time.perf_counter()
 
     def _timed(self, name: str, forward: Callable, *args, **kwargs):
-        began = self._now()
+        outer, self._inner, began = self._inner, 0.0, self._now()
         output = forward(*args, **kwargs)
-        self.spent[name] += self._now() - began
-        if isinstance(output, Pending):  # computed by the sum that it is for
+        taken = self._now() - began
+        self.spent[name] += taken - self._inner
+        self._inner = outer + taken
+        if isinstance(output, Pending):  # computed by what comes after it: a layer's time is not that of the one before it
             return output.around(lambda call: partial(self._timed, name, call))
         return output
 

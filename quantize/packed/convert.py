@@ -13,6 +13,7 @@ from ..weight.dorefa import without_gradient_bits
 from ..weight.lsq import ActivationQuantizer
 from ..weight.prepare import PreparedWeight, prepared_weights
 from ..weight.quantizer import SMALLEST_STEP, WeightQuantizer
+from .chains import find_chains
 from .fold import BATCH_NORMS, find_pairs, scale_and_shift
 from .form import GROUPED
 from .grid import Grid, SignGrid, StepGrid
@@ -30,7 +31,6 @@ from .replace import (
     without_fused_path,
 )
 from .signs import Path, find_paths
-from .sums import find_sums
 from .thresholds import of_affine
 from .weight import PackedWeight, conv_groups, is_transposed
 
@@ -42,12 +42,14 @@ def convert(model: nn.Module) -> nn.Module:
     their input where it is quantized. A batch norm that alone sees such a layer's output goes into its scales and bias and leaves an
     nn.Identity (the forward is traced for that, in eval mode; hooks, also of a module around one of the two, shared layers, other dtypes
     than float32 and DiffQ's range="group" prevent it). Before inputs that become signs the batch norm goes into the signs' thresholds, with
-    a ReLU before it and a clip behind it; a layer whose output nothing but such signs see hands on bits instead of floats, and a sum right
-    behind a binary convolution (a residual block's) becomes part of it.
+    a ReLU before it and a clip behind it; a layer whose output nothing but such signs see hands on bits instead of floats. Where inputs are
+    integers or signs, a residual sum and a ReLU, ReLU6 or Hardtanh right behind a convolution become part of it, and one whose output
+    nothing but the next such convolution sees hands on 8-bit codes: the same results to the bit.
 
     The copy is to be called as it was traced. Hooks registered later, on a layer or on what is between it and the next, see floats, with
-    folded batch norms in them. But of a model with signs, a part that is called by itself (``packed[:2]``), or a forward that takes another
-    branch than before, may give bits, or a sum that waits for its second term. A NaN becomes a number where inputs are integers or
+    folded batch norms in them. But a part that is called by itself (``packed[:2]``), or a forward that takes another branch than before,
+    may give bits where inputs are signs, and in either case an output that waits for what comes behind it, and is computed when something
+    else is done with it. A NaN becomes a number where inputs are integers or
     signs. Layers see when a buffer is replaced or changed, but not through ``buffer.data``.
 
     What else compressed training put in is taken out. Prepared weights of other modules (nn.MultiheadAttention, nn.LSTM, subclasses with a
@@ -124,7 +126,7 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
             feed(result, path.source, path.layer, path.removed)
     for name in removed:
         become_identity(result.get_submodule(name))
-    find_sums(result)
+    find_chains(result)
     without_fused_path(result)
     pool_without_indices(result)
     return result

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..files import path_of, save_tensors
 from ..weight.prepare import prepared_weights
+from .chains import find_chains
 from .contents import Contents, contents, packed_weights
 from .grid import grid_of
 from .header import DTYPES, Bad, layers_checksum, metadata_text, read_header, read_tensors
@@ -16,7 +17,6 @@ from .modules import PackedLayer
 from .plain import refuse_wrappers
 from .plan import Plan, Step, make_plan
 from .replace import become_decoded, become_identity, become_packed, feed, mark_staying, pool_without_indices, without_fused_path
-from .sums import find_sums
 from .weight import PackedWeight
 
 
@@ -196,6 +196,6 @@ def _apply(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], weights: li
             feed(model, step.entry["name"], step.entry["feeds"], fed[step.entry["feeds"]].get("removed", ()))
     for module in plan.folded:
         become_identity(module)
-    find_sums(model)
+    find_chains(model)
     without_fused_path(model)
     pool_without_indices(model)

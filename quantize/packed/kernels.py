@@ -73,6 +73,8 @@ class _Plan(NamedTuple):
     floats: bool = False  # inputs are not quantized
     half: Tensor | None = None  # scales of the sum of inputs that the op's last channel is (panels.py, Integers.ones)
     bits: dict[tuple[bool, bool], Callable] | None = None  # of binary layers: the op by whether bits come in, and go out
+    chained: bool = False  # whether the op gives codes, and clips and adds
+    grid: tuple | None = None  # step, zero point and bits of the codes that it takes
 
 
 def table(layer) -> Tensor:
@@ -120,11 +122,11 @@ def _usual_call(layer, plan: _Plan, watch) -> Callable[[Tensor], Tensor | Pendin
         return None
     dims, axis, channels = (2, 1, layer.in_features) if layer.spatial == 0 else (4, 1, layer.in_channels)
     if plan.bits is None:
-        call = _C.Call(watch, None)
+        call = _C.Call(watch, _pending(layer._steps) if plan.chained else None)
         call.add(torch.float32, dims, axis, channels, plan.call, *([FLOAT_ROWS] if plan.floats else ()))
         return call
     bits_out = (False, True) in plan.bits
-    call = _C.Call(watch, Pending if layer._summed and layer.spatial == 2 else None)
+    call = _C.Call(watch, _pending(layer._steps))
     call.add(torch.float32, dims, axis, channels, plan.bits[False, bits_out])
     if layer._fed:
         call.add(torch.uint8, dims, dims - 1, -(-channels // 64) * 8, plan.bits[True, bits_out])
@@ -147,6 +149,20 @@ def run(layer, input: Tensor) -> Tensor | None:
         return out
     channel = 1 - layer.spatial - 2 if layer.spatial else -1
     return out.narrow(channel, 0, layer.scales.numel()).addcmul(out.narrow(channel, -1, 1), plan.half)
+
+
+def run_chain(layer, pending: Pending) -> Tensor | Pending | None:
+    """`layer` on the codes of what comes, or None where it must be floats."""
+    kept = layer.__dict__.get("_plan")
+    plan = kept[1] if kept is not None and kept[0].unchanged() else _kept(layer, "_plan", _make_plan, _keep_usual_call)
+    codes = None if plan.grid is None else pending.codes(*plan.grid)
+    if codes is None:
+        return None
+    return Pending(plan.call, codes, layer._steps) if layer._steps and not watched(layer) else plan.call(codes)
+
+
+def _pending(steps: tuple[str, ...]) -> Callable[[Callable, Tensor], Pending] | None:
+    return (lambda call, x: Pending(call, x, steps)) if steps else None
 
 
 def value_only(input: Tensor) -> bool:
@@ -198,20 +214,25 @@ def _make_plan(layer) -> _Plan:
         half = scales.view(-1, *[1] * layer.spatial)
         scales = torch.cat([2 * scales, scales.new_ones(1)])
         bias = None if bias is None else torch.cat([bias, bias.new_zeros(1)])
+    planes = _in_bit_planes(layer)
     if geometry and _depthwise(layer):
         made = tap_levels(weight, taps, layer.in_channels)
-    elif _in_bit_planes(layer):
+    elif planes:
         made = plane_panels(codes, layer.bits, length, groups)
     else:
         made = panels(weight.codes, weight.width, taps, channels, groups)
     arguments = (
         step, zero_point, layer.activation_bits, weight.codes, made, weight.levels, scales, sums(weight, length), bias, weight.width,
     )  # fmt: skip
-    return _Plan("", _bound("packed_conv2d" if geometry else "packed_linear", (*arguments, *geometry)), pad, half=half)
+    chained = layer.spatial == 2 and half is None and not planes and codes.device.type == "cpu" and not torch.compiler.is_compiling()
+    grid = (step, zero_point, layer.activation_bits) if chained and pad is None else None
+    return _Plan(
+        "", _bound("packed_conv2d" if geometry else "packed_linear", (*arguments, *geometry)), pad, False, half, None, chained, grid
+    )
 
 
 def _depthwise(layer) -> bool:
-    """Whether each group has one input channel, whose taps csrc/packed/depthwise.h multiplies in vectors. A GPU's product would not gain."""
+    """Whether each group has one input channel, whose taps csrc/packed/depthwise.h multiplies in vectors. A GPU would not gain."""
     return layer.spatial > 0 and layer.groups == layer.in_channels > 1 and layer.codes.device.type == "cpu" and _length(layer) <= MOST_TAPS
 
 
@@ -252,7 +273,11 @@ def _linear(layer, plan: _Plan, input: Tensor) -> Tensor | None:
 
 def _conv(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     x = _image(layer, plan, input)
-    return None if x is None else _like(input, layer, plan.call(x))
+    if x is None:
+        return None
+    if layer._steps and plan.chained and input.dim() == 4 and not watched(layer) and torch._C._get_tracing_state() is None:
+        return Pending(plan.call, x, layer._steps)
+    return _like(input, layer, plan.call(x))
 
 
 def _image(layer, plan: _Plan, input: Tensor) -> Tensor | None:
@@ -284,8 +309,8 @@ def _binary(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     x = input if bits_in else _image(layer, plan, input)
     if x is None:
         return None
-    if layer._summed and not watched(layer) and (bits_in or input.dim() == 4) and not torch.compiler.is_compiling():
-        return Pending(call, x)
+    if layer._steps and not watched(layer) and (bits_in or input.dim() == 4) and not torch.compiler.is_compiling():
+        return Pending(call, x, layer._steps)
     return call(x) if bits_in or bits_out else _like(input, layer, call(x))
 
 

@@ -105,7 +105,7 @@ class PackedLayer(OnGrid):
     form: Form
     _next, _fed = None, False  # feed()
     _observers: tuple = ()  # watch()
-    _summed = False  # sums.py
+    _steps: tuple[str, ...] = ()  # chains.py
     spatial = 0
     transposed = False
 
@@ -119,7 +119,7 @@ class PackedLayer(OnGrid):
         for name in ("weight", *TENSORS):
             module._parameters.pop(name, None)
             module._buffers.pop(name, None)
-        for name in (*MADE, "_next", "_fed", "_observers", "_summed", "staying"):
+        for name in (*MADE, "_next", "_fed", "_observers", "_steps", "staying"):
             vars(module).pop(name, None)
         module.form, module.dtype = weight.form, dtype
         module.plain_bias, module.folded, module.feeds = plain_bias, None, None
@@ -176,11 +176,13 @@ class PackedLayer(OnGrid):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the float layer's with the quantized weight."""
+        if type(input) is Pending:
+            if (found := kernels.run_chain(self, input)) is not None:
+                return found
+            input = input.value()
         call = None if torch.compiler.is_compiling() else self.__dict__.get("_call")
         if call is not None and not kernels.watched(self) and (found := call(input)) is not None:
             return found
-        if isinstance(input, Pending):
-            input = input.value()
         self._check_input(input)
         found = kernels.run(self, input)
         return functional.run(self, self._quantized(input)) if found is None else found

@@ -1,40 +1,69 @@
-"""Sums that are computed with one of their terms: what a layer hands on where nothing but a sum is to come (sums.py)."""
+"""What is computed together with what comes after it: a layer's output where a sum, a clip or the next layer is to come (chains.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+ADD, CLIP, CODES = "add", "clip", "codes"
 
 
 class Pending:
-    """An output that is not computed yet: what it is added to goes into the same pass. Whatever else is done with it computes it first.
+    """An output that is not computed yet: what comes after it goes into the same pass. Whatever else is done with it computes it first.
 
-    `call(x, residual=None)` computes it.
+    `call(x, **named)` computes it, with what packed_conv2d has for that: residual, low, high, next_step, next_zero_point, next_bits.
+    `steps`: which of ADD, CLIP, CODES are to come, in this order.
     """
 
-    __slots__ = ("_call", "_value", "_x")
+    __slots__ = ("_call", "_named", "_steps", "_value", "_x")
 
-    def __init__(self, call: Callable[..., Tensor], x: Tensor):
-        self._call, self._x, self._value = call, x, None
+    def __init__(self, call: Callable[..., Tensor], x: Tensor, steps: tuple[str, ...], named: dict | None = None):
+        self._call, self._x, self._steps, self._named, self._value = call, x, steps, named or {}, None
 
     def value(self) -> Tensor:
         """The output itself."""
         if self._value is None:
-            self._value, self._x = self._call(self._x), None
+            self._value, self._x = self._call(self._x, **self._named), None
         return self._value
 
     def around(self, wrap: Callable[[Callable], Callable]) -> Pending:
         """The same output, computed by wrap(call)."""
-        return Pending(wrap(self._call), self._x)
+        return Pending(wrap(self._call), self._x, self._steps, self._named)
+
+    def codes(self, step: Tensor, zero_point: Tensor, bits: int) -> Tensor | None:
+        """What the next convolution makes of it, where that is all that is to come."""
+        if self._value is not None or self._steps != (CODES,):
+            return None
+        return self._call(self._x, **self._named, next_step=step, next_zero_point=zero_point, next_bits=bits)
+
+    def _with(self, **named) -> Pending | Tensor:
+        found = Pending(self._call, self._x, self._steps[1:], {**self._named, **named})
+        return found if found._steps else found.value()
+
+    def _awaits(self, step: str) -> bool:
+        return self._value is None and self._steps[:1] == (step,)
+
+    def clip(self, low: float, high: float | None = None) -> Pending | Tensor:
+        """Between these ends."""
+        if self._awaits(CLIP):
+            return self._with(low=float(low), high=None if high is None else float(high))
+        return self.value().clamp(low, high)
+
+    def relu(self) -> Pending | Tensor:
+        """Without what is below zero."""
+        return self.clip(0.0)
+
+    relu_ = relu
 
     def __add__(self, other):
-        if self._value is not None or type(other) is not Tensor or other.device != self._x.device:
+        if not self._awaits(ADD) or type(other) is not Tensor or other.device != self._x.device:
             return self.value() + _computed(other)
         if other.requires_grad and torch.is_grad_enabled():
             return self.value() + other
-        return self._call(self._x, other)
+        return self._with(residual=other)
 
     __radd__ = __iadd__ = __add__
 
@@ -45,12 +74,20 @@ class Pending:
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func in _SUMS and len(args) == 2 and not kwargs and not isinstance(args[0], Pending):
+        ends = _CLIPS.get(func)
+        if ends is not None and type(args[0]) is Pending and args[0]._awaits(CLIP):
+            return args[0].clip(*ends(*args[1:], **(kwargs or {})))
+        if func in _SUMS and len(args) == 2 and not kwargs and type(args[0]) is not Pending:
             return args[1] + args[0]  # `shortcut + output`
         return func(*_computed(args), **_computed(kwargs or {}))
 
 
 _SUMS = (Tensor.__add__, Tensor.add, torch.add)
+_CLIPS = {  # the ends, by the arguments behind the first
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), lambda inplace=False: (0.0,)),
+    F.relu6: lambda inplace=False: (0.0, 6.0),
+    F.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: (min_val, max_val),
+}
 
 
 def _through(name: str):

@@ -37,7 +37,8 @@ def test_every_layer_and_choice_has_a_time(model, batch):
 def test_groups_are_the_sum_of_their_modules(model, batch, monkeypatch):
     clock = iter(range(10**6))
     monkeypatch.setattr("quantize.mixed_precision.latency.time.perf_counter", lambda: next(clock))  # each call takes one second
-    sensitivity = quantize.measure_sensitivity(model, [batch], CHOICES[:2], groups={"convolutions": ["0", "3"]}, progress=False)
+    choices = [(2, None), (8, None)]
+    sensitivity = quantize.measure_sensitivity(model, [batch], choices, groups={"convolutions": ["0", "3"]}, progress=False)
     assert quantize.measure_latency(model, batch[0], sensitivity, repeats=1).tolist() == [[2, 2], [1, 1]]
 
 
@@ -139,16 +140,40 @@ def test_sums_are_timed_with_their_layer(binary, monkeypatch):
     clock = [0.0]
 
     class Slow(Pending):
-        def __init__(self, call, x):
-            def slow(*args):
+        def __init__(self, call, x, *args):
+            def slow(*args, **kwargs):
                 clock[0] += 1  # a second
-                return call(*args)
+                return call(*args, **kwargs)
 
-            super().__init__(slow, x)
+            super().__init__(slow, x, *args)
 
     monkeypatch.setattr("quantize.packed.kernels.Pending", Slow)
     monkeypatch.setattr("quantize.mixed_precision.latency.time.perf_counter", lambda: clock[0])
     assert quantize.measure_latency(model, inputs, sensitivity, repeats=1).tolist() == [[0], [1]]
+
+
+def test_layers_are_not_timed_with_the_one_before_them(monkeypatch):
+    """The first convolution's codes are computed when the second one asks for them."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Flatten(), nn.LazyLinear(2)).eval()
+    inputs, clock = torch.randn(4, 3, 8, 8), [0.0]
+    model(inputs)
+    sensitivity = quantize.measure_sensitivity(model, [(inputs, torch.zeros(4).long())], [(8, 8)], progress=False)
+    codes = Pending.codes
+
+    def slow(self, *args):
+        call = self._call
+        self._call = lambda *args, **named: (clock.__setitem__(0, clock[0] + 5), call(*args, **named))[1]
+        return codes(self, *args)
+
+    def slower(self, wrap):
+        return Pending(
+            wrap(lambda *args, **named: (clock.__setitem__(0, clock[0] + 3), self._call(*args, **named))[1]), self._x, self._steps
+        )
+
+    monkeypatch.setattr(Pending, "codes", slow)  # five seconds of the second layer's own
+    monkeypatch.setattr(Pending, "around", slower)  # three of the first
+    monkeypatch.setattr("quantize.mixed_precision.latency.time.perf_counter", lambda: clock[0])
+    assert quantize.measure_latency(model, inputs, sensitivity, repeats=1).tolist() == [[3], [5], [0]]
 
 
 def test_transformer_layers_are_timed_in_full_precision():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import quantize
@@ -20,8 +21,19 @@ def test_is_the_op():
     assert torch.equal(leaf.grad, torch.ones(5))
 
 
+def test_defaults_and_named_arguments():
+    x, weight = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3)
+    conv = _C.BoundOp("aten::conv2d", (weight,))
+    assert torch.equal(conv(x), F.conv2d(x, weight)) and torch.equal(conv(x, padding=[1, 1]), F.conv2d(x, weight, padding=1))
+    assert torch.equal(conv(x), F.conv2d(x, weight))
+    with pytest.raises(ValueError, match="BoundOp: arguments must be those of aten::conv2d; got steps"):
+        conv(x, steps=1)
+    with pytest.raises(ValueError, match="BoundOp: arguments must be those of aten::conv2d; got input"):
+        conv(x, input=x)
+
+
 def test_errors():
-    with pytest.raises(ValueError, match="BoundOp: arguments must be the 1 of quantize::power_of_two behind its first; got 2"):
+    with pytest.raises(ValueError, match="BoundOp: arguments must be the 1 to 1 of quantize::power_of_two behind its first; got 2"):
         _C.BoundOp("quantize::power_of_two", (True, True))
     with pytest.raises(RuntimeError, match="nothing"):
         _C.BoundOp("quantize::nothing", ())

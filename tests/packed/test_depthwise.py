@@ -74,7 +74,9 @@ def test_largest_sums_are_exact(each_isa, layout):
     x[..., ::2] = 254  # odd sums, of which float32 would drop the last bit where it had to round
     even, odd = taps // 2 + taps % 2, taps // 2
     out = ops.packed_conv2d(x, *arguments[1:])
-    assert (out[..., ::2] == float(127 * (254 * even + 255 * odd))).all() and (out[..., 1::2] == float(127 * (254 * odd + 255 * even))).all()
+    assert (out[..., ::2] == float(127 * (254 * even + 255 * odd))).all() and (
+        out[..., 1::2] == float(127 * (254 * odd + 255 * even))
+    ).all()
     with pytest.raises(ValueError, match=f"taps at most {taps} where panels are floats; got 17 and {taps + 1}"):
         ops.packed_conv2d(*arguments_of((17, 17, (1, taps + 1), 17, (1, 1), (0, 0), (1, 1), 1, taps + 1))[0])
 
@@ -151,15 +153,15 @@ def test_layers_run_on_their_codes(each_isa, layer, config):
 
 
 def test_what_they_do_not_take_is_decoded():
-    def why(layer, config=quantize.Uniform(8, activation_bits=8)):
-        prepared = quantize.prepare(nn.Sequential(layer), config)
+    def why(layer, activation_bits=8):
+        prepared = quantize.prepare(nn.Sequential(layer), quantize.Uniform(8, activation_bits=activation_bits))
         prepared(torch.randn(1, 8, 3, 600))
         return kernels.reason(quantize.convert(prepared)[0])
 
     assert why(nn.Conv2d(8, 8, (1, 519), groups=8)) == "decoded at each use: groups of 1 to 1 channels"
     assert why(nn.Conv2d(8, 8, (1, 518), groups=8)) == ""
     assert why(nn.Conv2d(8, 8, 3, groups=4)) == "decoded at each use: groups of 2 to 2 channels"
-    assert why(nn.Conv2d(8, 8, 3, groups=8), quantize.Uniform(8)) == "decoded at each use: float inputs"
+    assert why(nn.Conv2d(8, 8, 3, groups=8), None) == "decoded at each use: float inputs"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

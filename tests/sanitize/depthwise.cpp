@@ -98,12 +98,36 @@ int64_t check(Isa isa, Fence fence, const Case& own, int64_t rows) {
             k.sum(levels.data() + last / lanes * u.chunk(), out[1], pixel_offsets.data(), taps, weights.data(), lanes, gain.data(),
                   bias.data(), got.data() + h * out[1] * used, used, used);
           }
+          const int64_t filled = (used + 3) / 4 * 4;
+          const auto next = quantize::weight::lsq_range(0.3f, 3.f, 15);
+          const Buffer<uint8_t> codes(out[1] * filled, fence), want_codes(out[1] * filled, fence);  // of the last row
+          k.sum_codes(levels.data() + last / lanes * u.chunk(), out[1], pixel_offsets.data(), taps, weights.data(), lanes, gain.data(),
+                      bias.data(), next, 3, codes.data(), filled, used);
           for (int64_t o = 0; o < many * out[1]; ++o)
-            for (int64_t l = 0; l < used; ++l) want[o * used + l] = expected(o, start + last + l, l);
+            for (int64_t l = 0; l < filled; ++l) {
+              const float y = l < used ? expected(o, start + last + l, l) : 0.f;
+              if (l < used) want[o * used + l] = y;
+              if (const int64_t own = o - (many - 1) * out[1]; own >= 0)
+                want_codes[own * filled + l] = l < used ? uint8_t(level(F32{y}, next) + 3.f) : 0;
+            }
+          expect_same(codes, want_codes, "depthwise, codes of pixels: " + what);
           expect_same(got, want, "depthwise, pixels: " + what);
         }
         ++count;
       }
+  for (int64_t channels : {1, 16, 21}) {
+    const Noise<uint8_t> codes(width * channels, fence, 5);
+    const int64_t row = (channels + lanes - 1) / lanes * u.chunk();
+    const Buffer<float> got(row, fence), want(row, fence), floats(width * channels, fence);
+    for (int64_t i = 0; i < width * channels; ++i) floats[i] = float(codes[i]) - 11.f;
+    k.fill_row_of_codes(codes.data(), codes.data() + width * channels, channels, channels, u, 11.f, got.data());
+    k.fill_row(floats.data(), floats.data() + width * channels, channels, channels, u, quantize::weight::lsq_range(1.f, 11.f, 255),
+               want.data());
+    for (int64_t i = 0; i < row; ++i)  // what lies behind the channels of a pixel is the next one's, or of codes nothing
+      if (i / u.chunk() * lanes + i % lanes >= channels) got[i] = want[i] = 0;
+    expect_same(got, want, "depthwise, codes: " + std::to_string(channels));
+    ++count;
+  }
   return count;
 }
 

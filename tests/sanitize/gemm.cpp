@@ -78,13 +78,16 @@ int64_t check_images(Isa isa, Fence fence, int64_t channels, int64_t width) {
       const auto& kernels = image_kernels();
       const auto range = quantize::weight::lsq_range(0.05f, 7.f, 255);
       kernels.from_planes(values, plane, channels, height, width, range, image.data(), width * pixel, pixel);
-      kernels.from_rows(values, channels, channels, plane, range, image.data() + plane * pixel, pixel);
+      kernels.from_rows(values, channels, channels, plane, range, 7, image.data() + plane * pixel, pixel);
       kernels.finish(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(), out.data(),
                      channels, 1);
       kernels.finish(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(),
                      out.data() + plane * channels, 1, plane);
+      kernels.finish_codes(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(), range, 7,
+                           image.data() + 2 * plane * pixel, pixel);
+      kernels.add_and_clip(out.data() + plane * channels, values, plane, channels, channels, 0.f, 6.f);
     };
-    const Buffer<uint8_t> image(2 * plane * pixel, fence), want_image(2 * plane * pixel, fence);
+    const Buffer<uint8_t> image(3 * plane * pixel, fence), want_image(3 * plane * pixel, fence);
     const Buffer<float> out(2 * plane * channels, fence), want(2 * plane * channels, fence);
     run(isa, image, out);
     run(Isa::portable, want_image, want);
@@ -116,7 +119,7 @@ int64_t check_pixels(Isa isa, Fence fence, int64_t pixel, int64_t channels, int6
       const float level = quantize::weight::lsq_clip(quantize::weight::lsq_round(quantize::weight::lsq_divide(v, range)), range);
       want[i] = uint8_t(v != v ? 0 : int(level - range.low));
     }
-    image_kernels().from_rows(reinterpret_cast<const float*>(x.data()), pixel, channels, pixels, range, got.data(), pixel_bytes);
+    image_kernels().from_rows(reinterpret_cast<const float*>(x.data()), pixel, channels, pixels, range, 7, got.data(), pixel_bytes);
     expect_same(
         got, want,
         "pixels: " + std::to_string(channels) + " of " + std::to_string(pixel) + " channels, pattern " + kPatternNames[int(pattern)]);

@@ -48,7 +48,7 @@ def packed(join, **options):
 def without_sums(model):
     plain = copy.deepcopy(model)
     for layer in layers_of(plain):
-        layer._summed = False
+        layer._steps = ()
     return plain
 
 
@@ -57,7 +57,7 @@ def without_sums(model):
 def test_sum_is_part_of_the_layer(join, layout):
     model, x = packed(join), torch.randn(2, 16, 9, 9).contiguous(memory_format=layout)
     (layer,) = layers_of(model)
-    assert layer._summed
+    assert layer._steps == ("add",)
     before = x.clone()
     with torch.no_grad():
         assert isinstance(model.path(x), Pending)
@@ -69,13 +69,13 @@ def test_sum_is_part_of_the_layer(join, layout):
 @pytest.mark.parametrize("join", [in_place_on_the_other, changed_before, lambda out, x: out * 2, lambda out, x: out + 1.0])
 def test_what_is_not_right_behind_it_is_not(join):
     model = packed(join)
-    assert not layers_of(model)[0]._summed
+    assert not layers_of(model)[0]._steps
     assert type(model(torch.randn(2, 16, 9, 9))) is torch.Tensor
 
 
 def test_folded_norm_between():
     model, x = packed(lambda out, x: out + x, tail=(nn.BatchNorm2d(16),)), torch.randn(2, 16, 9, 9)
-    assert type(model.path[3]) is nn.Identity and layers_of(model)[0]._summed
+    assert type(model.path[3]) is nn.Identity and layers_of(model)[0]._steps
     assert torch.equal(model(x), without_sums(model)(x))
 
 
@@ -84,7 +84,7 @@ def test_files_and_copies(tmp_path):
     quantize.save(model, tmp_path / "model.safetensors")
     loaded = quantize.load(trained_norms(Residual(lambda out, x: out + x)).eval(), tmp_path / "model.safetensors")
     for other in (loaded, copy.deepcopy(model)):
-        assert layers_of(other)[0]._summed and torch.equal(other(x), model(x))
+        assert layers_of(other)[0]._steps and torch.equal(other(x), model(x))
 
 
 def test_hooks_see_the_output():

@@ -1,0 +1,91 @@
+"""What is done with a convolution's output right behind it: a residual sum, a clip, the levels of the next convolution's input.
+
+Where a trace shows that one of them is the very next thing, the layer does not compute its output but hands on a Pending (pending.py),
+which computes them in the same pass. The same float32 roundings in the same order, so the same result.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from .grid import SignGrid, StepGrid
+from .modules import PackedConv2d
+from .pending import ADD, CLIP, CODES
+from .plain import shell
+from .trace import Calls, collected, containers, unwatched
+
+_CLIP_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
+_CLIP_CALLS = {F.relu, F.relu6, F.hardtanh, torch.relu, torch.relu_, "relu", "relu_"}
+
+
+@torch.no_grad()
+def find_chains(model: nn.Module) -> None:
+    """Marks the convolutions of `model` whose outputs are computed with what comes after them."""
+    convs = {name: m for name, m in model.named_modules() if isinstance(m, PackedConv2d) and m.grid is not None}
+    if not convs:
+        return
+    copied = shell(model).eval()
+    grids = {copied.get_submodule(name): type(m.grid) for name, m in convs.items()}
+    unseen = unwatched(copied, set(copied.modules()))
+    every = {m: name for name, m in copied.named_modules()}
+    wanted = {*grids, *(m for m in copied.modules() if type(m) in (*_CLIP_MODULES, nn.Identity))}
+    for layer, steps, between in collected(copied, wanted, lambda root, graph: _chains(root, graph, grids, unseen, every)):
+        packed = convs[every[layer]]
+        vars(packed)["_steps"] = steps
+        packed.watch(*map(model.get_submodule, between))
+
+
+def _chains(root: nn.Module, graph: fx.Graph, grids: dict[nn.Module, type], unseen: set[nn.Module], every: dict[nn.Module, str]) -> list:
+    """(layer, steps, names of the modules that see its output on its way). Nothing may come between: the input might change."""
+    calls, found = Calls(root, graph), []
+    within = every[root]
+
+    def around(node: fx.Node) -> set[str]:
+        stack = containers(node.target) if node.op == "call_module" else set(node.meta.get("nn_module_stack", ()))
+        return {name for name in stack if name}
+
+    for node in calls.nodes:
+        layer = calls.link(node)
+        if layer not in grids or layer not in unseen:
+            continue
+        output, steps, passed, seen = node, [], [], set()
+        signs = issubclass(grids[layer], SignGrid)
+        while (step := _step(calls, output, steps, signs, grids, unseen)) is not None:
+            seen |= around(output) ^ around(output.next)
+            output = output.next
+            if output.op == "call_module":
+                passed.append(every[calls.module(output)])
+            if step:
+                steps.append(step)
+            if step == CODES:
+                break
+        if steps:
+            prefix = f"{within}." if within else ""
+            found.append((layer, tuple(steps), (*passed, *(prefix + name for name in sorted(seen)))))
+    return found
+
+
+def _step(calls: Calls, output: fx.Node, steps: list[str], signs: bool, grids: dict[nn.Module, type], unseen: set[nn.Module]) -> str | None:
+    """What the node behind `output` does with it: a step, "" for nothing at all, None for what ends the chain."""
+    after = output.next
+    if len(output.users) != 1 or after not in output.users:
+        return None
+    if after.op == "call_module":
+        module = calls.module(after)
+        if after.args != (output,) or after.kwargs or module not in unseen:
+            return None
+        if type(module) is nn.Identity:
+            return ""
+        if not signs and type(module) in _CLIP_MODULES and CLIP not in steps:
+            return CLIP
+        return CODES if not signs and calls.alone(after) in grids and issubclass(grids[module], StepGrid) else None
+    if after.op == "call_function" and after.target in (operator.add, operator.iadd) and not steps:
+        first, second = after.args
+        both = isinstance(first, fx.Node) and isinstance(second, fx.Node)
+        return ADD if both and (after.target is operator.add or first is output) else None
+    clips = not signs and after.op in ("call_function", "call_method") and after.target in _CLIP_CALLS and CLIP not in steps
+    return CLIP if clips and after.args[0] is output else None

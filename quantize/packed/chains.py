@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from .clips import CLIPS
 from .grid import SignGrid, StepGrid
 from .modules import PackedConv2d
 from .pending import ADD, CLIP, CODES
-from .plain import shell
+from .plain import forward_of_its_own, plain_class, shell
 from .trace import Calls, collected, containers, unwatched
 
-_CLIP_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 _CLIP_CALLS = {F.relu, F.relu6, F.hardtanh, torch.relu, torch.relu_, "relu", "relu_"}
 
 
@@ -32,11 +32,15 @@ def find_chains(model: nn.Module) -> None:
     grids = {copied.get_submodule(name): type(m.grid) for name, m in convs.items()}
     unseen = unwatched(copied, set(copied.modules()))
     every = {m: name for name, m in copied.named_modules()}
-    wanted = {*grids, *(m for m in copied.modules() if type(m) in (*_CLIP_MODULES, nn.Identity))}
+    wanted = {*grids, *(m for m in copied.modules() if plain_class(type(m)) in (*CLIPS, nn.Identity))}
     for layer, steps, between in collected(copied, wanted, lambda root, graph: _chains(root, graph, grids, unseen, every)):
         packed = convs[every[layer]]
         vars(packed)["_steps"] = steps
-        packed.watch(*map(model.get_submodule, between))
+        passed = [model.get_submodule(name) for name in between]
+        packed.watch(*passed)
+        for module in passed:
+            if type(module) in CLIPS and not forward_of_its_own(module):
+                module.__class__ = CLIPS[type(module)]
 
 
 def _chains(root: nn.Module, graph: fx.Graph, grids: dict[nn.Module, type], unseen: set[nn.Module], every: dict[nn.Module, str]) -> list:
@@ -80,7 +84,7 @@ def _step(calls: Calls, output: fx.Node, steps: list[str], signs: bool, grids: d
             return None
         if type(module) is nn.Identity:
             return ""
-        if not signs and type(module) in _CLIP_MODULES and CLIP not in steps:
+        if not signs and plain_class(type(module)) in CLIPS and CLIP not in steps:
             return CLIP
         return CODES if not signs and calls.alone(after) in grids and issubclass(grids[module], StepGrid) else None
     if after.op == "call_function" and after.target in (operator.add, operator.iadd) and not steps:

@@ -39,9 +39,11 @@ class Pending:
             return None
         return self._call(self._x, **self._named, next_step=step, next_zero_point=zero_point, next_bits=bits)
 
-    def _with(self, **named) -> Pending | Tensor:
-        found = Pending(self._call, self._x, self._steps[1:], {**self._named, **named})
-        return found if found._steps else found.value()
+    def _with(self, named: dict) -> Pending | Tensor:
+        steps = self._steps[1:]
+        if self._named:
+            named = {**self._named, **named}
+        return Pending(self._call, self._x, steps, named) if steps else self._call(self._x, **named)
 
     def _awaits(self, step: str) -> bool:
         return self._value is None and self._steps[:1] == (step,)
@@ -49,7 +51,7 @@ class Pending:
     def clip(self, low: float, high: float | None = None) -> Pending | Tensor:
         """Between these ends."""
         if self._awaits(CLIP):
-            return self._with(low=float(low), high=None if high is None else float(high))
+            return self._with({"low": low} if high is None else {"low": low, "high": high})
         return self.value().clamp(low, high)
 
     def relu(self) -> Pending | Tensor:
@@ -63,7 +65,7 @@ class Pending:
             return self.value() + _computed(other)
         if other.requires_grad and torch.is_grad_enabled():
             return self.value() + other
-        return self._with(residual=other)
+        return self._with({"residual": other})
 
     __radd__ = __iadd__ = __add__
 

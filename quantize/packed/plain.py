@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from ..activation.intercept import forget_calls_of
 from ..activation.module import COUNTERPARTS
 from ..checks import check_module
+from .clips import CLIPS
 from .modules import PackedLayer
 from .pools import PackedMaxPool2d
 
@@ -24,7 +25,7 @@ def is_parametrized_class(cls: type) -> bool:
 
 def plain_class(cls: type, keep_parametrized: bool = False) -> type:
     """The class in the model's definition, of compressed layers torch.nn's."""
-    if issubclass(cls, (PackedLayer, PackedMaxPool2d)):
+    if issubclass(cls, (PackedLayer, PackedMaxPool2d, *CLIPS.values())):
         return cls.plain
     if "_owns_config" in vars(cls):  # QModule's, made at run time
         return plain_class(cls.__mro__[2], keep_parametrized)

@@ -16,7 +16,13 @@ class PackedMaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
-        if input.device.type != "cpu" or self.return_indices or torch.compiler.is_compiling() or not value_only(input):
+        if (
+            type(input) is not Tensor
+            or input.device.type != "cpu"
+            or self.return_indices
+            or torch.compiler.is_compiling()
+            or not value_only(input)
+        ):
             return super().forward(input)
         window = (numbers_of(value, 2) for value in (self.kernel_size, self.stride, self.padding, self.dilation))
         return torch.ops.quantize.max_pool_values(input, *window, self.ceil_mode)

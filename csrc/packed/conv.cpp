@@ -2,13 +2,12 @@
 //
 // The input is quantized to an image of bytes, channels last and padded with the code of zero, so that a kernel tap is a fixed distance
 // from its pixel and no im2col is written. Each thread decodes two panels of weights and runs them over all pixels.
-#include <ATen/ops/add.h>
-#include <ATen/ops/clamp.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <memory>
 
+#include "asked.h"
 #include "bit_planes.h"
 #include "depthwise.h"
 #include "images.h"
@@ -45,74 +44,6 @@ void multiply_images(const Images& images, const uint8_t* bytes, const Panels& p
   multiply(Product{panels, epilogue, rows, taps, images.quads(), group_channels});
 }
 
-// Codes as one convolution hands them to the next: uint8 [N, C, H, W], or where floats would be channels last [N, H, W, 1, C]. Either way a
-// pixel's channels lie together, filled up to fours.
-constexpr int64_t filled_to = GemmTraits::quad;
-
-int64_t slack(int64_t pixel) { return 64 + 2 * (TileRows::slack + 4) * pixel; }  // that 1x1 convolutions of steps to two read behind them
-
-Tensor empty_codes(IntArrayRef sizes, bool rows, const at::TensorOptions& options) {
-  const int64_t n = sizes[0], c = sizes[1], h = sizes[2], w = sizes[3], pixel = rounded_up(c, filled_to);
-  const Tensor all = at::empty({n * h * w * pixel + slack(pixel)}, options.dtype(at::kByte));
-  return rows ? all.as_strided({n, h, w, 1, c}, {h * w * pixel, w * pixel, pixel, pixel, 1})
-              : all.as_strided({n, c, h, w}, {h * w * pixel, 1, w * pixel, pixel});
-}
-
-// Such codes as [N, C, H, W].
-Tensor channels_second(const Tensor& codes) { return codes.dim() == 5 ? codes.squeeze(3).permute({0, 3, 1, 2}) : codes; }
-
-void check_codes(const char* op, const Tensor& x) {
-  const int64_t pixel = rounded_up(x.size(1), filled_to);
-  const int64_t strides[] = {x.size(2) * x.size(3) * pixel, 1, x.size(3) * pixel, pixel};
-  for (int d = 0; d < 4; ++d)
-    TORCH_CHECK_VALUE(x.size(d) <= 1 || x.stride(d) == strides[d], op, ": x must be codes as packed_conv2d gives them, of strides ",
-                      IntArrayRef(strides), "; got ", x.strides());
-}
-
-// What is asked of a convolution beside its sums.
-struct Asked {
-  OptionalTensor residual;
-  std::optional<double> low, high;
-  bool codes = false;
-  Activation next{};
-
-  Asked(const char* op, const Tensor& x, const OptionalTensor& residual, std::optional<double> low, std::optional<double> high,
-        const OptionalTensor& next_step, const OptionalTensor& next_zero_point, int64_t next_bits)
-      : residual(residual && residual->defined() ? residual : std::nullopt), low(low), high(high), codes(next_bits != 0) {
-    const bool both = next_step && next_step->defined() && next_zero_point && next_zero_point->defined();
-    TORCH_CHECK_VALUE(!codes || both, op, ": next_bits must come with next_step and next_zero_point");
-    if (codes) next = activation(op, x, *next_step, *next_zero_point, next_bits);
-  }
-
-  bool anything() const { return residual || low || high || codes; }
-
-  Then then() const {
-    Then t;
-    if (low) t.low = float(*low);
-    if (high) t.high = float(*high);
-    t.range = next.range, t.zero_point = next.zero_point;
-    // The levels of what is clipped are those between the ends' own: rounding keeps the order.
-    const auto level = [&](float end) { return weight::lsq_clip(weight::lsq_round(weight::lsq_divide(end, next.range)), next.range); };
-    if (codes) t.range.low = level(t.low), t.range.high = level(t.high);
-    return t;
-  }
-
-  // Of floats that are there already.
-  Tensor after(Tensor out, const Geometry<int64_t>& g, bool rows) const {
-    if (residual) out = at::add(out, *residual);
-    if (low || high)
-      out = at::clamp(out, low ? std::optional<at::Scalar>(*low) : std::nullopt, high ? std::optional<at::Scalar>(*high) : std::nullopt);
-    if (!codes) return out;
-    const Tensor found = empty_codes(out.sizes(), rows, out.options());
-    const Geometry<int64_t> sizes{g.batch, g.out_channels, g.out_height, g.out_width, 0, 0, 0};
-    const int64_t one[] = {1, 1}, none[] = {0, 0};
-    const Images images(sizes, one, none, 1, rounded_up(g.out_channels, filled_to));
-    images.fill(out.contiguous(rows ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous), rows, next,
-                found.data_ptr<uint8_t>());
-    return found;
-  }
-};
-
 Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& zero_point, int64_t activation_bits, const Tensor& codes,
                          const Tensor& panel_tensor, const Tensor& levels, const Tensor& scales, const Tensor& sums,
                          const OptionalTensor& bias, int64_t storage_bits, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
@@ -138,11 +69,9 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
 
   const bool planes = panel_tensor.dim() == 5, taps = panel_tensor.scalar_type() == at::kFloat;
   TORCH_CHECK_VALUE(!coded || !planes, op, ": x must be floats where panels are bit planes; got codes");
-  // The kernels do it on the way, but for what is rarely asked.
-  const bool like = asked.residual && asked.residual->sizes() == IntArrayRef(out_sizes) && asked.residual->scalar_type() == at::kFloat;
-  bool on_the_way = !asked.residual || (like && !asked.codes);
-  if (planes) on_the_way = !asked.anything();
   const bool pixels = rows || coded;  // depthwise convolutions of codes have pixels in any case
+  bool on_the_way = asked.on_the_way(out_sizes);
+  if (planes) on_the_way = !asked.anything();
   if (taps) on_the_way = !asked.residual && (!asked.codes || (pixels && group_channels == 1));
   if (asked.codes && groups > 1 && !taps) on_the_way = on_the_way && group_channels % filled_to == 0;
   Then then;

@@ -147,6 +147,10 @@ def test_bad_arguments():
         with pytest.raises(ValueError, match=message):
             ops.packed_conv2d(*args, *more)
     assert ops.packed_conv2d(codes, *args[1:]).shape == (2, 33, 6, 7)
+    short = torch.zeros(2 * 6 * 7 * 20 - 3, dtype=torch.uint8).as_strided((2, 17, 6, 7), (840, 1, 140, 20))
+    seventeen = arguments((33, 17, (1, 1), 1, (1, 1), (0, 0), (1, 1), 6, 7), torch.contiguous_format)
+    with pytest.raises(ValueError, match="x must be codes whose last pixel is filled up, of 1680 bytes; got 1677"):
+        ops.packed_conv2d(short, *seventeen[1:])
     with pytest.raises(ValueError, match="x must be codes as packed_conv2d gives them, of strides"):
         ops.packed_conv2d(codes.contiguous(), *args[1:])
     with pytest.raises(ValueError, match=r"x must be \[N, C, H, W\]"):

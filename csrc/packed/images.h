@@ -8,6 +8,7 @@
 
 #include "activation.h"
 #include "conv_geometry.h"
+#include "gemm_kernels.h"
 #include "image_kernels.h"
 #include "tile_rows.h"
 

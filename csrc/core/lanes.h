@@ -48,6 +48,7 @@ struct Lanes {
 QUANTIZE_LANES_OPERATOR(operator+, x + y)
 QUANTIZE_LANES_OPERATOR(operator-, x - y)
 QUANTIZE_LANES_OPERATOR(operator*, x* y)
+QUANTIZE_LANES_OPERATOR(operator/, x / y)
 QUANTIZE_LANES_OPERATOR(lower, y < x ? y : x)
 QUANTIZE_LANES_OPERATOR(higher, y > x ? y : x)
 #undef QUANTIZE_LANES_OPERATOR

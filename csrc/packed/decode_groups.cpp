@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../core/grain.h"
+#include "decode_kernels.h"
 
 namespace quantize::packed {
 namespace {
@@ -51,31 +52,6 @@ Tensor unpack_groups_meta(const Tensor& codes, const Tensor&, int64_t, int64_t n
   return at::empty({numel}, codes.options().dtype(value_type(width)));
 }
 
-// A block at a time: first each weight's scale, group by group, then all of them in loops that the compiler makes vectors of.
-template <typename T>
-void decode(const T* values, const uint8_t* group_bits, const float* scales, int64_t numel, int64_t group_size, int64_t span, float* out) {
-  constexpr int64_t block = 256, store = 8;  // store: at once, beyond the group's end too, where the next group follows
-  at::parallel_for(0, numel, grain, [&](int64_t begin, int64_t end) {
-    int64_t group = begin / group_size, row = begin / span, group_end = (group + 1) * group_size, row_end = (row + 1) * span;
-    float lows[block + store], steps[block + store];
-    for (int64_t first = begin; first < end; first += block) {
-      const int64_t count = std::min(block, end - first);
-      for (int64_t i = 0; i < count;) {
-        const GroupScale scale = group_scale(scales + 2 * row, bits_of_group(group_bits, group));
-        const int64_t stop = std::min({count, group_end - first, row_end - first});
-        for (; i < stop; i += store)
-          for (int64_t j = i; j < i + store; ++j) lows[j] = scale.low, steps[j] = scale.step;
-        i = stop;
-        if (first + i == group_end) ++group, group_end += group_size;
-        if (first + i == row_end) ++row, row_end += span;
-      }
-      const T* __restrict codes = values + first;
-      float* __restrict weights = out + first;
-      for (int64_t i = 0; i < count; ++i) weights[i] = group_value({lows[i], steps[i]}, codes[i]);
-    }
-  });
-}
-
 Tensor decode_groups_cpu(const Tensor& value_tensor, const Tensor& bits_tensor, const Tensor& scale_tensor, int64_t group_size,
                          int64_t span) {
   check_decode_groups(value_tensor, bits_tensor, scale_tensor, group_size, span);
@@ -83,11 +59,13 @@ Tensor decode_groups_cpu(const Tensor& value_tensor, const Tensor& bits_tensor, 
   Tensor out = at::empty({values.numel()}, scales.options());
   const auto* bits = group_bits.const_data_ptr<uint8_t>();
   const float* scale = scales.const_data_ptr<float>();
-  if (values.scalar_type() == at::kByte)
-    decode(values.const_data_ptr<uint8_t>(), bits, scale, values.numel(), group_size, span, out.mutable_data_ptr<float>());
-  else
-    decode(reinterpret_cast<const uint16_t*>(values.const_data_ptr<int16_t>()), bits, scale, values.numel(), group_size, span,
-           out.mutable_data_ptr<float>());
+  const void* codes = values.const_data_ptr();
+  float* weights = out.mutable_data_ptr<float>();
+  const DecodeGroups decode = decode_groups(int(values.element_size()));
+  const int64_t numel = values.numel(), block = 4096;  // a multiple of the kernels' vectors
+  at::parallel_for(0, (numel + block - 1) / block, grain / block, [&](int64_t begin, int64_t end) {
+    decode(codes, bits, scale, begin * block, std::min(numel, end * block), group_size, span, weights);
+  });
   return out;
 }
 

@@ -23,6 +23,9 @@ struct ImageKernels {
   // The same as codes: as from_rows, of pixels [rows][pixel_bytes].
   void (*finish_codes)(const int32_t* acc, int64_t stride, int64_t rows, int64_t columns, const int32_t* correction, const float* gain,
                        const float* bias, LsqRange range, int32_t zero_point, uint8_t* image, int64_t pixel_bytes);
+  // The same as floats to which residual, if any, is added, and which are clipped: rows of `row_stride` floats, the residual's too.
+  void (*finish_clipped)(const int32_t* acc, int64_t stride, int64_t rows, int64_t columns, const int32_t* correction, const float* gain,
+                         const float* bias, const float* residual, float low, float high, float* out, int64_t row_stride);
   // Lines of `length` floats, `stride` floats apart: residual, if any, which lies as they do, is added, and then they are clipped. NaN
   // stays.
   void (*add_and_clip)(float* out, const float* residual, int64_t lines, int64_t stride, int64_t length, float low, float high);

@@ -79,8 +79,10 @@ QUANTIZE_INLINE void load_whole(const int32_t* p, int64_t count, Lanes::Whole ou
   for (int i = 0; i < Lanes::parts; ++i) std::memcpy(&out[i], p + i * Lanes::width, sizeof out[i]);
 }
 
-void finish_codes(const int32_t* acc, int64_t stride, int64_t rows, int64_t columns, const int32_t* correction, const float* gain,
-                  const float* bias, LsqRange range, int32_t zero_point, uint8_t* image, int64_t pixel_bytes) {
+// store(v, row, channel, how many channels there are from it on).
+template <typename Store>
+QUANTIZE_INLINE void finish_rows(const int32_t* acc, int64_t stride, int64_t rows, int64_t columns, const int32_t* correction,
+                                 const float* gain, const float* bias, const Store& store) {
   for (int64_t c = 0; c < columns; c += lanes) {
     const int64_t count = columns - c;
     Lanes::Whole less[Lanes::parts];
@@ -91,15 +93,42 @@ void finish_codes(const int32_t* acc, int64_t stride, int64_t rows, int64_t colu
       load_whole(acc + i * stride + c, count, sums);
       Lanes v;
       for (int p = 0; p < Lanes::parts; ++p) v.part[p] = __builtin_convertvector(sums[p] - less[p], Lanes::Part);
-      uint8_t bytes[lanes];
-      store_codes(v * scale + shift, range, zero_point, bytes);
-      uint8_t* target = image + i * pixel_bytes + c;
-      if (count >= lanes)
-        std::memcpy(target, bytes, lanes);
-      else
-        store_words(bytes, count, target);
+      store(v * scale + shift, i, c, count);
     }
   }
+}
+
+void finish_codes(const int32_t* acc, int64_t stride, int64_t rows, int64_t columns, const int32_t* correction, const float* gain,
+                  const float* bias, LsqRange range, int32_t zero_point, uint8_t* image, int64_t pixel_bytes) {
+  finish_rows(
+      acc, stride, rows, columns, correction, gain, bias, [&](Lanes v, int64_t i, int64_t c, int64_t count) __attribute__((always_inline)) {
+        uint8_t bytes[lanes];
+        store_codes(v, range, zero_point, bytes);
+        uint8_t* target = image + i * pixel_bytes + c;
+        if (count >= lanes)
+          std::memcpy(target, bytes, lanes);
+        else
+          store_words(bytes, count, target);
+      });
+}
+
+// NaN stays.
+QUANTIZE_INLINE Lanes clipped(Lanes v, float low, float high) {
+  for (Lanes::Part& p : v.part) p = p < low ? Lanes::Part{} + low : p;
+  for (Lanes::Part& p : v.part) p = p > high ? Lanes::Part{} + high : p;
+  return v;
+}
+
+void finish_clipped(const int32_t* acc, int64_t stride, int64_t rows, int64_t columns, const int32_t* correction, const float* gain,
+                    const float* bias, const float* residual, float low, float high, float* out, int64_t row_stride) {
+  const auto store = [&](Lanes v, int64_t i, int64_t c, int64_t count) __attribute__((always_inline)) {
+    store_part(clipped(v, low, high), reinterpret_cast<F32*>(out + i * row_stride + c), count);
+  };
+  if (!residual) return finish_rows(acc, stride, rows, columns, correction, gain, bias, store);
+  finish_rows(
+      acc, stride, rows, columns, correction, gain, bias, [&](Lanes v, int64_t i, int64_t c, int64_t count) __attribute__((always_inline)) {
+        store(v + load_part(residual + i * row_stride + c, count), i, c, count);
+      });
 }
 
 void add_and_clip(float* out, const float* residual, int64_t lines, int64_t stride, int64_t length, float low, float high) {
@@ -108,14 +137,12 @@ void add_and_clip(float* out, const float* residual, int64_t lines, int64_t stri
     for (int64_t i = 0; i < length; i += lanes) {
       Lanes v = load_part(out + i, length - i);
       if (more) v += load_part(more + i, length - i);
-      for (Lanes::Part& p : v.part) p = p < low ? Lanes::Part{} + low : p;
-      for (Lanes::Part& p : v.part) p = p > high ? Lanes::Part{} + high : p;
-      store_part(v, reinterpret_cast<F32*>(out + i), length - i);
+      store_part(clipped(v, low, high), reinterpret_cast<F32*>(out + i), length - i);
     }
   }
 }
 
-constexpr ImageKernels image_of_isa{from_planes, from_rows, finish, finish_codes, add_and_clip};
+constexpr ImageKernels image_of_isa{from_planes, from_rows, finish, finish_codes, finish_clipped, add_and_clip};
 
 }  // namespace
 }  // namespace quantize::packed

@@ -38,16 +38,15 @@ class Output {
       return kernels.finish_codes(acc, pitch, count, columns, part.correction, part.gain, part.bias, then_.range, then_.zero_point,
                                   then_.codes + (sample * pixels_ + pixel) * then_.pixel + channel, then_.pixel);
     const int64_t at = sample * channels_ * pixels_ + channel * along_ + pixel * across_;
+    const float* residual = then_.residual ? then_.residual + at : nullptr;
+    if (along_ == 1 && then_.changes())
+      return kernels.finish_clipped(acc, pitch, count, columns, part.correction, part.gain, part.bias, residual, then_.low, then_.high,
+                                    floats_ + at, across_);
     if (along_ > 1 && tile_kernels())
       tile_kernels()->finish_planes(acc, pitch, count, columns, part.correction, part.gain, part.bias, floats_ + at, along_);
     else
       kernels.finish(acc, pitch, count, columns, part.correction, part.gain, part.bias, floats_ + at, across_, along_);
-    if (!then_.changes()) return;
-    const float* residual = then_.residual ? then_.residual + at : nullptr;
-    if (along_ == 1)
-      kernels.add_and_clip(floats_ + at, residual, count, across_, columns, then_.low, then_.high);
-    else
-      kernels.add_and_clip(floats_ + at, residual, columns, along_, count, then_.low, then_.high);
+    if (then_.changes()) kernels.add_and_clip(floats_ + at, residual, columns, along_, count, then_.low, then_.high);
   }
 
  private:

@@ -85,10 +85,14 @@ int64_t check_images(Isa isa, Fence fence, int64_t channels, int64_t width) {
                      out.data() + plane * channels, 1, plane);
       kernels.finish_codes(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(), range, 7,
                            image.data() + 2 * plane * pixel, pixel);
+      kernels.finish_clipped(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(), nullptr,
+                             -1e6f, 3e6f, out.data() + 2 * plane * channels, channels);
+      kernels.finish_clipped(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(), values,
+                             0.f, 3e6f, out.data() + 3 * plane * channels, channels);
       kernels.add_and_clip(out.data() + plane * channels, values, plane, channels, channels, 0.f, 6.f);
     };
     const Buffer<uint8_t> image(3 * plane * pixel, fence), want_image(3 * plane * pixel, fence);
-    const Buffer<float> out(2 * plane * channels, fence), want(2 * plane * channels, fence);
+    const Buffer<float> out(4 * plane * channels, fence), want(4 * plane * channels, fence);
     run(isa, image, out);
     run(Isa::portable, want_image, want);
     const std::string what =

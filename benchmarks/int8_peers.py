@@ -114,8 +114,8 @@ def runtimes(make, module: nn.Module, x: torch.Tensor, threads: int, names=tuple
     for name in names:
         try:
             found[name] = RUNTIMES[name](model, x, threads)
-        except ImportError as missing:
-            print(f"{name}: not measured, {missing}")
+        except (ImportError, RuntimeError) as missing:  # the latter: a model that it cannot run on this ISA
+            print(f"{name}: not measured, {str(missing).splitlines()[0]}")
     return found
 
 

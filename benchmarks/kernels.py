@@ -48,8 +48,8 @@ def sides(x: torch.Tensor, eager: bool) -> dict:
             *packed, None, bits, GROUP, shape, stride, x.dtype, seed
         )
     runs["variance of 1, 2, 4, 8 bit"] = lambda: ops.group_variance(x, GROUP)
-    mask = ops.relu_mask(x, 0.0, float("inf"))[1]
-    runs["relu with mask"] = lambda: ops.relu_mask(x, 0.0, float("inf"))
+    mask = ops.clip_mask(x, 0.0, float("nan"), 0.0)[1]
+    runs["relu with mask"] = lambda: ops.clip_mask(x, 0.0, float("nan"), 0.0)
     runs["relu (PyTorch)"] = lambda: torch.relu(x)
     runs["relu backward by mask"] = lambda: ops.apply_mask(x, mask, 1.0, 0.0)
     runs["relu backward (PyTorch)"] = lambda: torch.ops.aten.threshold_backward(x, y, 0)

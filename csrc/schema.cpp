@@ -20,9 +20,10 @@ TORCH_LIBRARY(quantize, m) {
   // What allocate_bits leaves of `cost` (float32 [N, 4]) at each average number of bits, sharing by `variance`: float32 [averages]; 0 for
   // averages beyond max_bits.
   m.def("allocation_curve(Tensor variance, Tensor cost, float[] averages, int max_bits) -> Tensor");
-  // y = x for x > 0, negative_slope * x else, at most max_value; the mask's bit is set where the derivative is 1. Memory order.
-  m.def("relu_mask(Tensor x, float negative_slope, float max_value) -> (Tensor y, Tensor mask)");
-  m.def("relu_mask_(Tensor(a!) x, float negative_slope, float max_value) -> Tensor");
+  // x between `low` and `high` (NaN: no such end), or below `low` negative_slope * x unless that is 0; the mask's bit is set where the
+  // derivative is 1. Memory order.
+  m.def("clip_mask(Tensor x, float low, float high, float negative_slope) -> (Tensor y, Tensor mask)");
+  m.def("clip_mask_(Tensor(a!) x, float low, float high, float negative_slope) -> Tensor");
   // Booleans to bits and back to factors: grad * (bit ? on : off), in memory order.
   m.def("pack_mask(Tensor mask) -> Tensor");
   m.def("apply_mask(Tensor grad, Tensor mask, float on, float off) -> Tensor");
@@ -177,9 +178,9 @@ TORCH_LIBRARY(quantize, m) {
   m.def(
       "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, float momentum, "
       "float eps, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, Tensor? energy) -> Tensor");
-  m.def("relu(Tensor input, float negative_slope, float max_value) -> Tensor");
-  m.def("relu_(Tensor(a!) input, float negative_slope, float max_value) -> Tensor(a!)");
-  m.def("hardtanh(Tensor input, float low, float high) -> Tensor");
+  // As clip_mask: the ReLU family and hardtanh.
+  m.def("clip(Tensor input, float low, float high, float negative_slope) -> Tensor");
+  m.def("clip_(Tensor(a!) input, float low, float high, float negative_slope) -> Tensor(a!)");
   m.def("dropout(Tensor input, float p) -> Tensor");
   m.def("max_pool(Tensor input, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> Tensor");
   m.def(

@@ -1,4 +1,4 @@
-// relu_mask, relu_mask_, pack_mask and apply_mask on CUDA. Build: setup.py. Specification: sign_mask_kernels.h.
+// clip_mask, clip_mask_, pack_mask and apply_mask on CUDA. Build: setup.py. Specification: sign_mask_kernels.h.
 #include "sign_mask.cuh"
 
 #include <ATen/ops/empty_strided.h>
@@ -12,29 +12,29 @@ namespace {
 
 using at::Tensor;
 
-void relu_into(const Tensor& x, double negative_slope, double max_value, const Tensor& y, const Tensor& mask, Launcher& launch) {
-  const Scalar scalar = check_scalar("relu_mask", "x", x.scalar_type());
+void clip_into(const Tensor& x, double low, double high, double negative_slope, const Tensor& y, const Tensor& mask, Launcher& launch) {
+  const Scalar scalar = check_scalar("clip_mask", "x", x.scalar_type());
   if (x.numel() == 0) return;
-  const float cap = relu_cap(max_value);
+  const Clip clip{float(low), float(high), float(negative_slope)};
   with_type(scalar, [&]<typename T>(T) {
-    launch_relu_mask(static_cast<const T*>(x.const_data_ptr()), x.numel(), float(negative_slope), cap,
+    launch_clip_mask(static_cast<const T*>(x.const_data_ptr()), x.numel(), clip,
                      static_cast<T*>(y.mutable_data_ptr()), mask.mutable_data_ptr<uint8_t>(), launch);
   });
 }
 
-std::tuple<Tensor, Tensor> relu_mask_cuda(const Tensor& input, double negative_slope, double max_value) {
+std::tuple<Tensor, Tensor> clip_mask_cuda(const Tensor& input, double low, double high, double negative_slope) {
   Launcher launch(input);
   const Tensor x = packed_memory(input);
   Tensor y = at::empty_strided(x.sizes(), x.strides(), x.options()), mask = empty_mask(x);
-  relu_into(x, negative_slope, max_value, y, mask, launch);
+  clip_into(x, low, high, negative_slope, y, mask, launch);
   return {y, mask};
 }
 
-Tensor relu_mask_inplace_cuda(Tensor& x, double negative_slope, double max_value) {
-  check_relu_in_place(x);
+Tensor clip_mask_inplace_cuda(Tensor& x, double low, double high, double negative_slope) {
+  check_clip_in_place(x);
   Launcher launch(x);
   Tensor mask = empty_mask(x);
-  relu_into(x, negative_slope, max_value, x, mask, launch);
+  clip_into(x, low, high, negative_slope, x, mask, launch);
   return mask;
 }
 
@@ -65,8 +65,8 @@ Tensor apply_mask_cuda(const Tensor& input, const Tensor& mask, double on, doubl
 }  // namespace
 
 TORCH_LIBRARY_IMPL(quantize, CUDA, m) {
-  m.impl("relu_mask", relu_mask_cuda);
-  m.impl("relu_mask_", relu_mask_inplace_cuda);
+  m.impl("clip_mask", clip_mask_cuda);
+  m.impl("clip_mask_", clip_mask_inplace_cuda);
   m.impl("pack_mask", pack_mask_cuda);
   m.impl("apply_mask", apply_mask_cuda);
 }

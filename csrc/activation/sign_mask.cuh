@@ -1,4 +1,4 @@
-// One bit an element, made with ReLU or from booleans, and applied to a gradient.
+// One bit an element, made with a clip or from booleans, and applied to a gradient.
 #pragma once
 
 #include "../core/grid.h"
@@ -52,7 +52,7 @@ QUANTIZE_DEVICE uint4 pack_vector(const float (&values)[VectorTraits<T>::element
 // x, y: [n], perhaps the same memory. mask: [ceil(n/8)] bytes. tiles: whole ones, if x, y and mask are aligned for them; else 0.
 template <typename T>
 __global__ void __launch_bounds__(MaskTraits::threads)
-    relu_mask_kernel(const T* x, int64_t n, int64_t tiles, float negative_slope, float max_value, T* y, uint8_t* mask) {
+    clip_mask_kernel(const T* x, int64_t n, int64_t tiles, Clip clip, T* y, uint8_t* mask) {
   using L = MaskLanes<T>;
   const int lane = threadIdx.x % Warp::lanes;
   const int64_t warp = int64_t(blockIdx.x) * MaskTraits::warps + threadIdx.x / Warp::lanes;
@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(MaskTraits::threads)
 #pragma unroll
       for (int i = 0; i < L::V; ++i) {
         const float value = vector_element<T>(vectors[row], i);
-        bits |= uint32_t(relu_passes(value, max_value)) << (row * L::V + i);
-        values[i] = relu_value(value, negative_slope, max_value);
+        bits |= uint32_t(clip_passes(value, clip)) << (row * L::V + i);
+        values[i] = clip_value(value, clip);
       }
       target[row * Warp::lanes] = pack_vector<T>(values);
     }
@@ -81,8 +81,8 @@ __global__ void __launch_bounds__(MaskTraits::threads)
     uint32_t bits = 0;
     for (int64_t e = 8 * byte; e < 8 * byte + 8 && e < n; ++e) {
       const float value = to_float(x[e]);
-      bits |= uint32_t(relu_passes(value, max_value)) << (e - 8 * byte);
-      y[e] = round_nearest(relu_value(value, negative_slope, max_value), T{});
+      bits |= uint32_t(clip_passes(value, clip)) << (e - 8 * byte);
+      y[e] = round_nearest(clip_value(value, clip), T{});
     }
     mask[byte] = uint8_t(bits);
   }
@@ -141,10 +141,10 @@ inline dim3 mask_grid(int processors, int64_t items, int64_t per_block) {
 }
 
 template <typename T, typename Launcher>
-void launch_relu_mask(const T* x, int64_t n, float negative_slope, float max_value, T* y, uint8_t* mask, Launcher& launch) {
+void launch_clip_mask(const T* x, int64_t n, Clip clip, T* y, uint8_t* mask, Launcher& launch) {
   const int64_t tiles = is_aligned(x, 16) && is_aligned(y, 16) && is_aligned(mask, 4) ? n / MaskTraits::tile : 0;
-  launch(relu_mask_kernel<T>, mask_grid(launch.processors(), mask_bytes(n), MaskTraits::warps * MaskTraits::tile_bytes),
-         MaskTraits::threads, x, n, tiles, negative_slope, max_value, y, mask);
+  launch(clip_mask_kernel<T>, mask_grid(launch.processors(), mask_bytes(n), MaskTraits::warps * MaskTraits::tile_bytes),
+         MaskTraits::threads, x, n, tiles, clip, y, mask);
 }
 
 template <typename T, typename Launcher>

@@ -3,16 +3,14 @@
 
 #include <ATen/ops/empty.h>
 
-#include <cmath>
-
 #include "group_layout.h"
 #include "sign_mask_kernels.h"
 
 namespace quantize::activation {
 
-inline void check_relu_in_place(const at::Tensor& x) {
+inline void check_clip_in_place(const at::Tensor& x) {
   TORCH_CHECK_VALUE(packed_strides(x.sizes(), x.strides()) == x.strides().vec(),
-                    "relu_mask_: x must be dense in memory with its first dimension outermost; got sizes ", x.sizes(), ", strides ",
+                    "clip_mask_: x must be dense in memory with its first dimension outermost; got sizes ", x.sizes(), ", strides ",
                     x.strides());
 }
 
@@ -23,9 +21,6 @@ inline Scalar check_apply_mask(const at::Tensor& grad, const at::Tensor& mask) {
   check_same_device(op, "mask", mask, grad);
   return check_scalar(op, "grad", grad.scalar_type());
 }
-
-// What kernels take for max_value: NaN, above which nothing lies, where there is none.
-inline float relu_cap(double max_value) { return std::isinf(max_value) ? NAN : float(max_value); }
 
 inline at::Tensor empty_mask(const at::Tensor& x) { return at::empty({mask_bytes(x.numel())}, x.options().dtype(at::kByte)); }
 

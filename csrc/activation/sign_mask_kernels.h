@@ -8,18 +8,24 @@ namespace quantize::activation {
 
 constexpr int64_t mask_bytes(int64_t n) { return (n + 7) / 8; }
 
-// relu: y and x may be the same memory. Where n is not a multiple of 8 the last byte's upper bits are zero.
+// Compared in float32, rounded to the type then, as PyTorch does. No end: NaN, with which no comparison holds.
+struct Clip {
+  float low, high;
+  float slope;  // below `low`, if that is zero
+};
+
+// clip: y and x may be the same memory. Where n is not a multiple of 8 the last byte's upper bits are zero.
 struct MaskKernels {
-  void (*relu)(const void* x, int64_t n, float negative_slope, float max_value, void* y, uint8_t* mask);
+  void (*clip)(const void* x, int64_t n, Clip clip, void* y, uint8_t* mask);
   void (*apply)(const void* grad, const uint8_t* mask, int64_t n, float on, float off, void* out);
 };
 
-// max_value is NaN where there is no cap: no comparison with it holds. NaN passes its gradient on, as threshold_backward does.
-QUANTIZE_HOST_DEVICE bool relu_passes(float x, float max_value) { return !(x <= 0.f) && !(x >= max_value); }
+// NaN passes its gradient on, as threshold_backward and hardtanh_backward have it.
+QUANTIZE_HOST_DEVICE bool clip_passes(float x, Clip clip) { return !(x <= clip.low) && !(x >= clip.high); }
 
-QUANTIZE_HOST_DEVICE float relu_value(float x, float negative_slope, float max_value) {
-  if (x <= 0.f) return negative_slope == 0.f ? 0.f : x * negative_slope;  // -inf * 0 is not what ReLU gives
-  return x >= max_value ? max_value : x;
+QUANTIZE_HOST_DEVICE float clip_value(float x, Clip clip) {
+  if (x <= clip.low) return clip.slope == 0.f ? clip.low : x * clip.slope;  // -inf * 0 is not what ReLU gives
+  return x >= clip.high ? clip.high : x;
 }
 
 QUANTIZE_HOST_DEVICE float masked_value(float grad, bool bit, float on, float off) {

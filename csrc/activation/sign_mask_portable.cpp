@@ -1,9 +1,8 @@
-// sign_mask for any CPU.
-#include "sign_mask_scalar.h"
+// Masks, compiled for portable.
+#include "sign_mask_run.h"
 
 namespace quantize::activation {
 
-const MaskKernels mask_kernels_portable[3] = {
-    {scalar_relu<F32>, scalar_apply<F32>}, {scalar_relu<F16>, scalar_apply<F16>}, {scalar_relu<BF16>, scalar_apply<BF16>}};
+const MaskKernels mask_kernels_portable[3] = QUANTIZE_MASK_KERNELS;
 
 }  // namespace quantize::activation

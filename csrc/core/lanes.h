@@ -110,20 +110,32 @@ QUANTIZE_INLINE Lanes load_bytes(const uint8_t* p) {
 
 QUANTIZE_INLINE Lanes load_lanes(const F32* p) { return load_lanes(&p->value); }
 
+// Sixteen values of a 16-bit type.
 template <typename T>
 QUANTIZE_INLINE Lanes load_lanes(const T* p) {
-#ifdef __F16C__
-  if constexpr (T::scalar == Scalar::f16) {
-    Lanes v;
-    const __m256 halves[2] = {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
-                              _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
-    std::memcpy(&v, halves, sizeof v);
-    return v;
+#ifdef __AVX2__
+  Lanes v;
+#ifdef __AVX512F__
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  if constexpr (T::scalar == Scalar::f16)
+    v.part[0] = (Lanes::Part)_mm512_cvtph_ps(words);
+  else
+    v.part[0] = (Lanes::Part)_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16);
+#else
+  for (int i = 0; i < Lanes::parts; ++i) {
+    const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + i);
+    if constexpr (T::scalar == Scalar::f16)
+      v.part[i] = (Lanes::Part)_mm256_cvtph_ps(words);
+    else
+      v.part[i] = (Lanes::Part)_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16);
   }
 #endif
+  return v;
+#else
   float v[lanes];
   for (int l = 0; l < lanes; ++l) v[l] = to_float(p[l]);
   return load_lanes(v);
+#endif
 }
 
 // Of thirty-two numbers the first, third, ... and the second, fourth, ...
@@ -153,12 +165,44 @@ QUANTIZE_INLINE void store_lanes(Lanes v, float* p) {
   for (int i = 0; i < Lanes::parts; ++i) std::memcpy(p + i * Lanes::width, &v.part[i], sizeof(Lanes::Part));
 }
 
+// round_nearest for each lane.
 template <typename T>
 QUANTIZE_INLINE void store_lanes(Lanes v, T* p) {
   if constexpr (T::scalar == Scalar::f32) return store_lanes(v, &p->value);
+#ifdef __AVX512F__
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  const __m512 x = (__m512)v.part[0];
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  __m256i words;
+  if constexpr (T::scalar == Scalar::f16) {
+    words = _mm512_cvtps_ph(_mm512_mask_blend_ps(is_nan, x, _mm512_set1_ps(__builtin_nanf(""))), nearest);
+  } else {
+    const __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    words = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(is_nan, rounded, _mm512_set1_epi32(0x7fc00000)), 16));
+  }
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words);
+#elif defined(__AVX2__)
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  for (int i = 0; i < Lanes::parts; ++i) {
+    const __m256 x = (__m256)v.part[i], is_nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+    __m128i words;
+    if constexpr (T::scalar == Scalar::f16) {
+      words = _mm256_cvtps_ph(_mm256_blendv_ps(x, _mm256_set1_ps(__builtin_nanf("")), is_nan), nearest);
+    } else {
+      const __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+      const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+      const __m256i whole = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), _mm256_castps_si256(is_nan));
+      const __m256i high = _mm256_srli_epi32(whole, 16);
+      words = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+    }
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + i, words);
+  }
+#else
   float values[lanes];
   store_lanes(v, values);
   for (int l = 0; l < lanes; ++l) p[l] = round_nearest(values[l], T{});
+#endif
 }
 
 // Past the caches, to an address that 64 divides: for what is read again only after they have seen more than they hold. Other threads see

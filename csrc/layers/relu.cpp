@@ -1,10 +1,5 @@
-// relu, hardtanh: on an exact mask of one bit an element. dropout: the same mask, drawn.
+// clip: the ReLU family and hardtanh, on an exact mask of one bit an element. dropout: the same mask, drawn.
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/ge.h>
-#include <ATen/ops/hardtanh.h>
-#include <ATen/ops/le.h>
-#include <ATen/ops/logical_not.h>
-#include <ATen/ops/logical_or.h>
 #include <ATen/ops/native_dropout.h>
 #include <torch/library.h>
 
@@ -24,28 +19,30 @@ void save_mask(AutogradContext* ctx, const Tensor& x, const Tensor& mask) {
 }
 
 template <bool in_place>
-struct Relu : torch::autograd::Function<Relu<in_place>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, double negative_slope, double max_value) {
+struct Clip : torch::autograd::Function<Clip<in_place>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, double low, double high, double negative_slope) {
     ctx->saved_data["slope"] = negative_slope;
     at::AutoDispatchBelowADInplaceOrView below;
     if constexpr (in_place) {
-      static const auto op = find_op<Tensor(Tensor&, double, double)>("quantize::relu_mask_");
+      static const auto op = find_op<Tensor(Tensor&, double, double, double)>("quantize::clip_mask_");
       Tensor x = input;
-      save_mask(ctx, x, op.call(x, negative_slope, max_value));
+      save_mask(ctx, x, op.call(x, low, high, negative_slope));
       ctx->mark_dirty({x});
       return x;
     } else {
-      static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor&, double, double)>("quantize::relu_mask");
-      auto [y, mask] = op.call(input, negative_slope, max_value);
+      static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor&, double, double, double)>("quantize::clip_mask");
+      auto [y, mask] = op.call(input, low, high, negative_slope);
       save_mask(ctx, input, mask);
       return y;
     }
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    refuse_double_backward("relu");
-    if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
-    return {apply_mask(ctx, grads[0], ctx->get_saved_variables()[0], 1., ctx->saved_data["slope"].toDouble()), Tensor(), Tensor()};
+    refuse_double_backward("relu or hardtanh");
+    variable_list result(4);
+    if (grads[0].defined())
+      result[0] = apply_mask(ctx, grads[0], ctx->get_saved_variables()[0], 1., ctx->saved_data["slope"].toDouble());
+    return result;
   }
 };
 
@@ -53,20 +50,6 @@ Tensor pack_mask(const Tensor& mask) {
   static const auto op = find_op<Tensor(const Tensor&)>("quantize::pack_mask");
   return op.call(mask);
 }
-
-struct Hardtanh : torch::autograd::Function<Hardtanh> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, double low, double high) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    save_mask(ctx, input, pack_mask(input.le(low).logical_or_(input.ge(high)).logical_not_()));
-    return at::hardtanh(input, low, high);
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    refuse_double_backward("hardtanh");
-    if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
-    return {apply_mask(ctx, grads[0], ctx->get_saved_variables()[0], 1., 0.), Tensor(), Tensor()};
-  }
-};
 
 // 1 / (1 - p) as at::dropout's noise holds it: rounded to the tensor's type.
 double rounded_scale(double p, at::ScalarType dtype) {
@@ -100,14 +83,14 @@ struct Dropout : torch::autograd::Function<Dropout> {
   }
 };
 
-Tensor relu(const Tensor& input, double negative_slope, double max_value) { return Relu<false>::apply(input, negative_slope, max_value); }
-
-Tensor& relu_(Tensor& input, double negative_slope, double max_value) {
-  input = Relu<true>::apply(input, negative_slope, max_value);
-  return input;
+Tensor clip(const Tensor& input, double low, double high, double negative_slope) {
+  return Clip<false>::apply(input, low, high, negative_slope);
 }
 
-Tensor hardtanh(const Tensor& input, double low, double high) { return Hardtanh::apply(input, low, high); }
+Tensor& clip_(Tensor& input, double low, double high, double negative_slope) {
+  input = Clip<true>::apply(input, low, high, negative_slope);
+  return input;
+}
 
 Tensor dropout(const Tensor& input, double p) {
   TORCH_CHECK_VALUE(p >= 0. && p <= 1., "dropout: p must be between 0 and 1; got ", p);
@@ -117,9 +100,8 @@ Tensor dropout(const Tensor& input, double p) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) {
-  m.impl("relu", relu);
-  m.impl("relu_", relu_);
-  m.impl("hardtanh", hardtanh);
+  m.impl("clip", clip);
+  m.impl("clip_", clip_);
   m.impl("dropout", dropout);
 }
 

@@ -175,26 +175,24 @@ def _torch_batch_norm(mode, input, weight, bias, running_mean, running_var, trai
 
 
 def _relu(mode, input, inplace=False, *, plain):
-    return functional.relu(input, inplace=inplace, plain=lambda: plain(input, inplace) if inplace else plain(input))
+    return functional.clip(input, inplace=inplace, plain=lambda: plain(input, inplace) if inplace else plain(input))
 
 
 def _relu_method(mode, input, *, plain, inplace):
-    return functional.relu(input, inplace=inplace, plain=lambda: plain(input))
+    return functional.clip(input, inplace=inplace, plain=lambda: plain(input))
 
 
 def _relu6(mode, input, inplace=False):
-    return functional.relu(input, max_value=6.0, inplace=inplace, plain=lambda: F.relu6(input, inplace))
+    return functional.clip(input, high=6.0, inplace=inplace, plain=lambda: F.relu6(input, inplace))
 
 
 def _hardtanh(mode, input, min_val=-1.0, max_val=1.0, inplace=False, *, plain):
-    call = lambda: plain(input, min_val, max_val, inplace)  # noqa: E731
-    if min_val == 0.0 and max_val > 0.0:
-        return functional.relu(input, max_value=float(max_val), inplace=inplace, plain=call)
-    return functional.hardtanh(input, float(min_val), float(max_val), inplace, plain=call)
+    return functional.clip(input, float(min_val), float(max_val), inplace=inplace, plain=lambda: plain(input, min_val, max_val, inplace))
 
 
 def _leaky_relu(mode, input, negative_slope=0.01, inplace=False):
-    return functional.relu(input, float(negative_slope), inplace=inplace, plain=lambda: F.leaky_relu(input, negative_slope, inplace))
+    plain = lambda: F.leaky_relu(input, negative_slope, inplace)  # noqa: E731
+    return functional.clip(input, negative_slope=float(negative_slope), inplace=inplace, plain=plain)
 
 
 def _dropout(mode, input, p=0.5, training=True, inplace=False):

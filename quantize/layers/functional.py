@@ -140,23 +140,16 @@ def batch_norm(state, input, running_mean, running_var, weight=None, bias=None, 
     return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-def relu(input, negative_slope=0.0, max_value=float("inf"), inplace=False, *, plain) -> Tensor:
-    """The ReLU family by an exact mask of one bit; `plain()` is the namesake, called where nothing is to be kept."""
-    if not tracks(input) or compressible(input) is not None or negative_slope < 0:
+def clip(input, low=0.0, high=math.nan, negative_slope=0.0, inplace=False, *, plain) -> Tensor:
+    """The ReLU family and F.hardtanh by an exact mask of one bit (csrc/schema.cpp); `plain()` is the namesake, called where nothing is to
+    be kept."""
+    if not tracks(input) or compressible(input) is not None or negative_slope < 0 or low >= high:
         return plain()
     if not inplace:
-        return _ops.relu(input, negative_slope, max_value)
+        return _ops.clip(input, low, high, negative_slope)
     if not _is_packed_order(input):
         return plain()
-    return _ops.relu_(input, negative_slope, max_value)
-
-
-def hardtanh(input, low, high, inplace=False, *, plain) -> Tensor:
-    """F.hardtanh by the same mask."""
-    if not tracks(input) or compressible(input) is not None or not low < high:
-        return plain()
-    y = _ops.hardtanh(input, low, high)
-    return input.copy_(y) if inplace else y
+    return _ops.clip_(input, low, high, negative_slope)
 
 
 def _is_packed_order(x: Tensor) -> bool:

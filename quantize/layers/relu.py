@@ -24,7 +24,7 @@ class QReLU(CompressedLayer, nn.ReLU):
         plain = super().forward
         if not self.compresses:
             return plain(input)
-        return functional.relu(input, inplace=self.inplace, plain=lambda: plain(input))
+        return functional.clip(input, inplace=self.inplace, plain=lambda: plain(input))
 
 
 class QReLU6(CompressedLayer, nn.ReLU6):
@@ -43,7 +43,7 @@ class QReLU6(CompressedLayer, nn.ReLU6):
         plain = super().forward
         if not self.compresses:
             return plain(input)
-        return functional.relu(input, max_value=6.0, inplace=self.inplace, plain=lambda: plain(input))
+        return functional.clip(input, high=6.0, inplace=self.inplace, plain=lambda: plain(input))
 
 
 class QLeakyReLU(CompressedLayer, nn.LeakyReLU):
@@ -63,7 +63,7 @@ class QLeakyReLU(CompressedLayer, nn.LeakyReLU):
         plain = super().forward
         if not self.compresses:
             return plain(input)
-        return functional.relu(input, self.negative_slope, inplace=self.inplace, plain=lambda: plain(input))
+        return functional.clip(input, negative_slope=self.negative_slope, inplace=self.inplace, plain=lambda: plain(input))
 
 
 class QDropout(CompressedLayer, nn.Dropout):

@@ -99,8 +99,8 @@ def test_allocation_curve(samples):
 @pytest.mark.parametrize("n", [1, 7, 8, 129, 1000, 70001])
 def test_masks(n, dtype):
     x = torch.randn(n).to(dtype)
-    for slope, most in ((0.0, float("inf")), (0.1, float("inf")), (0.0, 0.5)):
-        (y, mask), (y_cpu, mask_cpu) = ops.relu_mask(x.cuda(), slope, most), ops.relu_mask(x, slope, most)
+    for low, high, slope in ((0.0, float("nan"), 0.0), (0.0, float("nan"), 0.1), (-0.3, 0.5, 0.0)):
+        (y, mask), (y_cpu, mask_cpu) = ops.clip_mask(x.cuda(), low, high, slope), ops.clip_mask(x, low, high, slope)
         same(y, y_cpu)
         same(mask, mask_cpu)
         same(ops.apply_mask(x.cuda(), mask, 1.0, slope), ops.apply_mask(x, mask_cpu, 1.0, slope))

@@ -1,4 +1,4 @@
-"""relu_mask, relu_mask_, pack_mask and apply_mask against PyTorch's own derivatives, for every ISA."""
+"""clip_mask, clip_mask_, pack_mask and apply_mask against PyTorch's own derivatives, for every ISA."""
 
 import pytest
 import torch
@@ -7,12 +7,15 @@ import torch.nn.functional as F
 ops = torch.ops.quantize
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SIZES = [0, 1, 7, 8, 9, 31, 63, 64, 65, 129, 151, 257, 1000, 40000]
-INF = float("inf")
-KINDS = {  # (negative_slope, max_value) and the function they stand for
-    "relu": (0.0, INF, F.relu),
-    "relu6": (0.0, 6.0, F.relu6),
-    "leaky_relu": (0.01, INF, lambda x: F.leaky_relu(x, 0.01)),
-    "hardtanh": (0.0, 0.7, lambda x: F.hardtanh(x, 0.0, 0.7)),
+INF, NAN = float("inf"), float("nan")
+RELU = (0.0, NAN, 0.0)
+KINDS = {  # (low, high, negative_slope) and the function they stand for
+    "relu": (RELU, F.relu),
+    "relu6": ((0.0, 6.0, 0.0), F.relu6),
+    "leaky_relu": ((0.0, NAN, 0.01), lambda x: F.leaky_relu(x, 0.01)),
+    "hardtanh": ((-0.299, 0.7, 0.0), lambda x: F.hardtanh(x, -0.299, 0.7)),  # ends that 16-bit types do not hold
+    "one end": ((-INF, 0.7, 0.0), lambda x: F.hardtanh(x, -INF, 0.7)),
+    "the other": ((-0.7, INF, 0.0), lambda x: F.hardtanh(x, -0.7, INF)),
 }
 
 
@@ -24,7 +27,7 @@ def bits_of(mask):
 
 def awkward(n, dtype):
     x = torch.randn(n, generator=torch.Generator().manual_seed(n)) * 5
-    special = [0.0, -0.0, torch.nan, torch.inf, -torch.inf, 6.0, 0.7, 1e-45, -1e-45, 65504.0, 5.99, 6.01, -1e-20]
+    special = [0.0, -0.0, torch.nan, torch.inf, -torch.inf, 6.0, 0.7, -0.7, -0.299, 1e-45, -1e-45, 65504.0, 5.99, 6.01, -1e-20]
     for place, value in zip(range(3, n, 5), special, strict=False):
         x[place] = value
     return x.to(dtype)
@@ -36,11 +39,11 @@ def same(a, b):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_relu_family(each_isa, kind, dtype):
-    slope, cap, plain = KINDS[kind]
+def test_clips(each_isa, kind, dtype):
+    arguments, plain = KINDS[kind]
     for n in SIZES:
         x = awkward(n, dtype)
-        y, mask = ops.relu_mask(x, slope, cap)
+        y, mask = ops.clip_mask(x, *arguments)
         assert same(y, plain(x)), n
         # Derivative 1 is the bit; NaN passes its gradient on, as threshold_backward does.
         leaf = x.clone().requires_grad_()
@@ -48,7 +51,7 @@ def test_relu_family(each_isa, kind, dtype):
         passes = (grad == 1) | x.isnan()
         assert torch.equal(mask, bits_of(passes)), n
         into = x.clone()
-        assert torch.equal(ops.relu_mask_(into, slope, cap), mask)
+        assert torch.equal(ops.clip_mask_(into, *arguments), mask)
         assert same(into, y)
 
 
@@ -83,7 +86,7 @@ def test_a_masked_gradient_is_zero_whatever_it_was(each_isa):
 )
 def test_memory_formats(each_isa, make):
     x = make()
-    y, mask = ops.relu_mask(x, 0.0, INF)
+    y, mask = ops.clip_mask(x, *RELU)
     assert torch.equal(y, x.relu())
     assert torch.equal(ops.apply_mask(torch.ones_like(y).as_strided(y.shape, y.stride()), mask, 1.0, 0.0), (x > 0).float())
 
@@ -92,12 +95,12 @@ def test_memory_formats(each_isa, make):
     ("op", "arguments", "error", "message"),
     [
         (
-            "relu_mask",
-            (torch.ones(4, dtype=torch.int32), 0.0, INF),
+            "clip_mask",
+            (torch.ones(4, dtype=torch.int32), *RELU),
             TypeError,
-            "relu_mask: x must be float32, float16 or bfloat16; got Int",
+            "clip_mask: x must be float32, float16 or bfloat16; got Int",
         ),
-        ("relu_mask_", (torch.ones(6, 4).t(), 0.0, INF), ValueError, "relu_mask_: x must be dense in memory"),
+        ("clip_mask_", (torch.ones(6, 4).t(), *RELU), ValueError, "clip_mask_: x must be dense in memory"),
         ("pack_mask", (torch.ones(4),), TypeError, "pack_mask: mask must be Bool"),
         ("apply_mask", (torch.ones(9), torch.zeros(1, dtype=torch.uint8), 1.0, 0.0), ValueError, "apply_mask: mask must have 2 elements"),
         ("apply_mask", (torch.ones(9), torch.zeros(2), 1.0, 0.0), TypeError, "apply_mask: mask must be Byte"),

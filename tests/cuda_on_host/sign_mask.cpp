@@ -1,7 +1,7 @@
-// relu_mask, apply_mask and pack_mask: the CUDA kernels against the specification's scalar functions.
+// clip_mask, apply_mask and pack_mask: the CUDA kernels against the specification's scalar functions.
 #include "activation/sign_mask.cuh"
 
-#include "activation/sign_mask_scalar.h"
+#include "activation/sign_mask_run.h"
 #include "harness.h"
 
 namespace cuda_on_host {
@@ -12,23 +12,24 @@ using namespace quantize::activation;
 constexpr int64_t kSizes[] = {1, 7, 8, 9, 151, 1023, 1024, 1025, 8192, 20001};
 
 template <typename T>
-void check(int64_t n, Pattern pattern, size_t offset, float slope, float cap) {
+void check(int64_t n, Pattern pattern, size_t offset, Clip clip) {
   const std::string what = "sign_mask: type " + std::to_string(int(T::scalar)) + ", n " + std::to_string(n) + ", pattern " +
                            std::to_string(int(pattern)) + ", offset " + std::to_string(offset);
+  constexpr MaskKernels portable = mask_kernels_of<T>;
   const Buffer<T> x(n, offset), y(n, offset), out(n, offset);
   const Buffer<uint8_t> mask(mask_bytes(n), offset);
   fill(x, pattern);
   std::vector<T> want(n);
   std::vector<uint8_t> want_mask(mask_bytes(n));
   simt::Launcher launch(1);
-  scalar_relu<T>(x.data(), n, slope, cap, want.data(), want_mask.data());
-  launch_relu_mask(static_cast<const T*>(x.data()), n, slope, cap, y.data(), mask.data(), launch);
+  portable.clip(x.data(), n, clip, want.data(), want_mask.data());
+  launch_clip_mask(static_cast<const T*>(x.data()), n, clip, y.data(), mask.data(), launch);
   expect_same_values(y.data(), want, what + ": y");
   expect_same(mask.data(), want_mask, what + ": mask");
-  scalar_apply<T>(x.data(), want_mask.data(), n, 1.25f, slope, want.data());
-  launch_apply_mask(static_cast<const T*>(x.data()), static_cast<const uint8_t*>(mask.data()), n, 1.25f, slope, out.data(), launch);
+  portable.apply(x.data(), want_mask.data(), n, 1.25f, clip.slope, want.data());
+  launch_apply_mask(static_cast<const T*>(x.data()), static_cast<const uint8_t*>(mask.data()), n, 1.25f, clip.slope, out.data(), launch);
   expect_same_values(out.data(), want, what + ": applied");
-  launch_relu_mask(static_cast<const T*>(x.data()), n, slope, cap, x.data(), mask.data(), launch);
+  launch_clip_mask(static_cast<const T*>(x.data()), n, clip, x.data(), mask.data(), launch);
   expect_same(mask.data(), want_mask, what + ": mask in place");
   for (int64_t i = 0; i < n; ++i)
     if (word_of(x.data()[i]) != word_of(y.data()[i])) fail(what + ": in place");
@@ -54,9 +55,9 @@ int64_t check_sign_mask() {
     for (size_t offset : {0, 1}) {
       check_booleans(n, offset);
       for (Pattern pattern : {Pattern::noise, Pattern::zeros, Pattern::poisoned, Pattern::huge}) {
-        check<F32>(n, pattern, offset, 0.f, NAN), check<F32>(n, pattern, offset, 0.01f, 1.f);
-        check<BF16>(n, pattern, offset, 0.f, NAN), check<BF16>(n, pattern, offset, 0.01f, 1.f);
-        check<F16>(n, pattern, offset, 0.f, NAN), check<F16>(n, pattern, offset, 0.01f, 1.f);
+        check<F32>(n, pattern, offset, Clip{0.f, NAN, 0.f}), check<F32>(n, pattern, offset, Clip{-0.5f, 1.f, 0.01f});
+        check<BF16>(n, pattern, offset, Clip{0.f, NAN, 0.f}), check<BF16>(n, pattern, offset, Clip{-0.5f, 1.f, 0.01f});
+        check<F16>(n, pattern, offset, Clip{0.f, NAN, 0.f}), check<F16>(n, pattern, offset, Clip{-0.5f, 1.f, 0.01f});
         count += 6;
       }
     }

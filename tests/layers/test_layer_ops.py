@@ -48,9 +48,8 @@ SAMPLES = {
         lambda: ((x := leaf(2, 3, 20)), leaf(3, 20), None, *packed(x)),
     ],
     "batch_norm": [lambda: norm(leaf(4, 3, 5, 5)), lambda: norm(leaf(4, 3, 20), training=False)],
-    "relu": [lambda: (leaf(4, 9), 0.0, float("inf")), lambda: (leaf(2, 3, 4, 4), 0.1, 6.0)],
-    "relu_": [],  # writes into its input, which may then be no leaf: compiled below
-    "hardtanh": [lambda: (leaf(4, 9), -1.0, 1.0)],
+    "clip": [lambda: (leaf(4, 9), 0.0, float("nan"), 0.1), lambda: (leaf(2, 3, 4, 4), -1.0, 1.0, 0.0)],
+    "clip_": [],  # writes into its input, which may then be no leaf: compiled below
     "dropout": [],  # draws: what opcheck compares differs by right
     "max_pool": [lambda: (leaf(2, 3, 9, 9), [3, 3], [2, 2], [1, 1], [1, 1], False)],
     "max_pool_with_indices": [lambda: (leaf(2, 3, 9, 9), [3, 3], [2, 2], [1, 1], [1, 1], False)],
@@ -58,7 +57,7 @@ SAMPLES = {
     "adaptive_avg_pool": [lambda: (leaf(2, 3, 9, 9), [4, 2])],
     "pad": [lambda: (leaf(2, 3, 9, 9), [1, 2, 3, 0], "reflect"), lambda: (leaf(2, 3, 9), [1, 2], "replicate")],
     "mul": [lambda: ((x := leaf(2, 3, 9, 9)), leaf(2, 3, 1, 1), *packed(x)), lambda: ((x := leaf(2, 40)), leaf(40), *packed(x))],
-    "mul_": [],  # as relu_
+    "mul_": [],  # as clip_
     "smooth_derivative": [lambda: (torch.randn(2, 3, 9), "gelu_tanh")],
     "smooth": [lambda: ((x := leaf(2, 3, 9, 9)), "silu", *packed(ops.smooth_derivative(x, "silu")))],
     "smooth_": [],

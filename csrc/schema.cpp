@@ -40,6 +40,11 @@ TORCH_LIBRARY(quantize, m) {
       "max_pool_backward(Tensor grad, Tensor offsets, SymInt[] size, SymInt[] strides, int[] kernel, int[] stride, int[] padding, int[] "
       "dilation, bool ceil_mode) -> Tensor");
 
+  // Sums of squares over everything but dimension 0: float32 [N].
+  m.def("sample_energy(Tensor x) -> Tensor");
+  // f'(x) for f silu, hardswish, mish, gelu or gelu_tanh, in x's memory order.
+  m.def("smooth_derivative(Tensor input, str function) -> Tensor");
+
   // The batch norm's backward from its packed input; the other arguments are native_batch_norm_backward's. energy: float32 [N, 2], or
   // [0, 2] unless wanted.
   m.def(
@@ -199,7 +204,6 @@ TORCH_LIBRARY(quantize, m) {
       "mul_(Tensor(a!) input, Tensor gate, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, "
       "Tensor? energy) -> Tensor(a!)");
   // `function`: silu, hardswish, mish, gelu, gelu_tanh. `codes, ranges, ...`: what smooth_derivative returns, packed.
-  m.def("smooth_derivative(Tensor input, str function) -> Tensor");
   m.def(
       "smooth(Tensor input, str function, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, "
       "Tensor? energy) -> Tensor");

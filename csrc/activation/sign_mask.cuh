@@ -34,21 +34,6 @@ struct MaskLanes {
   }
 };
 
-template <typename T>
-QUANTIZE_DEVICE uint32_t value_word(const float* values) {  // 32 bits of a vector: one value or two
-  if constexpr (T::scalar == Scalar::f32)
-    return float_bits(values[0]);
-  else
-    return uint32_t(round_nearest(values[1], T{}).bits) << 16 | round_nearest(values[0], T{}).bits;
-}
-
-template <typename T>
-QUANTIZE_DEVICE uint4 pack_vector(const float (&values)[VectorTraits<T>::elements]) {
-  constexpr int per_word = VectorTraits<T>::elements / 4;
-  return {value_word<T>(values), value_word<T>(values + per_word), value_word<T>(values + 2 * per_word),
-          value_word<T>(values + 3 * per_word)};
-}
-
 // x, y: [n], perhaps the same memory. mask: [ceil(n/8)] bytes. tiles: whole ones, if x, y and mask are aligned for them; else 0.
 template <typename T>
 __global__ void __launch_bounds__(MaskTraits::threads)
@@ -133,8 +118,6 @@ __global__ void __launch_bounds__(MaskTraits::threads)
     mask[byte] = uint8_t(bits);
   }
 }
-
-inline bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 inline dim3 mask_grid(int processors, int64_t items, int64_t per_block) {
   return dim3(unsigned(grid_size(processors, MaskTraits::blocks, items, per_block)));

@@ -69,5 +69,7 @@ QUANTIZE_INLINE Lanes choose(LaneMask mask, Lanes a, Lanes b) {
 }
 #endif
 
+QUANTIZE_INLINE Lanes at_most_else(Lanes a, Lanes b, Lanes yes, Lanes no) { return choose(at_most(a, b), yes, no); }
+
 }  // namespace
 }  // namespace quantize

@@ -104,4 +104,21 @@ QUANTIZE_DEVICE float vector_element(const uint4& v, int i) {
   }
 }
 
+template <typename T>
+QUANTIZE_DEVICE uint32_t value_word(const float* values) {  // 32 bits of a vector: one value or two
+  if constexpr (T::scalar == Scalar::f32)
+    return float_bits(values[0]);
+  else
+    return uint32_t(round_nearest(values[1], T{}).bits) << 16 | round_nearest(values[0], T{}).bits;
+}
+
+template <typename T>
+QUANTIZE_DEVICE uint4 pack_vector(const float (&values)[VectorTraits<T>::elements]) {
+  constexpr int per_word = VectorTraits<T>::elements / 4;
+  return {value_word<T>(values), value_word<T>(values + per_word), value_word<T>(values + 2 * per_word),
+          value_word<T>(values + 3 * per_word)};
+}
+
+inline bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
 }  // namespace quantize

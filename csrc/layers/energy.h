@@ -14,7 +14,6 @@
 #pragma once
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/linalg_vector_norm.h>
 
 #include "saved_activation.h"
 
@@ -22,10 +21,8 @@ namespace quantize::layers {
 
 // Sums of squares over everything but dimension 0, float32 [N].
 inline Tensor sample_energy(const Tensor& x) {
-  if (x.dim() < 2) return x.to(at::kFloat).square();
-  std::vector<int64_t> rest;
-  for (int64_t d = 1; d < x.dim(); ++d) rest.push_back(d);
-  return at::linalg_vector_norm(x, 2, rest, /*keepdim=*/false, at::kFloat).square_();
+  static const auto op = find_op<Tensor(const Tensor&)>("quantize::sample_energy");
+  return op.call(x);
 }
 
 inline OptionalTensor saved_energy(AutogradContext* ctx) { return ctx->saved_data["energy"].toOptional<Tensor>(); }

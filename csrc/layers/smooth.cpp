@@ -2,53 +2,55 @@
 //
 // The input gradient is grad * f'(x), linear in what is packed, so its mean is exact; a packed x would bias it. And f' stays between
 // -0.5 and 1.5 whatever x is, so the noise does not grow with the activations.
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/gelu.h>
-#include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/hardswish.h>
-#include <ATen/ops/hardswish_backward.h>
 #include <ATen/ops/mish.h>
-#include <ATen/ops/mish_backward.h>
-#include <ATen/ops/ones_like.h>
 #include <ATen/ops/silu.h>
-#include <ATen/ops/silu_backward.h>
 #include <torch/library.h>
 
 #include "energy.h"
+#include "smooth_call.h"
+#include "smooth_kernels.h"
 
 namespace quantize::layers {
 namespace {
 
 struct Function {
-  const char* name;
   Tensor (*forward)(const Tensor& x);
   Tensor& (*forward_)(Tensor& x);
-  Tensor (*backward)(const Tensor& grad, const Tensor& x);
 };
 
-constexpr Function functions[] = {
-    {"silu", at::silu, at::silu_, at::silu_backward},
-    {"hardswish", at::hardswish, at::hardswish_, at::hardswish_backward},
-    {"mish", at::mish, at::mish_, at::mish_backward},
-    {"gelu", [](const Tensor& x) { return at::gelu(x, "none"); }, [](Tensor& x) -> Tensor& { return at::gelu_(x, "none"); },
-     [](const Tensor& grad, const Tensor& x) { return at::gelu_backward(grad, x, "none"); }},
-    {"gelu_tanh", [](const Tensor& x) { return at::gelu(x, "tanh"); }, [](Tensor& x) -> Tensor& { return at::gelu_(x, "tanh"); },
-     [](const Tensor& grad, const Tensor& x) { return at::gelu_backward(grad, x, "tanh"); }},
-};
-
-const Function& find(c10::string_view name) {
-  for (const Function& f : functions)
-    if (name == f.name) return f;
-  TORCH_CHECK_VALUE(false, "smooth: function must be silu, hardswish, mish, gelu or gelu_tanh; got ", name);
+const Function& find(c10::string_view name) {  // in the order of Smooth
+  static constexpr Function functions[] = {
+      {at::silu, at::silu_},
+      {at::hardswish, at::hardswish_},
+      {at::mish, at::mish_},
+      {[](const Tensor& x) { return at::gelu(x, "none"); }, [](Tensor& x) -> Tensor& { return at::gelu_(x, "none"); }},
+      {[](const Tensor& x) { return at::gelu(x, "tanh"); }, [](Tensor& x) -> Tensor& { return at::gelu_(x, "tanh"); }},
+  };
+  return functions[int(parse_smooth(name))];
 }
 
-Tensor smooth_derivative(const Tensor& input, c10::string_view function) {
-  at::AutoDispatchBelowADInplaceOrView below;
-  const Tensor derivative = find(function).backward(at::ones_like(input), input);
-  // In the memory order that the packing is decoded to, which is the input's.
-  const auto strides = activation::packed_strides(input.sym_sizes(), input.sym_strides());
-  if (derivative.sym_strides() == c10::SymIntArrayRef(strides)) return derivative;
-  return at::empty_strided_symint(input.sym_sizes(), strides, input.options()).copy_(derivative);
+Tensor smooth_derivative_cpu(const Tensor& input, c10::string_view name) {
+  const Smooth function = parse_smooth(name);
+  const Scalar scalar = check_scalar("smooth_derivative", "input", input.scalar_type());
+  const Tensor x = activation::packed_memory(input);
+  Tensor y = at::empty_strided(x.sizes(), x.strides(), x.options());
+  const int64_t item = x.element_size();
+  const auto* source = static_cast<const uint8_t*>(x.const_data_ptr());
+  auto* target = static_cast<uint8_t*>(y.data_ptr());
+  at::parallel_for(0, x.numel(), 16384, [&](int64_t begin, int64_t end) {
+    smooth_kernel(cpu_isa(), scalar, function)(source + begin * item, end - begin, target + begin * item);
+  });
+  return y;
+}
+
+Tensor smooth_derivative_meta(const Tensor& input, c10::string_view name) {
+  parse_smooth(name);
+  check_scalar("smooth_derivative", "input", input.scalar_type());
+  return activation::empty_packed(input);
 }
 
 template <bool in_place>
@@ -72,7 +74,7 @@ struct Smooth : torch::autograd::Function<Smooth<in_place>> {
     variable_list result(3);
     if (!grads[0].defined()) return result;
     const variable_list saved = ctx->get_saved_variables();
-    result[0] = grads[0] * unpack_saved(ctx, saved.data());
+    result[0] = unpack_saved(ctx, saved.data()).mul_(grads[0]);  // in place: one buffer less goes through the cache
     if (const OptionalTensor energy = saved_energy(ctx)) {
       // The noise is in the input gradient alone: an element's is that of its derivative times its output gradient.
       energy->select(1, 0).zero_();
@@ -101,7 +103,9 @@ Tensor& smooth_(Tensor& input, c10::string_view function, const OptionalTensor& 
 TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) {
   m.impl("smooth", smooth);
   m.impl("smooth_", smooth_);
-  m.impl("smooth_derivative", smooth_derivative);
 }
+
+TORCH_LIBRARY_IMPL(quantize, CPU, m) { m.impl("smooth_derivative", smooth_derivative_cpu); }
+TORCH_LIBRARY_IMPL(quantize, Meta, m) { m.impl("smooth_derivative", smooth_derivative_meta); }
 
 }  // namespace quantize::layers

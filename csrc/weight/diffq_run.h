@@ -21,7 +21,7 @@ QUANTIZE_INLINE BitsLanes bits_lanes(Lanes logit, BitsBounds bounds) {
     const Lanes::Part x = logit.part[i], upper = x < 60.f ? x : Lanes::Part{} + 60.f;
     l.part[i] = upper > -60.f ? upper : Lanes::Part{} - 60.f;
   }
-  const Lanes sigmoid = over(1.f, Lanes(1.f) + exp2_lanes(l * -1.44269504f));
+  const Lanes sigmoid = Lanes(1.f) / (Lanes(1.f) + exp2_near(l * -1.44269504f));
   return {Lanes(bounds.low) + sigmoid * bounds.span, (sigmoid * (Lanes(1.f) - sigmoid)) * bounds.span};
 }
 
@@ -37,8 +37,8 @@ QUANTIZE_INLINE void each_scale(const DiffQTensor& t, int64_t first, int64_t cou
     BitsLanes b[abreast];
     for (int j = 0; j < abreast; ++j) b[j] = bits_lanes(load(i + j * lanes), t.bounds);
     for (int j = 0; j < abreast; ++j) {
-      const Lanes levels = exp2_lanes(b[j].bits);
-      use(i + j * lanes, b[j], levels, over(1.f, levels - 1.f));
+      const Lanes levels = exp2_near(b[j].bits);
+      use(i + j * lanes, b[j], levels, Lanes(1.f) / (levels - 1.f));
     }
   };
   const float* logits = t.logits + first;
@@ -64,8 +64,7 @@ QUANTIZE_INLINE void noise_scales(const DiffQTensor& t, int64_t first, int64_t c
 // 2^b - 1 with whole b.
 QUANTIZE_INLINE void grid_steps(const DiffQTensor& t, int64_t first, int64_t count, float* steps) {
   for (int64_t i = 0; i < count; i += lanes)
-    store_lanes(exp2_lanes(rounded_lanes(bits_lanes(load_part(t.logits + first + i, count - i), t.bounds).bits, t.bounds)) - 1.f,
-                steps + i);
+    store_lanes(exp2_near(rounded_lanes(bits_lanes(load_part(t.logits + first + i, count - i), t.bounds).bits, t.bounds)) - 1.f, steps + i);
 }
 
 template <int size>
@@ -215,8 +214,8 @@ void round_to_grid(const DiffQTensor& t, const void* source, int64_t begin, int6
     spread(own, begin, next, t.group_size, steps);
     spread_ranges(t, 0, begin, next, low), spread_ranges(t, 1, begin, next, range);
     for (int64_t i = 0; i < n; i += lanes) {
-      const Lanes most = load_lanes(steps + i), base = load_lanes(low + i), step = over(load_lanes(range + i), most);
-      Lanes ratio = over(load_part(w + begin + i, n - i) - base, step);
+      const Lanes most = load_lanes(steps + i), base = load_lanes(low + i), step = load_lanes(range + i) / most;
+      Lanes ratio = (load_part(w + begin + i, n - i) - base) / step;
       for (int p = 0; p < Lanes::parts; ++p) ratio.part[p] = step.part[p] > 0.f ? ratio.part[p] : Lanes::Part{};
       store_part(base + lower(higher(to_whole(ratio), 0.f), most) * step, y + begin + i, n - i);
     }

@@ -17,7 +17,7 @@ QUANTIZE_INLINE Lanes tanh_lanes(Lanes x) {
   const Lanes u = a * a;
   Lanes p = -0.005717045f;
   for (float term : {0.020650588f, -0.053743497f, 0.13331491f, -0.33333284f}) p = p * u + term;
-  const Lanes low = a + a * (u * p), high = Lanes(1.f) - over(2.f, exp2_lanes(a * 2.88539008f) + 1.f);
+  const Lanes low = a + a * (u * p), high = Lanes(1.f) - Lanes(2.f) / (exp2_near(a * 2.88539008f) + 1.f);
   Lanes t;
   for (int i = 0; i < Lanes::parts; ++i) {
     const Lanes::Part own = a.part[i] < tanh_turn ? low.part[i] : high.part[i];

@@ -1,7 +1,8 @@
-// Noise and exponentials sixteen at a time, and stretches of elements: what the kernels of diffq, clipped_noise and dorefa share. Included
+// Noise sixteen at a time, and stretches of elements: what the kernels of diffq, clipped_noise and dorefa share. Included
 // by one file per ISA.
 #pragma once
 
+#include "../core/exp2_lanes.h"
 #include "../core/philox_lanes.h"
 #include "diffq.h"
 
@@ -40,22 +41,6 @@ QUANTIZE_INLINE void each_noise(Seed seed, uint32_t stream, const float* quantil
 QUANTIZE_INLINE void draw_noise(Seed seed, uint32_t stream, const float* quantiles, int64_t index, float* noise) {
   const auto store = [&](int i, Lanes v) __attribute__((always_inline)) { store_lanes(v, noise + i); };
   quantiles ? each_noise<false>(seed, stream, quantiles, index, store) : each_noise<true>(seed, stream, quantiles, index, store);
-}
-
-QUANTIZE_INLINE Lanes over(Lanes a, Lanes b) {
-  for (int i = 0; i < Lanes::parts; ++i) a.part[i] /= b.part[i];
-  return a;
-}
-
-QUANTIZE_INLINE Lanes to_whole(Lanes x) { return (x + 12582912.f) - 12582912.f; }
-
-QUANTIZE_INLINE Lanes exp2_lanes(Lanes x) {
-  const Lanes whole = to_whole(x), f = x - whole;
-  Lanes p = 1.5403530e-4f;
-  for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.f}) p = p * f + c;
-  for (int i = 0; i < Lanes::parts; ++i)
-    p.part[i] = (Lanes::Part)((Lanes::Whole)p.part[i] + (__builtin_convertvector(whole.part[i], Lanes::Whole) << 23));
-  return p;
 }
 
 // Zeros behind the first `count` lanes.

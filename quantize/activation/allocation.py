@@ -14,6 +14,12 @@ from .state import LayerState
 # Averages of bits at which a layer's variance is followed. Where a few samples carry the gradient, most is won just above one bit.
 AVERAGES = (1, 1.125, 1.25, 1.5, 2, 3, 4, 6, 8)
 MEMORY = 0.9  # of the running mean of sensitivities; exact mean until that many steps have been seen
+ALL_TEACH, PERIOD = 20, 4  # so many steps at first, and each fourth then: sensitivities move slowly, and to learn them costs a tenth of a step
+
+
+def teaches(steps: int) -> bool:
+    """Whether bits between layers are learned from a step with so many before it."""
+    return steps < ALL_TEACH or steps % PERIOD == 0
 
 
 def learn(states: Iterable[LayerState], curves: bool = True) -> list[tuple[LayerState, Tensor]]:
@@ -74,6 +80,7 @@ def check_learned(name: str, values: Mapping) -> None:
             lambda v: v is None or (isinstance(v, (list, tuple)) and len(v) == len(AVERAGES) and all(map(_is_finite, v))),
         ),
         "updates": ("an integer from 0", lambda v: isinstance(v, int) and v >= 0),
+        "steps": ("an integer from 0", lambda v: isinstance(v, int) and v >= 0),
         "sample_weight": (
             "None or a float32 Tensor[N]",
             lambda v: v is None or (isinstance(v, Tensor) and v.dtype == torch.float32 and v.dim() == 1),

@@ -18,7 +18,7 @@ from .. import layers as q
 from ..checks import check_module
 from ..layers.base import CompressedLayer
 from ..patterns import resolve, unmatched
-from .allocation import check_learned, learn, share_bits, update_curve
+from .allocation import check_learned, learn, share_bits, teaches, update_curve
 from .config import ActivationConfig, check_config
 from .intercept import LOSSY, SUPPORTED, Interceptor, forget_calls_of, keep_two_values, name_calls_of, state_of
 from .state import LayerState, Session, is_disabled, swap_session
@@ -50,10 +50,15 @@ class Control:
         """All that a layer may have."""
         return [c for c in (self.config.values() if isinstance(self.config, Mapping) else [self.config]) if c is not None]
 
-    @property
-    def learning(self) -> bool:
-        """Whether any layer moves bits between layers."""
-        return any(c.enabled and c.adaptive and c.per_layer for c in self.configs())
+    def count_step(self) -> bool:
+        """Counts the step that begins; whether it teaches how to move bits between layers."""
+        if not any(c.enabled and c.adaptive and c.per_layer for c in self.configs()):
+            return False
+        states = self.states()
+        steps = max((s.steps for s in states), default=0)
+        for state in states:
+            state.steps = steps + 1
+        return teaches(steps)
 
     @torch.no_grad()
     def begin_step(self) -> None:
@@ -174,7 +179,7 @@ class QModule(nn.Module, metaclass=_Converting):
     def _compressing(self):
         control: Control = self._control
         control.begin_step()
-        session = Session(control.indices, control.learning)
+        session = Session(control.indices, control.count_step())
         control.indices = None
         default = resolve(control.config, "")
         if default is not None and not default.enabled:

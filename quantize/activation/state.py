@@ -30,7 +30,7 @@ class Packed(NamedTuple):
     energy: Tensor | None
 
 
-LEARNED = ("budget", "curve", "updates", "sample_weight", "elements")  # what a checkpoint keeps of a LayerState
+LEARNED = ("budget", "curve", "updates", "steps", "sample_weight", "elements")  # what a checkpoint keeps of a LayerState
 NOT_KEPT = Packed(None, None, None, 0, 0, None, None)
 
 
@@ -58,6 +58,7 @@ class LayerState:
         self.used: float | Tensor = float(config.bits)
         self.curve: list[float] | None = None
         self.updates = 0
+        self.steps = 0  # training forwards of the model so far
         self.elements = 0  # packed in the last step, all samples
         self.sample_weight: Tensor | None = None  # by index in the data set; NaN: not seen
         self.records: list[Record] = []

@@ -252,7 +252,7 @@ def smooth(state, input, function, inplace=False, *, plain) -> Tensor:
     """F.silu, F.hardswish, F.mish and F.gelu by their packed derivative; `function` as in csrc/schema.cpp."""
     if not tracks(input) or compressible(input) is not None:
         return plain()
-    packed = _pack(state(), _ops.smooth_derivative(input, function), is_norm=True)
+    packed = _pack(state(), _ops.smooth_derivative(input.detach(), function), is_norm=True)
     if packed is None:
         return plain()
     return _ops.smooth_(input, function, *packed) if inplace else _ops.smooth(input, function, *packed)

@@ -62,6 +62,8 @@ SAMPLES = {
         lambda: (torch.rand(0, 4), torch.rand(0, 4), [2.0], 4),
     ],
     "clip_mask": [lambda: (torch.randn(4, 9), 0.0, float("nan"), 0.1), lambda: (images(), -1.0, 1.0, 0.0)],
+    "sample_energy": [lambda: (torch.randn(4, 9, 5),), lambda: (images(torch.bfloat16),), lambda: (torch.randn(7, 4).t(),)],
+    "smooth_derivative": [lambda: (torch.randn(2, 3, 9), "gelu_tanh"), lambda: (images(torch.bfloat16), "silu")],
     "clip_mask_": [lambda: (torch.randn(4, 9), 0.0, float("nan"), 0.0)],
     "pack_mask": [lambda: (torch.rand(4, 9) < 0.5,)],
     "apply_mask": [lambda: (torch.randn(4, 9), torch.randint(256, (5,), dtype=torch.uint8), 1.0, 0.1)],

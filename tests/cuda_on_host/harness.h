@@ -119,6 +119,7 @@ inline constexpr Case kLongCases[] = {{1, 106496, 256}, {3, 51200, 256}, {2, 140
 int64_t check_group_quantize();
 int64_t check_group_variance();
 int64_t check_sign_mask();
+int64_t check_smooth();
 int64_t check_allocate_bits();
 int64_t check_weight();
 int64_t check_diffq();

@@ -9,6 +9,7 @@ int main() {
   report("group_quantize", check_group_quantize());
   report("group_variance", check_group_variance());
   report("sign_mask", check_sign_mask());
+  report("smooth", check_smooth());
   report("allocate_bits", check_allocate_bits());
   report("weight", check_weight());
   report("diffq", check_diffq());

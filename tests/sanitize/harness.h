@@ -123,6 +123,7 @@ inline constexpr int64_t kSizes[] = {1, 7, 8, 31, 64, 127, 128, 129, 151, 256, 2
 int64_t check_group_quantize(quantize::Isa isa, Fence fence);
 int64_t check_group_variance(quantize::Isa isa, Fence fence);
 int64_t check_sign_mask(quantize::Isa isa, Fence fence);
+int64_t check_smooth(quantize::Isa isa, Fence fence);
 int64_t check_batch_norm(quantize::Isa isa, Fence fence);
 int64_t check_decode_groups(quantize::Isa isa, Fence fence);
 int64_t check_depthwise(quantize::Isa isa, Fence fence);

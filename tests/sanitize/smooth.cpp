@@ -1,0 +1,43 @@
+// smooth_derivative: the values of every ISA are the portable ones, bit for bit.
+#include "layers/smooth_kernels.h"
+
+#include "harness.h"
+
+namespace sanitize {
+namespace {
+
+using quantize::Isa;
+using quantize::layers::Smooth;
+using quantize::layers::SmoothKernel;
+
+SmoothKernel kernel(Isa isa, int scalar, int function) {
+#ifdef QUANTIZE_X86
+  if (isa >= Isa::avx512) return quantize::layers::smooth_avx512[scalar][function];
+  if (isa == Isa::avx2) return quantize::layers::smooth_avx2[scalar][function];
+#endif
+  return quantize::layers::smooth_portable[scalar][function];
+}
+
+template <typename T>
+int64_t check(Isa isa, Fence fence) {
+  int64_t count = 0;
+  for (int64_t n : kSizes) {
+    Buffer<T> x(n, fence), got(n, fence), want(n, fence);
+    for (Pattern pattern : kPatterns) {
+      fill(x, pattern);
+      for (int function = 0; function < 5; ++function, ++count) {
+        kernel(isa, int(T::scalar), function)(x.data(), n, got.data());
+        kernel(Isa::portable, int(T::scalar), function)(x.data(), n, want.data());
+        expect_same(got, want,
+                    "smooth: n " + std::to_string(n) + ", function " + std::to_string(function) + ", " + kPatternNames[int(pattern)]);
+      }
+    }
+  }
+  return count;
+}
+
+}  // namespace
+
+int64_t check_smooth(Isa isa, Fence fence) { return check<F32>(isa, fence) + check<F16>(isa, fence) + check<BF16>(isa, fence); }
+
+}  // namespace sanitize

@@ -43,15 +43,15 @@ def memory(r: dict) -> list[str]:
 
 
 def step_time(r: dict) -> list[str]:
-    """Of preact ResNet-56, both formats."""
-    rows = []
+    """Of preact ResNet-56, each format."""
+    rows, names = [], {"channels_last": "channels last", "bfloat16": "channels last, autocast to bfloat16"}
     for layout, result in r["results"].items():
         sides = result["sides"]
         ratio = {name: f"{t['ratio']:.2f}" for name, t in sides.items()}
-        note = f"adaptive {ratio['2 bits, adaptive']}, checkpointed blocks {ratio['checkpoint per block']}, "
-        note += f"eager hooks {ratio['eager hooks, 2 bits']}"
+        note = f"adaptive {ratio['2 bits, adaptive']}, checkpointed blocks {ratio['checkpoint per block']}"
+        note += f", eager hooks {ratio['eager hooks, 2 bits']}" if "eager hooks, 2 bits" in ratio else ""
         rows.append(
-            f"| Step, preact ResNet-56, batch {r['batch']}, {layout.replace('_', ' ')}, s | {sides['2 bits']['median_s']:.3f} | "
+            f"| Step, preact ResNet-56, batch {r['batch']}, {names.get(layout, layout)}, s | {sides['2 bits']['median_s']:.3f} | "
             f"{sides['plain']['median_s']:.3f} | {ratio['2 bits']}; {note} |"
         )
     return rows

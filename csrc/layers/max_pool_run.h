@@ -101,36 +101,45 @@ struct Columns {
     return !any;
   }
 
+  // Strides of two are taken apart as they are read.
   template <typename V>
   QUANTIZE_INLINE void split(const V* from, V* to) const {
-    if (s.stride[1] == 2) {
-      V *even = to, *odd = even + each;
-      for (int64_t i = 0; i < count / 2; ++i) even[i] = from[2 * i], odd[i] = from[2 * i + 1];
-      if (count % 2) even[count / 2] = from[count - 1];
-      return;
-    }
     for (int64_t phase = 0; phase < s.stride[1]; ++phase)
       for (int64_t i = 0, at = phase; at < count; ++i, at += s.stride[1]) to[phase * each + i] = from[at];
   }
 
+  QUANTIZE_INLINE static Lanes every_second(const float* p) {
+    Lanes own, between;
+    split_pairs(load_lanes(p), load_lanes(p + lanes), own, between);
+    return own;
+  }
+
   // The maxima over the windows' widths, of the columns that fill() left.
-  template <bool wanted, typename T>
+  template <bool wanted, bool two, typename T>
   QUANTIZE_INLINE void reduce(T* y, uint8_t* offsets) {
-    const bool split_up = s.stride[1] > 1;
+    const bool split_up = !two && s.stride[1] > 1;
     if (split_up) {
       split(value, phase_value);
       if constexpr (wanted) split(offset, phase_offset);
     }
     const float* values = split_up ? phase_value : value;
     const int32_t* places = split_up ? phase_offset : offset;
+    const auto load = [&](int64_t column, int64_t o, Lanes& value, Lanes::Whole* offset) __attribute__((always_inline)) {
+      const int64_t at = two ? 2 * o + column : column % s.stride[1] * each + column / s.stride[1] + o;
+      value = two ? every_second(values + at) : load_lanes(values + at);
+      if constexpr (wanted) {
+        const auto* p = reinterpret_cast<const float*>(places + at);
+        const Lanes own = two ? every_second(p) : load_lanes(p);
+        std::memcpy(offset, &own, sizeof own);
+      }
+    };
     for (int64_t o = 0; o < s.output[1]; o += lanes) {
-      Maxima m{load_lanes(values + o), {}};
-      if constexpr (wanted) std::memcpy(m.offset, places + o, sizeof m.offset);
+      Maxima m{};
+      load(0, o, m.value, m.offset);
       for (int64_t c = 1; c < s.kernel[1]; ++c) {
-        const int64_t column = c * s.dilation[1], at = column % s.stride[1] * each + column / s.stride[1] + o;
-        const Lanes own = load_lanes(values + at);
+        Lanes own;
         Lanes::Whole own_offset[Lanes::parts];
-        if constexpr (wanted) std::memcpy(own_offset, places + at, sizeof own_offset);
+        load(c * s.dilation[1], o, own, own_offset);
         for (int p = 0; p < Lanes::parts; ++p) {
           Lanes::Whole take = own.part[p] > m.value.part[p];
           if constexpr (wanted) {
@@ -154,7 +163,7 @@ void pool_plane_rows(const T* x, const PoolShape& s, T* y, uint8_t* offsets, voi
     T* row = y + place * s.output[1];
     uint8_t* row_offsets = wanted ? offsets + place * s.output[1] : nullptr;
     if (columns.fill<wanted>(x, place))
-      columns.reduce<wanted>(row, row_offsets);
+      s.stride[1] == 2 ? columns.reduce<wanted, true>(row, row_offsets) : columns.reduce<wanted, false>(row, row_offsets);
     else
       pool_plane_row(x, s, place, row, row_offsets);
   }

@@ -137,6 +137,7 @@ class Run : BinaryPass {
       const int64_t n = group * all + c;
       const int64_t place = l_.rows ? (sample * pixels + start) * l_.out_channels + n : (sample * l_.out_channels + n) * pixels + start;
       float* out = l_.out ? l_.out + place : nullptr;
+      if (out) prefetch(out, count, many);
       if (lookup_) {
         kernels_.lookup(index, kernels_.lookup_block, quads, count,
                         l_.panels + (group * ((all + quad - 1) / quad) + c / quad) * quads * quad, int((many + quad - 1) / quad),

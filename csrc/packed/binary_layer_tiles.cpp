@@ -85,12 +85,16 @@ class TileRun : BinaryPass {
     alignas(64) int32_t acc[TileTraits::together * TileTraits::rows * TileTraits::together * columns];
     const int64_t pitch = panels * columns, out_pixels = l_.out_height * l_.out_width;
     const float* added = bias(n);
+    const auto place = [&](int64_t at) {
+      return l_.out + (l_.rows ? (pixel + at) * l_.out_channels + n : pixel * l_.out_channels + n * out_pixels + at);
+    };
     rows.blocks([&](int64_t offset, int row_tiles, const auto& runs) {
+      if (l_.out) runs([&](int64_t, int64_t count, int64_t at) { prefetch(place(at), count, many); });
       kernels.multiply_signed(image + offset, rows.stride, row_tiles, {lines.data(), taps.lines, taps.chunks}, levels, int(panels), acc);
       runs([&](int64_t row, int64_t count, int64_t at) {
         const int32_t* sums = acc + row * pitch;
         if (l_.out) {
-          float* out = l_.out + (l_.rows ? (pixel + at) * l_.out_channels + n : pixel * l_.out_channels + n * out_pixels + at);
+          float* out = place(at);
           if (l_.rows)
             image_kernels().finish(sums, pitch, count, many, none, l_.scales + n, added, out, l_.out_channels, 1);
           else

@@ -69,6 +69,18 @@ void BinaryPass::store_bits(const uint16_t* bits, int64_t channel, int many, int
   }
 }
 
+void BinaryPass::prefetch(const float* out, int64_t pixels, int64_t channels) const {
+  constexpr int64_t line = 16;
+  const int64_t pieces = l_.rows ? pixels : channels, floats = l_.rows ? channels : pixels;
+  const int64_t step = l_.rows ? l_.out_channels : l_.out_height * l_.out_width;
+  const float* residual = l_.residual ? l_.residual + (out - l_.out) : nullptr;
+  for (int64_t at = 0; at < pieces * step; at += step)
+    for (int64_t i = at; i < at + floats; i += line) {
+      __builtin_prefetch(out + i, 1);
+      if (residual) __builtin_prefetch(residual + i);
+    }
+}
+
 void BinaryPass::add_residual(float* out, int64_t pixels, int64_t channels) const {
   if (!l_.residual) return;
   const float* residual = l_.residual + (out - l_.out);

@@ -34,6 +34,9 @@ class BinaryPass {
   void pack(int64_t sample, int64_t group, int64_t plane, uint64_t* words) const;
   // Up to 16 channels' bits of each pixel into its words.
   void store_bits(const uint16_t* bits, int64_t channel, int many, int64_t count, int64_t pixel) const;
+  // Of a block of the output and of what is added to it: it comes while the products are made. In so many pieces the machine does not see
+  // it coming.
+  void prefetch(const float* out, int64_t pixels, int64_t channels) const;
   // To a block of the output that was just written and is still in the cache.
   void add_residual(float* out, int64_t pixels, int64_t channels) const;
 

@@ -326,6 +326,34 @@ def test_learned_bits_survive_a_checkpoint():
         other.load_activation_state({"99": {}})
 
 
+def test_few_of_many_steps_teach():
+    model, (x, target) = QModule(network()), batch(8)
+    state, taught = model._control.layers[0], []
+    for number in range(32):
+        step(model, x, target)
+        if state.records:
+            taught.append(number)
+    assert taught == [*range(20), 20, 24, 28]
+    state = model.activation_state()["0"]
+    assert (state["updates"], state["steps"]) == (23, 32)
+    resumed = QModule(network())  # the next one to teach is the same after a checkpoint
+    resumed.load_activation_state(model.activation_state())
+    for each in (model, resumed):
+        step(each, x, target)
+        assert each._control.layers[0].records
+        step(each, x, target)
+        assert not each._control.layers[0].records
+
+
+def test_every_step_teaches_about_samples():
+    model, (x, target) = QModule(network(), ActivationConfig(use_gradient=True)), batch(8)
+    for number in range(23):
+        model.set_sample_indices(torch.arange(8) + 8 * number)
+        step(model, x, target)
+    known = model.activation_state()["0"]["sample_weight"][: 23 * 8]
+    assert known.isfinite().all()
+
+
 def test_forwards_without_backward_poison_and_overflow_leave_it_working():
     model = QModule(network(), ActivationConfig(bits=2))
     x, target = batch()

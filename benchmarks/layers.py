@@ -1,4 +1,5 @@
-"""What each compressed layer costs: forward and backward beside the plain layer, and what it keeps for backward. One thread, fp32.
+"""What each compressed layer costs: forward and backward beside the plain layer, and what it keeps for backward. One thread; fp32, and
+bfloat16 in channels last. A turn is four steps, of which adaptive bits learn from one.
 
 python benchmarks/layers.py [--rounds 21]
 """
@@ -12,7 +13,9 @@ from timing import interleave, keep_pages, summarise
 from torch import nn
 
 import quantize
+from quantize.activation.allocation import ALL_TEACH
 
+STEPS = 4
 IMAGES, SMALL, ROWS = (8, 64, 56, 56), (8, 64, 28, 28), (512, 512)
 LAYERS = {  # name: layer, input
     "conv 3x3": (lambda: nn.Conv2d(64, 64, 3, padding=1), IMAGES),
@@ -33,10 +36,14 @@ LAYERS = {  # name: layer, input
     "average pool 2x2": (lambda: nn.AvgPool2d(2), IMAGES),
     "upsampling by 2": (lambda: nn.Upsample(scale_factor=2), SMALL),
 }
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+FORMATS = {
+    "contiguous": (torch.contiguous_format, torch.float32),
+    "channels_last": (torch.channels_last, torch.float32),
+    "bfloat16": (torch.channels_last, torch.bfloat16),
+}
 
 
-def measure(make, shape: tuple, layout: torch.memory_format, rounds: int) -> dict:
+def measure(make, shape: tuple, layout: torch.memory_format, dtype: torch.dtype, rounds: int) -> dict:
     """Times of the plain layer, at exactly 2 bits, and at 2 bits that adapt; and how many times less is saved."""
     configs = {
         "plain": None,
@@ -46,9 +53,13 @@ def measure(make, shape: tuple, layout: torch.memory_format, rounds: int) -> dic
     models = {
         name: quantize.QModule(nn.Sequential(make()), config) if config else nn.Sequential(make()) for name, config in configs.items()
     }
-    x = torch.randn(shape).contiguous(memory_format=layout).requires_grad_()
+    models = {name: model.to(dtype) for name, model in models.items()}
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=layout).requires_grad_()
     grad = torch.randn_like(models["plain"](x))
-    times = interleave({name: lambda model=model: model(x).backward(grad) for name, model in models.items()}, rounds, warmup=2)
+    for _ in range(ALL_TEACH):
+        models["2 bits, adaptive"](x).backward(grad)
+    turns = {name: lambda model=model: [model(x).backward(grad) for _ in range(STEPS)] for name, model in models.items()}
+    times = {name: [t / STEPS for t in taken] for name, taken in interleave(turns, rounds, warmup=2).items()}
     report = quantize.memory_report(models["2 bits"], x)
     return {"sides": summarise(times, "plain"), "saved_bytes": report.saved_bytes, "plain_bytes": report.baseline_bytes}
 
@@ -61,13 +72,13 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     results = {}
-    for layout, form in FORMATS.items():
+    for layout, (form, dtype) in FORMATS.items():
         print(f"\n{layout}: times the plain layer's; KiB saved")
         results[layout] = {}
         for name, (make, shape) in LAYERS.items():
             if layout != "contiguous" and len(shape) != 4:
                 continue
-            result = results[layout][name] = measure(make, shape, form, args.rounds)
+            result = results[layout][name] = measure(make, shape, form, dtype, args.rounds)
             ratios = ", ".join(f"{side} {t['ratio']:5.2f}" for side, t in result["sides"].items() if side != "plain")
             print(f"  {name:24} {ratios}; {result['saved_bytes'] / 1024:7.0f} of {result['plain_bytes'] / 1024:.0f}", flush=True)
     write("layers", {"results": results})

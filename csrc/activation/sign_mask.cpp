@@ -62,7 +62,8 @@ Tensor pack_mask_cpu(const Tensor& input) {
   auto* bits = packed.data_ptr<uint8_t>();
   for_each_span(mask.numel(), [&](int64_t first, int64_t n) {
     const bool* own = source + first;
-    for (int64_t byte = 0; byte < mask_bytes(n); ++byte) bits[first / 8 + byte] = bits_of(own + 8 * byte, std::min<int64_t>(8, n - 8 * byte));
+    for (int64_t byte = 0; byte < mask_bytes(n); ++byte)
+      bits[first / 8 + byte] = bits_of(own + 8 * byte, std::min<int64_t>(8, n - 8 * byte));
   });
   return packed;
 }

@@ -17,8 +17,8 @@ void clip_into(const Tensor& x, double low, double high, double negative_slope, 
   if (x.numel() == 0) return;
   const Clip clip{float(low), float(high), float(negative_slope)};
   with_type(scalar, [&]<typename T>(T) {
-    launch_clip_mask(static_cast<const T*>(x.const_data_ptr()), x.numel(), clip,
-                     static_cast<T*>(y.mutable_data_ptr()), mask.mutable_data_ptr<uint8_t>(), launch);
+    launch_clip_mask(static_cast<const T*>(x.const_data_ptr()), x.numel(), clip, static_cast<T*>(y.mutable_data_ptr()),
+                     mask.mutable_data_ptr<uint8_t>(), launch);
   });
 }
 

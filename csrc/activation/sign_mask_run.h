@@ -17,7 +17,7 @@ template <typename T>
 void clip_lanes(const void* source, int64_t n, Clip clip, void* target, uint8_t* mask) {
   const T* x = static_cast<const T*>(source);
   T* y = static_cast<T*>(target);
-  const auto some = [&](Lanes v, Lanes& result) __attribute__((always_inline)) {
+  const auto some = [&](Lanes v, Lanes & result) __attribute__((always_inline)) {
     const LaneMask low = at_most(v, clip.low), high = at_most(clip.high, v);
     const Lanes below = clip.slope == 0.f ? Lanes(clip.low) : v * clip.slope;
     result = choose(low, below, choose(high, clip.high, v));
@@ -53,7 +53,8 @@ void apply_lanes(const void* source, const uint8_t* mask, int64_t n, float on, f
 template <typename T>
 constexpr MaskKernels mask_kernels_of{clip_lanes<T>, apply_lanes<T>};
 
-#define QUANTIZE_MASK_KERNELS {mask_kernels_of<F32>, mask_kernels_of<F16>, mask_kernels_of<BF16>}
+#define QUANTIZE_MASK_KERNELS \
+  { mask_kernels_of<F32>, mask_kernels_of<F16>, mask_kernels_of<BF16> }
 
 }  // namespace
 }  // namespace quantize::activation

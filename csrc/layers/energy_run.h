@@ -31,7 +31,8 @@ double energy(const void* source, int64_t n) {
   return total;
 }
 
-#define QUANTIZE_ENERGY_KERNELS {energy<F32>, energy<F16>, energy<BF16>}
+#define QUANTIZE_ENERGY_KERNELS \
+  { energy<F32>, energy<F16>, energy<BF16> }
 
 }  // namespace
 }  // namespace quantize::layers

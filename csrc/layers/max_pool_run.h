@@ -124,7 +124,7 @@ struct Columns {
     }
     const float* values = split_up ? phase_value : value;
     const int32_t* places = split_up ? phase_offset : offset;
-    const auto load = [&](int64_t column, int64_t o, Lanes& value, Lanes::Whole* offset) __attribute__((always_inline)) {
+    const auto load = [&](int64_t column, int64_t o, Lanes & value, Lanes::Whole * offset) __attribute__((always_inline)) {
       const int64_t at = two ? 2 * o + column : column % s.stride[1] * each + column / s.stride[1] + o;
       value = two ? every_second(values + at) : load_lanes(values + at);
       if constexpr (wanted) {

@@ -40,8 +40,7 @@ struct Clip : torch::autograd::Function<Clip<in_place>> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     refuse_double_backward("relu or hardtanh");
     variable_list result(4);
-    if (grads[0].defined())
-      result[0] = apply_mask(ctx, grads[0], ctx->get_saved_variables()[0], 1., ctx->saved_data["slope"].toDouble());
+    if (grads[0].defined()) result[0] = apply_mask(ctx, grads[0], ctx->get_saved_variables()[0], 1., ctx->saved_data["slope"].toDouble());
     return result;
   }
 };

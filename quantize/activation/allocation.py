@@ -14,7 +14,8 @@ from .state import LayerState
 # Averages of bits at which a layer's variance is followed. Where a few samples carry the gradient, most is won just above one bit.
 AVERAGES = (1, 1.125, 1.25, 1.5, 2, 3, 4, 6, 8)
 MEMORY = 0.9  # of the running mean of sensitivities; exact mean until that many steps have been seen
-ALL_TEACH, PERIOD = 20, 4  # so many steps at first, and each fourth then: sensitivities move slowly, and to learn them costs a tenth of a step
+# So many steps at first, and each fourth then: sensitivities move slowly, and learning them costs up to a tenth of a step.
+ALL_TEACH, PERIOD = 20, 4
 
 
 def teaches(steps: int) -> bool:

@@ -29,7 +29,8 @@ int64_t check(Isa isa, Fence fence) {
     Buffer<uint8_t> mask(mask_bytes(n), fence), want_mask(mask_bytes(n), fence);
     for (Pattern pattern : kPatterns) {
       for (const Clip& clip : {Clip{0.f, kNoEnd, 0.f}, {-0.25f, 0.5f, 0.f}, {0.f, kNoEnd, 0.01f}}) {
-        const std::string what = "n " + std::to_string(n) + ", pattern " + kPatternNames[int(pattern)] + ", slope " + std::to_string(clip.slope);
+        const std::string what =
+            "n " + std::to_string(n) + ", pattern " + kPatternNames[int(pattern)] + ", slope " + std::to_string(clip.slope);
         fill(x, pattern);
         portable.clip(x.data(), n, clip, want.data(), want_mask.data());
         k.clip(x.data(), n, clip, y.data(), mask.data());

@@ -21,7 +21,7 @@ import quantize
 from quantize.activation.allocation import ALL_TEACH
 
 BATCH = 128
-STEPS = 4
+STEPS, SETTLING = 4, 20
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last, "bfloat16": torch.channels_last}
 
 
@@ -84,8 +84,10 @@ def measure(arch: str, name: str, rounds: int) -> dict:
     }
     if not autocast:
         sides["eager hooks, 2 bits"] = hooked_step
-    for _ in range(ALL_TEACH):
+    for _ in range(SETTLING):
         step(adaptive)
+    for state in adaptive._control.states():
+        state.steps = ALL_TEACH  # as in a long training
     taken = interleave({name: lambda run=run: [run() for _ in range(STEPS)] for name, run in sides.items()}, rounds)
     times = summarise({name: [t / STEPS for t in values] for name, values in taken.items()}, "plain")
     return {"saved_ratio": quantize.memory_report(fixed, x).ratio, "sides": times}

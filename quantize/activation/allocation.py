@@ -14,8 +14,8 @@ from .state import LayerState
 # Averages of bits at which a layer's variance is followed. Where a few samples carry the gradient, most is won just above one bit.
 AVERAGES = (1, 1.125, 1.25, 1.5, 2, 3, 4, 6, 8)
 MEMORY = 0.9  # of the running mean of sensitivities; exact mean until that many steps have been seen
-# So many steps at first, and each fourth then: sensitivities move slowly, and learning them costs up to a tenth of a step.
-ALL_TEACH, PERIOD = 20, 4
+# So many steps at first, in which sensitivities move fast, and each fourth then: learning them costs up to a tenth of a step.
+ALL_TEACH, PERIOD = 100, 4
 
 
 def teaches(steps: int) -> bool:

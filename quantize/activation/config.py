@@ -19,7 +19,7 @@ class ActivationConfig:
             ``max_bits`` any number in between, and the bits adapt per sample.
         max_bits: the most bits that a sample may get: 1, 2, 4 or 8.
         group_size: elements that share a range (two 16-bit numbers), or ``"sample"`` or ``"tensor"``.
-        per_layer: move bits between layers too, to where the weight gradients' variance gains most; learned in each of the first 20
+        per_layer: move bits between layers too, to where the weight gradients' variance gains most; learned in each of the first 100
             steps and in every fourth then. Needs :class:`quantize.QModule`.
         use_gradient: weigh samples by the gradient magnitudes of their last visit. Needs ``model.set_sample_indices(indices)`` before
             each forward.

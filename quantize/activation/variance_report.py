@@ -94,6 +94,8 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().double() for g, p in zip(gradients, parameters, strict=True)])
 
     with unchanged(model):
+        for state in [state for control in controls for state in control.states()]:
+            state.steps = 0  # each step teaches, as in a model's first ones
         for step in range(_settling_steps(controls, len(batches))):
             gradient(step % len(batches), disabled=False)
         mean, energy, quantization = 0, 0.0, 0.0

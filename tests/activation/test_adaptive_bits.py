@@ -9,6 +9,7 @@ from torch import nn
 
 import quantize
 from quantize import ActivationConfig, QModule
+from quantize.activation import allocation
 
 
 def network():
@@ -326,7 +327,8 @@ def test_learned_bits_survive_a_checkpoint():
         other.load_activation_state({"99": {}})
 
 
-def test_few_of_many_steps_teach():
+def test_few_of_many_steps_teach(monkeypatch):
+    monkeypatch.setattr(allocation, "ALL_TEACH", 20)
     model, (x, target) = QModule(network()), batch(8)
     state, taught = model._control.layers[0], []
     for number in range(32):

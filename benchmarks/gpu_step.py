@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from models import create_model
 from results import write
+from settling import STEPS, settle
 from timing import interleave, summarise
 
 import quantize
@@ -35,8 +36,10 @@ def measure(batch: int, rounds: int, amp: bool) -> dict:
             loss = F.cross_entropy(model(x), target)
         loss.backward()
 
-    sides = {name: lambda model=model: step(model) for name, model in models.items()}
-    result = summarise(interleave(sides, rounds, warmup=4), "plain")
+    settle(models["2 bits, adaptive"], lambda: step(models["2 bits, adaptive"]))
+    turns = {name: lambda model=model: [step(model) for _ in range(STEPS)] for name, model in models.items()}
+    taken = interleave(turns, rounds, warmup=1)
+    result = summarise({name: [t / STEPS for t in times] for name, times in taken.items()}, "plain")
     for name, model in models.items():
         model.zero_grad(set_to_none=True)
         torch.cuda.synchronize()

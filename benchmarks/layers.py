@@ -9,13 +9,12 @@ import argparse
 import paths  # noqa: F401
 import torch
 from results import write
+from settling import STEPS, settle
 from timing import interleave, keep_pages, summarise
 from torch import nn
 
 import quantize
-from quantize.activation.allocation import ALL_TEACH
 
-STEPS, SETTLING = 4, 20
 IMAGES, SMALL, ROWS = (8, 64, 56, 56), (8, 64, 28, 28), (512, 512)
 LAYERS = {  # name: layer, input
     "conv 3x3": (lambda: nn.Conv2d(64, 64, 3, padding=1), IMAGES),
@@ -57,10 +56,7 @@ def measure(make, shape: tuple, layout: torch.memory_format, dtype: torch.dtype,
     x = torch.randn(shape).to(dtype).contiguous(memory_format=layout).requires_grad_()
     grad = torch.randn_like(models["plain"](x))
     adaptive = models["2 bits, adaptive"]
-    for _ in range(SETTLING):
-        adaptive(x).backward(grad)
-    for state in adaptive._control.states():
-        state.steps = ALL_TEACH  # as in a long training
+    settle(adaptive, lambda: adaptive(x).backward(grad))
     turns = {name: lambda model=model: [model(x).backward(grad) for _ in range(STEPS)] for name, model in models.items()}
     times = {name: [t / STEPS for t in taken] for name, taken in interleave(turns, rounds, warmup=2).items()}
     report = quantize.memory_report(models["2 bits"], x)

@@ -14,14 +14,13 @@ import torch.nn.functional as F
 from kernels import eager_dequantize, eager_quantize
 from models import create_model
 from results import merged, write
+from settling import STEPS, settle
 from timing import interleave, keep_pages, summarise
 from torch.utils.checkpoint import checkpoint
 
 import quantize
-from quantize.activation.allocation import ALL_TEACH
 
 BATCH = 128
-STEPS, SETTLING = 4, 20
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last, "bfloat16": torch.channels_last}
 
 
@@ -84,10 +83,7 @@ def measure(arch: str, name: str, rounds: int) -> dict:
     }
     if not autocast:
         sides["eager hooks, 2 bits"] = hooked_step
-    for _ in range(SETTLING):
-        step(adaptive)
-    for state in adaptive._control.states():
-        state.steps = ALL_TEACH  # as in a long training
+    settle(adaptive, lambda: step(adaptive))
     taken = interleave({name: lambda run=run: [run() for _ in range(STEPS)] for name, run in sides.items()}, rounds)
     times = summarise({name: [t / STEPS for t in values] for name, values in taken.items()}, "plain")
     return {"saved_ratio": quantize.memory_report(fixed, x).ratio, "sides": times}

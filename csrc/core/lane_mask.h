@@ -16,6 +16,7 @@ struct LaneMask {
 
 #if defined(__AVX512F__)
 QUANTIZE_INLINE LaneMask at_most(Lanes a, Lanes b) { return {_mm512_cmp_ps_mask((__m512)a.part[0], (__m512)b.part[0], _CMP_LE_OQ)}; }
+QUANTIZE_INLINE LaneMask below(Lanes a, Lanes b) { return {_mm512_cmp_ps_mask((__m512)a.part[0], (__m512)b.part[0], _CMP_LT_OQ)}; }
 QUANTIZE_INLINE LaneMask operator|(LaneMask a, LaneMask b) { return {__mmask16(a.bits | b.bits)}; }
 QUANTIZE_INLINE unsigned bits_of(LaneMask mask) { return mask.bits; }
 QUANTIZE_INLINE LaneMask mask_of(unsigned bits) { return {__mmask16(bits)}; }
@@ -31,6 +32,13 @@ QUANTIZE_INLINE LaneMask at_most(Lanes a, Lanes b) {
   return mask;
 }
 
+// a < b, likewise.
+QUANTIZE_INLINE LaneMask below(Lanes a, Lanes b) {
+  LaneMask mask;
+  for (int i = 0; i < Lanes::parts; ++i) mask.part[i] = a.part[i] < b.part[i];
+  return mask;
+}
+
 QUANTIZE_INLINE LaneMask operator|(LaneMask a, LaneMask b) {
   for (int i = 0; i < Lanes::parts; ++i) a.part[i] |= b.part[i];
   return a;
@@ -42,7 +50,8 @@ QUANTIZE_INLINE unsigned bits_of(LaneMask mask) {
 #if defined(__AVX2__)
     bits |= unsigned(_mm256_movemask_ps((__m256)mask.part[i])) << (i * Lanes::width);
 #else
-    for (int l = 0; l < Lanes::width; ++l) bits |= (mask.part[i][l] & 1u) << (i * Lanes::width + l);
+    const Lanes::Whole one = mask.part[i] & Lanes::Whole{1, 2, 4, 8};
+    bits |= unsigned(one[0] | one[1] | one[2] | one[3]) << (i * Lanes::width);
 #endif
   }
   return bits;

@@ -54,7 +54,7 @@ Tensor smooth_derivative_meta(const Tensor& input, c10::string_view name) {
 }
 
 template <bool in_place>
-struct Smooth : torch::autograd::Function<Smooth<in_place>> {
+struct PackedSmooth : torch::autograd::Function<PackedSmooth<in_place>> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const std::string& function, const PackedArguments& packed) {
     save_packed(ctx, input, packed);
     ctx->save_for_backward(packed_tensors(packed));
@@ -88,13 +88,15 @@ struct Smooth : torch::autograd::Function<Smooth<in_place>> {
 Tensor smooth(const Tensor& input, c10::string_view function, const OptionalTensor& codes, const OptionalTensor& ranges,
               const OptionalTensor& sample_bits, int64_t bits, int64_t group_size, const OptionalTensor& seed,
               const OptionalTensor& energy) {
-  return Smooth<false>::apply(input, std::string(function), PackedArguments{codes, ranges, sample_bits, bits, group_size, seed, energy});
+  return PackedSmooth<false>::apply(input, std::string(function),
+                                    PackedArguments{codes, ranges, sample_bits, bits, group_size, seed, energy});
 }
 
 Tensor& smooth_(Tensor& input, c10::string_view function, const OptionalTensor& codes, const OptionalTensor& ranges,
                 const OptionalTensor& sample_bits, int64_t bits, int64_t group_size, const OptionalTensor& seed,
                 const OptionalTensor& energy) {
-  input = Smooth<true>::apply(input, std::string(function), PackedArguments{codes, ranges, sample_bits, bits, group_size, seed, energy});
+  input =
+      PackedSmooth<true>::apply(input, std::string(function), PackedArguments{codes, ranges, sample_bits, bits, group_size, seed, energy});
   return input;
 }
 

@@ -1,6 +1,7 @@
 // The image kernels of binary_kernels.h: floats to bits, bits to blocks, counts to outputs. Included by one file per ISA.
 #pragma once
 
+#include "../core/lane_mask.h"
 #include "binary_bits.h"
 #include "binary_words_run.h"
 
@@ -55,29 +56,13 @@ void pack_planes(const float* x, int64_t pixels, int channels, const float* thre
   }
 }
 
-// The sixteen bits of x < threshold.
-QUANTIZE_INLINE uint64_t row_bits(Lanes x, Lanes threshold) {
-#if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)x.part[0], (__m512)threshold.part[0], _CMP_LT_OQ);
-#elif defined(__AVX2__)
-  return unsigned(_mm256_movemask_ps((__m256)(x.part[0] < threshold.part[0]))) |
-         unsigned(_mm256_movemask_ps((__m256)(x.part[1] < threshold.part[1]))) << 8;
-#else
-  uint64_t bits = 0;
-  for (int i = 0; i < Lanes::parts; ++i) {
-    const Lanes::Whole one = (x.part[i] < threshold.part[i]) & Lanes::Whole{1, 2, 4, 8};
-    bits |= uint64_t(one[0] | one[1] | one[2] | one[3]) << (i * Lanes::width);
-  }
-  return bits;
-#endif
-}
-
 void pack_rows(const float* x, int64_t step, int64_t pixels, int channels, const float* threshold, uint64_t flip, uint64_t* words) {
   for (int64_t p = 0; p < pixels; ++p, x += step) {
     uint64_t word = 0;
     for (int c = 0; c < channels; c += lanes) {
       const int count = channels - c;
-      const uint64_t bits = row_bits(load_part(x + c, count), threshold ? load_part(threshold + c, count) : Lanes(0.f));
+      const Lanes limit = threshold ? load_part(threshold + c, count) : Lanes(0.f);
+      const uint64_t bits = bits_of(below(load_part(x + c, count), limit));
       word |= (count < lanes ? bits & ((1u << count) - 1) : bits) << c;
     }
     words[p] = word ^ flip;

@@ -1,5 +1,5 @@
-// Noise sixteen at a time, and stretches of elements: what the kernels of diffq, clipped_noise and dorefa share. Included
-// by one file per ISA.
+// Noise sixteen at a time, and stretches of elements: what the kernels of diffq, clipped_noise and dorefa share. Included by one file per
+// ISA.
 #pragma once
 
 #include "../core/exp2_lanes.h"

@@ -187,7 +187,10 @@ def _relu6(mode, input, inplace=False):
 
 
 def _hardtanh(mode, input, min_val=-1.0, max_val=1.0, inplace=False, *, plain):
-    return functional.clip(input, float(min_val), float(max_val), inplace=inplace, plain=lambda: plain(input, min_val, max_val, inplace))
+    low, high = float(min_val), float(max_val)
+    if not low < high:  # NaN too, which means no end to the op and NaN everywhere to hardtanh
+        return plain(input, min_val, max_val, inplace)
+    return functional.clip(input, low, high, inplace=inplace, plain=lambda: plain(input, min_val, max_val, inplace))
 
 
 def _leaky_relu(mode, input, negative_slope=0.01, inplace=False):

@@ -143,7 +143,7 @@ def batch_norm(state, input, running_mean, running_var, weight=None, bias=None, 
 def clip(input, low=0.0, high=math.nan, negative_slope=0.0, inplace=False, *, plain) -> Tensor:
     """The ReLU family and F.hardtanh by an exact mask of one bit (csrc/schema.cpp); `plain()` is the namesake, called where nothing is to
     be kept."""
-    if not tracks(input) or compressible(input) is not None or negative_slope < 0 or low >= high:
+    if not tracks(input) or compressible(input) is not None or negative_slope < 0:
         return plain()
     if not inplace:
         return _ops.clip(input, low, high, negative_slope)

@@ -107,6 +107,20 @@ def test_masks(n, dtype):
     same(ops.pack_mask((x > 0).cuda()), ops.pack_mask(x > 0))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("function", ["silu", "hardswish", "mish", "gelu", "gelu_tanh"])
+def test_smooth_derivative(function, dtype):
+    for n in (1, 7, 8, 1000, 70001):
+        x = (torch.randn(n) * 4).to(dtype)
+        same(ops.smooth_derivative(x.cuda(), function), ops.smooth_derivative(x, function))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sample_energy(dtype):
+    x = torch.randn(5, 3, 17, 19).to(dtype)
+    torch.testing.assert_close(ops.sample_energy(x.cuda()).cpu(), ops.sample_energy(x), rtol=1e-5, atol=0)
+
+
 def test_pool_indices():
     x = torch.randn(2, 3, 17, 19)
     window = ([17, 19], [3, 3], [2, 2], [1, 1], [1, 1])

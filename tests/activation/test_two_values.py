@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import quantize
@@ -62,6 +63,21 @@ def test_hardtanh_keeps_a_bit(inplace, ends):
         assert torch.equal(a, b)
     if not inplace:
         assert quantize.memory_report(model, values.clone().requires_grad_()).saved_bytes <= len(values) // 8 + 8
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("ends", [(float("nan"), 0.5), (-0.5, float("nan"))])
+def test_hardtanh_with_an_end_that_is_nan_is_pytorch_s(inplace, ends):
+    x, results = torch.randn(5, 40), []
+    for model in (nn.Sequential(nn.Identity()), quantize.QModule(nn.Sequential(nn.Identity()))):
+        model[0].forward = lambda x: F.hardtanh(x, *ends, inplace)
+        leaf = x.clone().requires_grad_()
+        y = model(leaf * 1)
+        y.sum().backward()
+        results.append((y.detach().isnan(), leaf.grad))
+    assert results[0][0].all()
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_binary_net_trains_in_an_eighth_of_the_memory():

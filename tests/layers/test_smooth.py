@@ -108,6 +108,28 @@ def test_adaptive_bits_are_used_and_learned():
     assert all(a >= b >= 0 for a, b in zip(state.curve, state.curve[1:], strict=False))
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (5,)])
+@pytest.mark.parametrize("name", ["silu", "hardswish", "mish", "gelu", "gelu_tanh"])
+def test_few_elements(name, shape):
+    layer, x = FUNCTIONS[name], torch.randn(shape)
+    y, (grad,), _ = run(Call(layer), x)
+    got, (got_grad,), _ = run(quantize.QModule(Call(layer), fixed(8)), x)
+    assert torch.equal(got, y)
+    torch.testing.assert_close(got_grad, grad, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["silu", "hardswish", "mish", "gelu", "gelu_tanh"])
+def test_nan_stays_in_its_group_and_huge_values_are_finite(each_isa, name):
+    x = torch.cat([torch.full((64,), 1e30), torch.full((64,), -1e30), torch.randn(64)])
+    x[130] = torch.nan
+    derivative = torch.ops.quantize.smooth_derivative(x, name)
+    assert derivative.isnan().nonzero().tolist() == [[130]]
+    torch.testing.assert_close(derivative[:128], torch.cat([torch.ones(64), torch.zeros(64)]), atol=1e-6, rtol=0)
+    leaf = x[None].clone().requires_grad_()
+    quantize.QModule(Call(FUNCTIONS[name]), fixed(2))(leaf).sum().backward()
+    assert leaf.grad[0].isnan().tolist() == [False] * 128 + [True] * 64
+
+
 def test_unknown_function():
     with pytest.raises(ValueError, match="function must be silu"):
         torch.ops.quantize.smooth_derivative(torch.randn(3), "relu")

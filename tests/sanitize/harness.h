@@ -124,6 +124,7 @@ int64_t check_group_quantize(quantize::Isa isa, Fence fence);
 int64_t check_group_variance(quantize::Isa isa, Fence fence);
 int64_t check_sign_mask(quantize::Isa isa, Fence fence);
 int64_t check_smooth(quantize::Isa isa, Fence fence);
+int64_t check_energy(quantize::Isa isa, Fence fence);
 int64_t check_batch_norm(quantize::Isa isa, Fence fence);
 int64_t check_decode_groups(quantize::Isa isa, Fence fence);
 int64_t check_depthwise(quantize::Isa isa, Fence fence);

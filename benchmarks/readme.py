@@ -4,315 +4,36 @@ python benchmarks/readme.py [--check]     # --check: exits 1 if one of them says
 """
 
 import argparse
-import csv
-import json
-import statistics
 import sys
 from pathlib import Path
+
+from mixed_precision_tables import mixed_precision
+from result_files import measured_on, read
+from result_rows import (
+    accuracy,
+    binary,
+    binary_accuracy,
+    binary_models,
+    diffq_accuracy,
+    diffq_reliability,
+    diffq_step,
+    fake_quantize,
+    few_bits,
+    gradient_variance,
+    kernels,
+    layers,
+    memory,
+    other_models,
+    packed,
+    packed_models,
+    power_of_two,
+    power_of_two_mnist5k,
+    step_time,
+)
 
 HERE = Path(__file__).parent
 README, RESULTS = HERE.parent / "README.md", HERE / "RESULTS.md"
 MARKS = {name: (f"<!-- {name}: begin (benchmarks/readme.py) -->", f"<!-- {name}: end -->") for name in ("mixed precision", "results")}
-
-
-def read(name: str) -> dict:
-    """What a benchmark left, or nothing."""
-    path = HERE / "results" / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def as_fast(ratio: float, digits: int = 1) -> str:
-    """Of a speed; below 1 it is slower."""
-    return f"{ratio:.{digits}f} times as fast"
-
-
-def seeds(count: int) -> str:
-    """In words."""
-    return f"{count} seeds" if count > 1 else "one seed"
-
-
-def memory(r: dict) -> list[str]:
-    """Of ResNet-50."""
-    plain, ours = r["results"]["plain"], r["results"]["2 bits"]
-    saved = "{saved_mib_per_image:.2f}".format
-    process = "{process_after_forward_mib_per_image:.1f}".format
-    return [
-        f"| Saved for backward, ResNet-50 at 224², MiB an image | {saved(**ours)} | {saved(**plain)} | {ours['ratio']:.1f} times less |",
-        f"| Process memory after that forward, MiB an image | {process(**ours)} | {process(**plain)} | at batch {r['batch']} |",
-    ]
-
-
-def step_time(r: dict) -> list[str]:
-    """Of preact ResNet-56, each format."""
-    rows, names = [], {"channels_last": "channels last", "bfloat16": "channels last, autocast to bfloat16"}
-    for layout, result in r["results"].items():
-        sides = result["sides"]
-        ratio = {name: f"{t['ratio']:.2f}" for name, t in sides.items()}
-        note = f"adaptive {ratio['2 bits, adaptive']}, checkpointed blocks {ratio['checkpoint per block']}"
-        note += f", eager hooks {ratio['eager hooks, 2 bits']}" if "eager hooks, 2 bits" in ratio else ""
-        rows.append(
-            f"| Step, preact ResNet-56, batch {r['batch']}, {names.get(layout, layout)}, s | {sides['2 bits']['median_s']:.3f} | "
-            f"{sides['plain']['median_s']:.3f} | {ratio['2 bits']}; {note} |"
-        )
-    return rows
-
-
-def layers(r: dict) -> list[str]:
-    """Layers by themselves."""
-    return [
-        f"| Time of `{name}` by itself, {layout.replace('_', ' ')}, ms | {1e3 * found['sides']['2 bits']['median_s']:.2f} | "
-        f"{1e3 * found['sides']['plain']['median_s']:.2f} | {found['sides']['2 bits']['ratio']:.2f} (adaptive "
-        f"{found['sides']['2 bits, adaptive']['ratio']:.2f}); keeps {found['saved_bytes'] / 1024:.0f} of "
-        f"{found['plain_bytes'] / 1024:.0f} KiB |"
-        for layout, every in r["results"].items()
-        for name, found in every.items()
-    ]
-
-
-def accuracy(r: dict) -> list[str]:
-    """Of ResNet-20 on mnist5k."""
-    by_name = {row["configuration"]: row for row in r["table"]}
-    plain, rows = by_name["fp32"], []
-    for name, words in (("2/2 group", "2 bits"), ("2/8 group layer", "2 bits, adaptive")):
-        row = by_name.get(name)
-        if row and row["interval"]:
-            low, high = row["interval"]
-            rows.append(
-                f"| Accuracy, ResNet-20, mnist5k, {seeds(row['seeds'])}, {words} | {row['mean']:.2f} ± {row['deviation']:.2f} % | "
-                f"{plain['mean']:.2f} ± {plain['deviation']:.2f} % | {row['difference']:+.2f} points, 95 % in [{low:+.2f}, {high:+.2f}] |"
-            )
-    return rows
-
-
-def gradient_variance(r: dict) -> list[str]:
-    """Of preact ResNet-56: the default configuration, and with per-sample gradients."""
-    values = {name: f"{row['quant_var']:.2g}" for name, row in r["results"].items()}
-    sample = r["results"]["2/2"]["sample_var"]
-    return [
-        f"| Gradient variance added, preact ResNet-56, mnist5k, adaptive 2 bits | {values['2/8 group layer']} | 0 | a range a sample "
-        f"{values['2/2']}, a range a group {values['2/2 group']}, gradients without layers {values['2/8 group gradient']}, with layers "
-        f"{values['2/8 group layer gradient']}; the batches' own {sample:.2g} |"
-    ]
-
-
-def kernels(r: dict) -> list[str]:
-    """The best ISA's, on one thread and on all."""
-    rows = []
-    isa = r["results"][-1]["isa"]
-    for threads in sorted({row["threads"] for row in r["results"]}):
-        own = {row["kernel"]: row["ns_per_element"] for row in r["results"] if (row["threads"], row["isa"]) == (threads, isa)}
-        rows.append(
-            f"| Quantize and pack 2 bits, {isa}, {threads} thread{'s' * (threads > 1)}, ns an element | {own['quantize 2 bit']:.2f} | "
-            f"{own['copy']:.2f} (copy) | unpack {own['unpack 2 bit']:.2f}; eager PyTorch {own['eager quantize 2 bit']:.1f} and "
-            f"{own['eager unpack 2 bit']:.1f} |"
-        )
-    return rows
-
-
-def other_models(r: dict) -> list[str]:
-    """torchvision's and timm's."""
-    ratios = {name: row["ratio"] for name, row in r["results"].items() if not row["below_ten_because"]}
-    lowest, highest = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
-    return [
-        f"| Saved for backward, {len(ratios)} CNNs of torchvision and timm, unchanged | {ratios[lowest]:.1f} to {ratios[highest]:.1f} "
-        f"times less | 1 | {lowest} to {highest} |"
-    ]
-
-
-def packed(r: dict) -> list[str]:
-    """A convolution and a matrix-vector product, beside fp32 and other libraries' int8."""
-    rows = []
-    names = {
-        "conv 3x3, 256@14x14, contiguous": "3x3 convolution, 256@14²",
-        "linear 4096x4096": "linear 4096², from memory",
-        "linear 4096x4096, 20 calls in a row": "linear 4096², from cache",
-    }
-    for isa, results in ((r["isa"], r["results"]), ("everything on avx2", r.get("avx2_alone", []))):
-        for row in results:
-            if row["layer"] not in names:
-                continue
-            times = {side: f"{t['median_s'] * 1e3:.2f}" for side, t in row["sides"].items()}
-            speed = {side: t["speedup"] for side, t in row["sides"].items()}
-            others = "; ".join(f"{side} {times[side]}" for side in times if side.endswith("int8"))
-            rows.append(
-                f"| Packed {names[row['layer']]}, batch 1, {r['threads']} thread, {isa}, ms | {times['4 bits']} | {times['fp32']} | "
-                f"{as_fast(speed['4 bits'])} at 4 bits, {speed['PO2+ 4 bits']:.1f} as PO2+, {speed['8 bits']:.1f} at 8 "
-                f"({times['8 bits']}); {others} |"
-            )
-    return rows
-
-
-def packed_models(r: dict) -> list[str]:
-    """Whole networks, each side in its best memory format."""
-    rows = []
-    for isa, results in ((r["isa"], r["results"]), ("everything on avx2", r.get("avx2_alone", []))):
-        for row in results:
-            best = {kind: 1e3 * t for kind, t in row["best_s"].items()}
-            others = "; ".join(f"{side} {t['median_s'] * 1e3:.2f}" for side, t in row["sides"].items() if side.endswith("int8"))
-            rows.append(
-                f"| Packed {row['model']} with 8-bit inputs, batch 1, {r['threads']} thread, {isa}, ms | {best['4 bits']:.2f} | "
-                f"{best['fp32']:.2f} | {as_fast(best['fp32'] / best['4 bits'])} at 4 bits, {best['8 bits']:.2f} at 8; {others} |"
-            )
-    return rows
-
-
-def fake_quantize(r: dict) -> list[str]:
-    """Forward and backward beside the eager twin."""
-    by = {(row["codebook"], row["side"]): row for row in r["results"]}
-    notes = "; ".join(f"{book} {by[book, 'ours']['ns_per_weight']:.1f}" for book in dict.fromkeys(row["codebook"] for row in r["results"]))
-    first = next(iter(dict.fromkeys(row["codebook"] for row in r["results"])))
-    ours, eager = by[first, "ours"], by[first, "eager, same search"]
-    return [
-        f"| Fake quantization, {r['bits']} bits, forward and backward, 1 thread, ns a weight | {ours['ns_per_weight']:.1f} | "
-        f"{eager['ns_per_weight']:.1f} (eager) | {as_fast(eager['ratio_to_ours'], 0)}; {notes} |"
-    ]
-
-
-def power_of_two_mnist5k() -> list[str]:
-    """Accuracy of 4-bit weights, from what examples/evaluate.py wrote: mean and deviation over seeds."""
-    path = HERE / "results" / "power_of_two_mnist5k.csv"
-    if not path.exists():
-        return []
-    table: dict[tuple, list[dict]] = {}
-    with path.open() as file:
-        for row in csv.DictReader(file):
-            table.setdefault((row["arch"], row["method"], row["quantizer"], row["bits"]), []).append(row)
-
-    def accuracy(rows: list[dict]) -> str:
-        values = [float(row["top1"]) for row in rows]
-        return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} %" if len(values) > 1 else f"{values[0]:.2f} %"
-
-    lines = []
-    for arch in dict.fromkeys(key[0] for key in table):
-        full, tuned = table[arch, "fp32", "none", "32"], table.get((arch, "qat", "po2plus", "4"))
-        if tuned:
-            size = float(full[0]["file_bytes"]) / float(tuned[0]["file_bytes"])
-            ptq = accuracy(table[arch, "ptq", "po2plus", "4"])
-            lines.append(
-                f"| Accuracy, {arch}, mnist5k, PO2+ 4-bit weights, {seeds(len(tuned))} | {accuracy(tuned)} | {accuracy(full)} | {size:.1f} "
-                f"times smaller file; without fine-tuning {ptq} | `examples/launch.sh`, `examples/evaluate.py` |"
-            )
-    return lines
-
-
-def power_of_two(r: dict) -> list[str]:
-    """What PO2+ gains."""
-    alone, scaled = (next(row for row in r["results"] if row["scale"] == s and row["bits"] == b) for s, b in (
-        ("no scale, all exponents", None), ("least squares", 4)))  # fmt: skip
-    gain = f"{alone['gain_percent']:.1f} % less"
-    return [
-        f"| Relative squared error of PO2+ on N(0, 1) | {alone['po2plus']:.4f} | {alone['po2']:.4f} (PO2) | {gain}; "
-        f"with least-squares scales at 4 bits {scaled['po2plus']:.5f} and {scaled['po2']:.5f} |"
-    ]
-
-
-def diffq_step(r: dict) -> list[str]:
-    """The op, and whole steps."""
-    isa, op = list(r["op_ns_a_weight"].items())[-1]
-    rows = [
-        f"| DiffQ, forward and backward, groups of {r['group_size']}, {isa}, 1 thread, ns a weight | {op['fused']:.1f} | "
-        f"{op['eager']:.1f} (eager) | {as_fast(op['eager'] / op['fused'], 0)}; copying two tensors {op['copy']:.1f} |"
-    ]
-    for name, sides in r["steps"].items():
-        own, plain = sides["diffq"], sides["plain"]
-        rows.append(
-            f"| Training step with DiffQ, {name}, 32x32, s | {own['median_s']:.3f} | {plain['median_s']:.3f} | {own['ratio']:.3f} |"
-        )
-    return rows
-
-
-def diffq_reliability(r: dict) -> list[str]:
-    """Of runs with planted overflows."""
-    count, groups = len(r["runs"]) // 2, ", ".join(str(size) for size in sorted({run["group_size"] for run in r["runs"]}))
-    return [
-        f"| Trainings with planted overflows that finish, {len(r['widths'])} models, groups of {groups}, mnist5k | "
-        f"{r['lived']['true']} of {count} | {r['lived']['false']} of {count} | without the guard |"
-    ]
-
-
-def diffq_accuracy(r: dict) -> list[str]:
-    """Learned bits beside fixed ones, means over the seeds."""
-    by: dict[str, list[dict]] = {}
-    for row in r["runs"]:
-        by.setdefault(row["name"], []).append(row)
-
-    def figures(name: str) -> str:
-        top1, size = (statistics.mean(row[column] for row in by[name]) for column in ("top1", "size_mib"))
-        return f"{top1:.1f} % in {1024 * size:.0f} KiB"
-
-    own = "DiffQ, penalty 5"
-    others = "; ".join(f"{name} {figures(name)}" for name in by if name != "fp32")
-    return [
-        f"| Accuracy, ResNet-20, mnist5k, {seeds(len(by[own]))}, DiffQ with penalty 5 | {figures(own)} | {figures('fp32')} | {others} |"
-    ]
-
-
-def binary(r: dict) -> list[str]:
-    """The layers of the bars, on the best ISA and on AVX2."""
-    rows = []
-    alone = {row["layer"]: row["speedup"] for row in r.get("avx2_alone", [])}
-    names = {"conv 3x3, 256@14x14": "3x3 convolution, 256@14²", "conv 3x3, 64@56x56": "3x3 convolution, 64@56²"}
-    names |= {"conv 3x3, 16@32x32": "3x3 convolution, 16@32²", "linear 4096x4096, batch 1": "linear 4096²"}
-    for name, words in names.items():
-        sides = next(row["sides"] for row in r["results"] if row["layer"] == name)
-        isa = [side for side in sides if side.startswith("binary")][-1]
-        times = {side: f"{t['median_s'] * 1e3:.3f}" for side, t in sides.items()}
-        others = "; ".join(f"{side} {times[side]}" for side in sides if side.endswith("int8"))
-        avx2 = f", {alone[name]:.1f} where both have AVX2 only" if name in alone else ""
-        rows.append(
-            f"| Binary {words}, batch 1, {r['threads']} thread, {isa.split(', ')[1]}, ms | {times[isa]} | {times['fp32']} | "
-            f"{as_fast(sides[isa]['speedup'])}{avx2}; {others} |"
-        )
-    return rows
-
-
-def few_bits(r: dict) -> list[str]:
-    """Beside our own 8 bits, on every ISA."""
-    first, rows = r["results"][0], []
-    layer = first["layer"].replace("conv ", "convolution ")
-    for isa, times in first["isas"].items():
-        for name, words in (("ternary", "Ternary {}, 8-bit inputs"), ("1x2 bits", "DoReFa {}, 1-bit weights, 2-bit inputs")):
-            gains, t = [row["isas"][isa][name]["speedup"] for row in r["results"]], times[name]
-            rows.append(
-                f"| {words.format(layer)}, batch 1, 1 thread, {isa}, ms | {1e3 * t['median_s']:.3f} | "
-                f"{1e3 * times['8 bits']['median_s']:.3f} (our 8 bits) | {as_fast(t['speedup'], 2)}; {len(gains)} layers: "
-                f"{min(gains):.2f} to {max(gains):.2f} |"
-            )
-    return rows
-
-
-def binary_models(r: dict) -> list[str]:
-    """Whole networks, each side in its best memory format."""
-    rows = []
-    for results in ("results", "avx512_alone", "avx2_alone"):
-        for row in r.get(results, []):
-            isa = r["isa"] if results == "results" else f"everything on {results.removesuffix('_alone')}"
-            best = {kind: min(t["median_s"] for side, t in row["sides"].items() if kind in side) * 1e3 for kind in ("binary", "fp32")}
-            others = "; ".join(f"{side} {t['median_s'] * 1e3:.2f}" for side, t in row["sides"].items() if side.endswith("int8"))
-            rows.append(
-                f"| Binary {row['model']}, batch 1, {r['threads']} thread, {isa}, ms | {best['binary']:.2f} | {best['fp32']:.2f} | "
-                f"{as_fast(best['fp32'] / best['binary'])}; {others} |"
-            )
-    return rows
-
-
-def binary_accuracy(r: dict) -> list[str]:
-    """Few bits on mnist5k: 1 bit with what costs nothing in inference, and DoReFa's cure."""
-    by = {row["name"]: row for row in r["table"]}
-
-    def accuracy(name: str) -> str:
-        return f"{by[name]['top1']:.2f} ± {by[name]['spread']:.2f} %"
-
-    full, best = by["baseline"], "xnor a1w1, rectified, polynomial"
-    shown = [name for name in by if "rate held" not in name and name not in ("baseline", best)]
-    others = "; ".join(f"{name} {accuracy(name)} in {by[name]['file_bytes'] / 1024:.0f} KiB" for name in shown)
-    held = {part: accuracy(f"dorefa a2w2, rate held, {part}") for part in ("published", "scale adjusted", "statistics anew", "both")}
-    return [
-        f"| Accuracy, ResNet-20 of width 8, mnist5k, {seeds(full['seeds'])}, 1-bit weights and inputs | {accuracy(best)} in "
-        f"{by[best]['file_bytes'] / 1024:.0f} KiB | {accuracy('baseline')} in {full['file_bytes'] / 1024:.0f} KiB | {others} |",
-        f"| Accuracy of the same, DoReFa at 2 bits, learning rate held at 0.1, batch norms re-estimated | {held['statistics anew']} | "
-        f"{held['published']} (as published) | with adjusted scales {held['both']}; adjusted scales alone {held['scale adjusted']} |",
-    ]
 
 
 SECTIONS = {
@@ -334,26 +55,6 @@ def rows_of(benchmark) -> list[str]:
     name = benchmark.__name__
     result = read(name)
     return [f"{row} `python benchmarks/{name}.py` |" for row in benchmark(result)] if result else []
-
-
-def machines_in(figures):
-    """Those of a result: rows that an earlier run has left have their own."""
-    if isinstance(figures, dict):
-        own = figures.get("machine")
-        yield from [own] if own else []
-    for value in figures.values() if isinstance(figures, dict) else figures if isinstance(figures, list) else ():
-        yield from machines_in(value)
-
-
-def measured_on(names) -> str:
-    """The machines and days of some results."""
-    days: dict[str, set] = {}
-    for machine in (machine for result in map(read, names) for machine in machines_in(result)):
-        text = f"{machine['cpu']}, {machine['cores']} cores, PyTorch {machine['torch']}"
-        days.setdefault(text, set()).add(machine["date"])
-    found = [f"{text} ({', '.join(sorted(own))})" for text, own in sorted(days.items())]
-    on_gpu = ", ".join(f"`{path.name}`" for path in sorted((HERE / "results").glob("gpu_*.json")))
-    return f"Measured on {'; '.join(found)}. On a GPU: {on_gpu or 'not yet measured'}."
 
 
 def headlines() -> str:
@@ -378,70 +79,6 @@ def all_results() -> str:
         rows += power_of_two_mnist5k() if power_of_two in benchmarks else []
         lines += [f"## {title}", "", *HEADER, *rows, "", measured_on(benchmark.__name__ for benchmark in benchmarks), ""]
     return "\n".join([*lines, "## Mixed precision", "", mixed_precision("results/"), ""])
-
-
-def peer_text(r: dict | None) -> str:
-    """How far a general solver came."""
-    if r is None:
-        return ""
-    done = r["above"] < 1e-5 and r["bound_below"] < 1e-5
-    return f"solved in {r['wall_s']:.0f} s" if done else f"{100 * r['above']:.0f} % above after {r['wall_s']:.0f} s"
-
-
-def mixed_precision(folder: str = "benchmarks/results/") -> str:
-    """Its own section's tables: what methods cost and predict, and what they are good for. `folder`: of the plots."""
-    lines, r = [], read("mixed_precision")
-    for what, regimes in r.get("predictions", {}).items():
-        first = f"ResNet-20, {what} at 2, 4 or 8 bits, {r['samples']} images"
-        lines += [f"| {first} | CPU seconds | {' | '.join(regimes)} |", "|---" * (2 + len(regimes)) + "|"]
-        for name in next(iter(regimes.values()))["spearman"]:
-            if name != "loss pairs":
-                seconds = r["seconds"][what][name.split(",")[0]]
-                ranks = " | ".join(f"{figures['spearman'][name]:.3f}" for figures in regimes.values())
-                lines.append(f"| {name} | {seconds:.0f} | {ranks} |")
-        lines.append("")
-    if lines:
-        plots = ", ".join(f"[{what}]({folder}mixed_precision_{what.replace(' ', '_')}.png)" for what in r["predictions"])
-        counts = sorted({len(figures["points"]["true"]) for regimes in r["predictions"].values() for figures in regimes.values()})
-        text = f"Rank correlation of predicted with true KL over {' or '.join(map(str, counts))} random assignments a column: "
-        lines += [
-            f"{text}`python benchmarks/mixed_precision.py`,",
-            f"plots of {plots}.",
-            "",
-        ]
-    r = read("allocate")
-    if r:
-        sizes = list(r["peers"])
-        lines += [f"| Layers x choices, a budget at 0.25 | {' | '.join(sizes)} |", "|---" * (1 + len(sizes)) + "|"]
-        ours = [r["positive"][f"{size} at 0.25"] for size in sizes]
-        cells = [f"{own['proven']} of {own['of']} proven, worst {own['worst_cpu_s']:.2f} s" for own in ours]
-        lines.append(f"| `quantize.allocate` | {' | '.join(cells)} |")
-        for peer in ("scip", "highs"):
-            cells = [peer_text(r["peers"][size].get(peer)) for size in sizes]
-            lines.append(f"| {'SCIP' if peer == 'scip' else 'HiGHS'} | {' | '.join(cells)} |")
-        text = "Synthetic sensitivities of CIFAR ResNets, processor seconds of one thread: `python benchmarks/allocate.py --peers`."
-        lines += ["", text, ""]
-    r = read("mixed_precision_accuracy")
-    if r:
-        methods = list(dict.fromkeys(row["method"] for row in r["table"]))
-        lines += [
-            f"| ResNet-56, mnist5k, {seeds(r['table'][0]['seeds'])}, before and after an epoch | {' | '.join(methods)} |",
-            "|---" * (1 + len(methods)) + "|",
-        ]
-        for budget in dict.fromkeys(row["budget"] for row in r["table"]):
-            by = {row["method"]: row for row in r["table"] if row["budget"] == budget}
-            cells = [
-                f"{row['top1_before']:.1f}, {row['top1_packed']:.2f} ± {row['spread'] or 0:.2f} %, {row['file_bytes'] / 1024:.0f} KiB"
-                for row in (by[m] for m in methods)
-            ]
-            lines.append(f"| {budget} | {' | '.join(cells)} |")
-        full = r["float"]
-        lines += [
-            "",
-            f"In full precision {full['top1']:.2f} % in {full['bytes'] / 1024:,.0f} KiB: `python benchmarks/mixed_precision_accuracy.py`.",
-        ]
-    lines.append(measured_on(("mixed_precision", "allocate", "mixed_precision_accuracy")))
-    return "\n".join(lines)
 
 
 def main():

@@ -23,9 +23,9 @@ def results(monkeypatch, tmp_path):
 def readme(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import readme
+    import result_files
 
-    (tmp_path / "results").mkdir()
-    monkeypatch.setattr(readme, "HERE", tmp_path)
+    monkeypatch.setattr(result_files, "FOLDER", tmp_path)
     return readme
 
 
@@ -77,8 +77,8 @@ def test_slower_is_not_called_faster(readme):
 def test_every_machine_is_named(readme, tmp_path):
     machines = {name: {"cpu": name, "cores": 2, "torch": "2.13", "date": "2026-01-01"} for name in ("one", "two")}
     content = {"machine": machines["one"], "runs": [{"machine": machines["two"]}, {"machine": None}]}
-    (tmp_path / "results" / "accuracy.json").write_text(json.dumps(content))
+    (tmp_path / "accuracy.json").write_text(json.dumps(content))
     text = readme.measured_on(["accuracy"])
     assert "one, 2 cores" in text and "two, 2 cores" in text and "On a GPU: not yet measured." in text
-    (tmp_path / "results" / "gpu_step.json").write_text(json.dumps(content))
+    (tmp_path / "gpu_step.json").write_text(json.dumps(content))
     assert "On a GPU: `gpu_step.json`." in readme.measured_on(["accuracy"])

@@ -7,6 +7,7 @@
 
 #include "activation/packed_strides.h"
 #include "core/cpu_isa.h"
+#include "layers/direct.h"
 #include "mixed_precision/bind.h"
 #include "packed/bound_op.h"
 #include "weight/step.h"
@@ -54,6 +55,7 @@ PYBIND11_MODULE(_C, m) {
   quantize::packed::define_bound_op(m);
   quantize::mixed_precision::define_allocate(m);
   quantize::weight::define_step(m);
+  quantize::layers::define_direct(m);
   m.def(
       "packed_strides",
       [](const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "group_quantize_simd.h"
+#include "group_quantize_tail_avx2.h"
 
 namespace quantize::activation {
 namespace {
@@ -101,15 +102,7 @@ struct Avx2 {
   static void store_one_bit(uint8_t* codes, I word) { store_columns(codes, 0, word); }
 };
 
-// What is left is the specification's scalar code.
-struct Scalars {
-  template <typename T, int bits>
-  static void encode(const T* x, int64_t begin, int64_t end, int64_t n, uint32_t group, Range range, Seed seed, uint8_t* codes) {
-    scalar_encode<T, bits>(x, begin, end, n, group, range, seed, codes);
-  }
-};
-
-using EncodeAvx2 = Simd<Avx2, Scalars>;
+using EncodeAvx2 = Simd<Avx2, TailAvx2<Avx2>>;
 
 }  // namespace
 }  // namespace quantize::activation

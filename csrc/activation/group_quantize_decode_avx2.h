@@ -14,14 +14,18 @@ struct DecodeAvx2 {
 
   template <typename T, int bits>
   static void decode(const uint8_t* codes, int64_t begin, int64_t end, int64_t n, uint32_t group, Range range, Seed seed, T* y) {
+    if (is_poisoned(range)) return scalar_decode<T, bits>(codes, begin, end, n, group, range, seed, y);
     constexpr int block = block_elements(bits);
+    const Levels<bits> levels(range);
+    const uint32_t key = T::scalar == Scalar::f32 ? 0 : dither_key(group, seed);
     int64_t e = begin;
-    if (!is_poisoned(range) && e + block <= end) {
-      const Levels<bits> levels(range);
-      const uint32_t key = T::scalar == Scalar::f32 ? 0 : dither_key(group, seed);
-      for (; e + block <= end; e += block) decode_block<T, bits>(codes + e * bits / 8, e, levels, key, y + e);
-    }
-    if (e < end) scalar_decode<T, bits>(codes, e, end, n, group, range, seed, y);
+    for (; e + block <= end; e += block) decode_block<T, bits>(codes + e * bits / 8, e, levels, key, y + e);
+    // The end of the group, which is in order: what ends before consists of whole blocks.
+    for (; e + 8 <= end; e += 8) store(y + e, levels(load_in_order<bits>(codes + e * bits / 8, bits)), dither(key, e, y));
+    if (e == end) return;
+    T last[8];
+    store(last, levels(load_in_order<bits>(codes + e * bits / 8, code_bytes(end - e, bits))), dither(key, e, y));
+    std::memcpy(y + e, last, (end - e) * sizeof(T));
   }
 
  private:
@@ -39,6 +43,16 @@ struct DecodeAvx2 {
       return _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_and_si256(code, _mm256_set1_epi32((1 << bits) - 1))), scale), min);
     }
   };
+
+  // Eight codes that follow each other, of which there are `bytes` bytes.
+  template <int bits>
+  static I load_in_order(const uint8_t* codes, int64_t bytes) {
+    uint64_t word = 0;
+    std::memcpy(&word, codes, bytes);
+    if constexpr (bits == 8) return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(word)));
+    return _mm256_srlv_epi32(_mm256_set1_epi32(int(uint32_t(word))),
+                             _mm256_setr_epi32(0, bits, 2 * bits, 3 * bits, 4 * bits, 5 * bits, 6 * bits, 7 * bits));
+  }
 
   static I hash(I x) {
     x = _mm256_mullo_epi32(_mm256_xor_si256(x, _mm256_srli_epi32(x, 16)), _mm256_set1_epi32(0x7feb352d));

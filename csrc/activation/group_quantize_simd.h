@@ -53,10 +53,10 @@ struct Simd {
     if (stop < end) Rest::template encode<T, bits>(x, stop, end, n, group, range, seed, codes);
   }
 
-  // Several whole groups with ordinary ranges, where the group size is a multiple of the step. Returns whether it is.
+  // Several whole groups with ordinary ranges, where the group size is a multiple of the step or small. Returns whether it is.
   template <typename T, int bits>
   static bool encode_groups(const T* x, int groups, int64_t group_size, uint32_t group, const Range* range, Seed seed, uint8_t* codes) {
-    if (group_size % step<bits> != 0) return false;
+    if (group_size % step<bits> != 0) return Rest::template encode_groups<T, bits>(x, groups, group_size, group, range, seed, codes);
     encode_steps<T, bits>(x, 0, groups * group_size, group_size, group, range, seed, codes);
     return true;
   }

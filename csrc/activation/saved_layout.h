@@ -3,28 +3,29 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_strided.h>
-#include <torch/csrc/autograd/custom_function.h>
 
+#include "../core/saved_numbers.h"
 #include "packed_strides.h"
 
 namespace quantize::activation {
 
-inline void save_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& x) {
-  ctx->saved_data["size"] = x.sym_sizes().vec();
-  ctx->saved_data["stride"] = packed_strides(x.sym_sizes(), x.sym_strides());
-}
+struct SavedLayout {
+  c10::SymDimVector size, stride;
 
-inline c10::SymDimVector saved_sizes(torch::autograd::AutogradContext* ctx, const char* name) {
-  c10::SymDimVector sizes;
-  for (const at::IValue& v : ctx->saved_data[name].toListRef()) sizes.push_back(v.toSymInt());
-  return sizes;
-}
+  explicit SavedLayout(NumberReader& numbers) : size(numbers.get_list()), stride(numbers.get_list()) {}
 
-// What was kept element by element is in the forward's memory order, and so must the gradient be.
-inline at::Tensor in_saved_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& grad) {
-  const auto strides = saved_sizes(ctx, "stride");
-  if (grad.sym_strides() == c10::SymIntArrayRef(strides)) return grad;
-  return at::empty_strided_symint(saved_sizes(ctx, "size"), strides, grad.options()).copy_(grad);
+  // For backward formulas of ATen that read no more of their input than its shape: memory that is never touched.
+  at::Tensor empty(const at::TensorOptions& options) const { return at::empty_strided_symint(size, stride, options); }
+
+  // What was kept element by element is in the forward's memory order, and so must the gradient be.
+  at::Tensor ordered(const at::Tensor& grad) const {
+    return grad.sym_strides() == c10::SymIntArrayRef(stride) ? grad : empty(grad.options()).copy_(grad);
+  }
+};
+
+inline void save_layout(NumberWriter& numbers, const at::Tensor& x) {
+  numbers.put_list(x.sym_sizes());
+  numbers.put_list(c10::SymIntArrayRef(packed_strides(x.sym_sizes(), x.sym_strides())));
 }
 
 }  // namespace quantize::activation

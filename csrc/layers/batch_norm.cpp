@@ -14,16 +14,17 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
                         const OptionalTensor& codes, const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits,
                         int64_t group_size, const OptionalTensor& seed, const OptionalTensor& energy) {
     const PackedArguments packed{codes, ranges, sample_bits, bits, group_size, seed, energy};
-    save_packed(ctx, input, packed);
+    NumberWriter numbers(ctx);
+    save_packed(ctx, numbers, input, packed);
+    numbers.put(int64_t(training)).save();
+    ctx->saved_data["eps"] = eps;
     at::AutoDispatchBelowADInplaceOrView below;
     auto [output, mean, inverse_std] = at::native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps);
     variable_list saved = packed_tensors(packed);
     for (const OptionalTensor& t : {weight, training ? std::nullopt : running_mean, training ? std::nullopt : running_var})
       saved.push_back(t.value_or(Tensor()));
     saved.insert(saved.end(), {mean, inverse_std});
-    ctx->save_for_backward(saved);
-    ctx->saved_data["training"] = training;
-    ctx->saved_data["eps"] = eps;
+    ctx->save_for_backward(std::move(saved));
     return output;
   }
 
@@ -35,7 +36,9 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     const variable_list saved = ctx->get_saved_variables();
     const auto optional = [&](size_t i) { return saved[i].defined() ? OptionalTensor(saved[i]) : std::nullopt; };
     const OptionalTensor weight = optional(4), running_mean = optional(5), running_var = optional(6);
-    const bool training = ctx->saved_data["training"].toBool();
+    NumberReader numbers(ctx);
+    const SavedActivation kept(numbers);
+    const bool training = numbers.get_bool();
     const double eps = ctx->saved_data["eps"].toDouble();
     const std::array<bool, 3> mask{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2)};
     if (!saved[0].defined()) {  // fixed statistics and a frozen weight: the layer is linear, and its input was not kept
@@ -59,9 +62,8 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     const bool reports = energy && training && mask[0];
     Tensor figures;
     std::tie(result[0], result[1], result[2], figures) =
-        op.call(grad.to(saved_dtype(ctx)), saved[0], saved[1], optional(2), ctx->saved_data["bits"].toInt(),
-                ctx->saved_data["group_size"].toInt(), saved_sizes(ctx, "size"), saved_sizes(ctx, "stride"), saved[3], weight, running_mean,
-                running_var, saved[7], saved[8], training, eps, mask, reports);
+        op.call(grad.to(kept.dtype), saved[0], saved[1], optional(2), kept.bits, kept.group_size, kept.layout.size, kept.layout.stride,
+                saved[3], weight, running_mean, running_var, saved[7], saved[8], training, eps, mask, reports);
     if (reports) energy->copy_(figures);
     return result;
   }

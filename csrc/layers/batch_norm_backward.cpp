@@ -109,13 +109,13 @@ std::vector<float> spread_channels(const std::vector<double>& values, int64_t wi
 
 std::vector<double> channel_values(const OptionalTensor& t, int64_t channels, double otherwise) {
   if (!t) return std::vector<double>(channels, otherwise);
-  const Tensor values = t->to(at::kDouble).contiguous();
-  return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + channels};
+  const Tensor values = t->to(at::kFloat).contiguous();  // float32 as a rule: to do nothing
+  return {values.const_data_ptr<float>(), values.const_data_ptr<float>() + channels};
 }
 
 Tensor channel_tensor(const std::vector<double>& values, const Tensor& like) {
-  Tensor t = at::empty({int64_t(values.size())}, like.options().dtype(at::kDouble));
-  std::copy(values.begin(), values.end(), t.data_ptr<double>());
+  Tensor t = at::empty({int64_t(values.size())}, like.options().dtype(at::kFloat));
+  std::copy(values.begin(), values.end(), t.data_ptr<float>());
   return t.to(like.scalar_type());
 }
 

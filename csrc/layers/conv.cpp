@@ -18,17 +18,13 @@ struct Conv : torch::autograd::Function<Conv> {
                         const OptionalTensor& codes, const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits,
                         int64_t group_size, const OptionalTensor& seed, const OptionalTensor& energy) {
     const PackedArguments packed{codes, ranges, sample_bits, bits, group_size, seed, energy};
-    save_packed(ctx, input, packed);
+    NumberWriter numbers(ctx);
+    save_packed(ctx, numbers, input, packed);
+    numbers.put_list(stride).put_list(padding).put_list(dilation).put_list(output_padding).put(groups);
+    numbers.put(int64_t(transposed)).put(int64_t(bias.has_value())).save();
     variable_list saved = packed_tensors(packed);
     saved.push_back(weight);
-    ctx->save_for_backward(saved);
-    ctx->saved_data["stride_"] = stride.vec();
-    ctx->saved_data["padding"] = padding.vec();
-    ctx->saved_data["dilation"] = dilation.vec();
-    ctx->saved_data["transposed"] = transposed;
-    ctx->saved_data["output_padding"] = output_padding.vec();
-    ctx->saved_data["groups"] = groups;
-    ctx->saved_data["has_bias"] = bias.has_value();
+    ctx->save_for_backward(std::move(saved));
     at::AutoDispatchBelowADInplaceOrView below;
     return at::convolution_symint(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
   }
@@ -40,21 +36,22 @@ struct Conv : torch::autograd::Function<Conv> {
     if (!grad.defined()) return result;
     const variable_list saved = ctx->get_saved_variables();
     const Tensor& weight = saved[4];
-    const bool needs_weight = ctx->needs_input_grad(1);
-    const Tensor input = needs_weight ? unpack_saved(ctx, saved.data()) : shape_of_saved(ctx, weight);
-    const std::array<bool, 3> mask{ctx->needs_input_grad(0), needs_weight,
-                                   ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)};
+    NumberReader numbers(ctx);
+    const SavedActivation kept(numbers);
+    const auto stride = numbers.get_list(), padding = numbers.get_list(), dilation = numbers.get_list(),
+               output_padding = numbers.get_list();
+    const SymInt groups = numbers.get();
+    const bool transposed = numbers.get_bool(), has_bias = numbers.get_bool(), needs_weight = ctx->needs_input_grad(1);
+    const Tensor input = needs_weight ? kept.unpack(saved.data()) : kept.layout.empty(weight.options());
+    const std::array<bool, 3> mask{ctx->needs_input_grad(0), needs_weight, has_bias && ctx->needs_input_grad(2)};
     std::optional<c10::SymDimVector> bias_sizes;
     if (mask[2]) bias_sizes = c10::SymDimVector{grad.sym_size(grad.dim() - weight.dim() + 1)};
-    const SymInt groups = ctx->saved_data["groups"].toSymInt();
     auto [grad_input, grad_weight, grad_bias] =
-        at::convolution_backward_symint(grad, input, weight, bias_sizes ? at::OptionalSymIntArrayRef(*bias_sizes) : std::nullopt,
-                                        saved_sizes(ctx, "stride_"), saved_sizes(ctx, "padding"), saved_sizes(ctx, "dilation"),
-                                        ctx->saved_data["transposed"].toBool(), saved_sizes(ctx, "output_padding"), groups, mask);
+        at::convolution_backward_symint(grad, input, weight, bias_sizes ? at::OptionalSymIntArrayRef(*bias_sizes) : std::nullopt, stride,
+                                        padding, dilation, transposed, output_padding, groups, mask);
     if (const OptionalTensor energy = saved_energy(ctx); energy && needs_weight) {
       const Tensor own = sample_energy(grad);
       // Each output position meets kernel * channels/groups inputs, out of channels * positions.
-      const bool transposed = ctx->saved_data["transposed"].toBool();
       const double kernel = double(weight.numel()) / double(weight.size(0) * weight.size(1));
       const double positions = double(input.numel()) / double(input.size(0) * input.size(1));
       const double share =

@@ -25,6 +25,9 @@ inline Tensor sample_energy(const Tensor& x) {
   return op.call(x);
 }
 
-inline OptionalTensor saved_energy(AutogradContext* ctx) { return ctx->saved_data["energy"].toOptional<Tensor>(); }
+inline OptionalTensor saved_energy(AutogradContext* ctx) {
+  const auto found = ctx->saved_data.find("energy");
+  return found == ctx->saved_data.end() ? std::nullopt : OptionalTensor(found->second.toTensor());
+}
 
 }  // namespace quantize::layers

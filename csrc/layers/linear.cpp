@@ -13,10 +13,12 @@ struct Linear : torch::autograd::Function<Linear> {
                         const OptionalTensor& codes, const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits,
                         int64_t group_size, const OptionalTensor& seed, const OptionalTensor& energy) {
     const PackedArguments packed{codes, ranges, sample_bits, bits, group_size, seed, energy};
-    save_packed(ctx, input, packed);
+    NumberWriter numbers(ctx);
+    save_packed(ctx, numbers, input, packed);
+    numbers.save();
     variable_list saved = packed_tensors(packed);
     saved.push_back(weight);
-    ctx->save_for_backward(saved);
+    ctx->save_for_backward(std::move(saved));
     at::AutoDispatchBelowADInplaceOrView below;
     return at::linear(input, weight, bias);
   }
@@ -31,7 +33,8 @@ struct Linear : torch::autograd::Function<Linear> {
     const Tensor rows = grad.reshape_symint({-1, weight.sym_size(0)});
     if (ctx->needs_input_grad(0)) result[0] = grad.matmul(weight);
     if (ctx->needs_input_grad(1)) {
-      const Tensor input = unpack_saved(ctx, saved.data());
+      NumberReader numbers(ctx);
+      const Tensor input = SavedActivation(numbers).unpack(saved.data());
       result[1] = rows.t().mm(input.reshape_symint({-1, weight.sym_size(1)}));
       if (const OptionalTensor energy = saved_energy(ctx)) {
         const bool batched = grad.dim() > 1;

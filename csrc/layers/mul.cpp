@@ -12,10 +12,12 @@ namespace {
 template <bool in_place>
 struct Mul : torch::autograd::Function<Mul<in_place>> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& gate, const PackedArguments& packed) {
-    save_packed(ctx, input, packed);
+    NumberWriter numbers(ctx);
+    save_packed(ctx, numbers, input, packed);
+    numbers.save();
     variable_list saved = packed_tensors(packed);
     saved.push_back(gate);
-    ctx->save_for_backward(saved);
+    ctx->save_for_backward(std::move(saved));
     at::AutoDispatchBelowADInplaceOrView below;
     if constexpr (in_place) {
       Tensor x = input;
@@ -36,7 +38,8 @@ struct Mul : torch::autograd::Function<Mul<in_place>> {
     const Tensor& gate = saved[4];
     if (ctx->needs_input_grad(0)) result[0] = grad * gate;
     if (ctx->needs_input_grad(1)) {
-      result[1] = at::sum_to(grad * unpack_saved(ctx, saved.data()), gate.sym_sizes());
+      NumberReader numbers(ctx);
+      result[1] = at::sum_to(grad * SavedActivation(numbers).unpack(saved.data()), gate.sym_sizes());
       if (const OptionalTensor energy = saved_energy(ctx)) {
         const double elements = double(grad.numel()) / double(grad.size(0));
         energy->select(1, 0).copy_(sample_energy(grad) / elements);  // as if the gate were a parameter

@@ -21,9 +21,9 @@ constexpr Backward* backwards[2][3] = {
 struct Pad : torch::autograd::Function<Pad> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, c10::SymIntArrayRef padding, bool replicate) {
     at::AutoDispatchBelowADInplaceOrView below;
-    save_layout(ctx, input);
-    ctx->saved_data["padding"] = padding.vec();
-    ctx->saved_data["replicate"] = replicate;
+    NumberWriter numbers(ctx);
+    save_layout(numbers, input);
+    numbers.put_list(padding).put(int64_t(replicate)).save();
     return at::pad_symint(input, padding, replicate ? "replicate" : "reflect");
   }
 
@@ -31,9 +31,11 @@ struct Pad : torch::autograd::Function<Pad> {
     refuse_double_backward("pad");
     variable_list result(3);
     if (!grads[0].defined()) return result;
-    const auto padding = saved_sizes(ctx, "padding");
-    const auto backward = backwards[ctx->saved_data["replicate"].toBool()][padding.size() / 2 - 1];
-    result[0] = backward(grads[0], shape_of_saved(ctx, grads[0]), padding);
+    NumberReader numbers(ctx);
+    const SavedLayout layout(numbers);
+    const auto padding = numbers.get_list();
+    const auto backward = backwards[numbers.get_bool()][padding.size() / 2 - 1];
+    result[0] = backward(grads[0], layout.empty(grads[0].options()), padding);
     return result;
   }
 };

@@ -16,8 +16,6 @@ namespace {
 
 using at::IntArrayRef;
 
-std::vector<int64_t> ints(AutogradContext* ctx, const char* name) { return ctx->saved_data[name].toIntVector(); }
-
 struct MaxPool : torch::autograd::Function<MaxPool> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                                IntArrayRef dilation, bool ceil_mode, bool with_indices) {
@@ -27,12 +25,9 @@ struct MaxPool : torch::autograd::Function<MaxPool> {
         find_op<Tensor(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef)>("quantize::unpack_pool_indices");
     at::AutoDispatchBelowADInplaceOrView below;
     auto [output, offsets] = op.call(input, kernel, stride, padding, dilation, ceil_mode);
-    save_layout(ctx, input);
-    ctx->saved_data["kernel"] = kernel.vec();
-    ctx->saved_data["pool_stride"] = stride.vec();
-    ctx->saved_data["padding"] = padding.vec();
-    ctx->saved_data["dilation"] = dilation.vec();
-    ctx->saved_data["ceil_mode"] = ceil_mode;
+    NumberWriter numbers(ctx);
+    save_layout(numbers, input);
+    numbers.put_list(kernel).put_list(stride).put_list(padding).put_list(dilation).put(int64_t(ceil_mode)).save();
     ctx->save_for_backward({offsets});
     if (!with_indices) return {output};
     const Tensor indices = unpack.call(offsets, input.sizes().slice(input.dim() - kernel.size()), kernel, stride, padding, dilation);
@@ -46,8 +41,11 @@ struct MaxPool : torch::autograd::Function<MaxPool> {
     refuse_double_backward("max_pool");
     variable_list result(7);
     if (!grads[0].defined()) return result;
-    result[0] = op.call(grads[0], ctx->get_saved_variables()[0], saved_sizes(ctx, "size"), saved_sizes(ctx, "stride"), ints(ctx, "kernel"),
-                        ints(ctx, "pool_stride"), ints(ctx, "padding"), ints(ctx, "dilation"), ctx->saved_data["ceil_mode"].toBool());
+    NumberReader numbers(ctx);
+    const SavedLayout layout(numbers);
+    const auto kernel = numbers.get_ints(), stride = numbers.get_ints(), padding = numbers.get_ints(), dilation = numbers.get_ints();
+    const bool ceil_mode = numbers.get_bool();
+    result[0] = op.call(grads[0], ctx->get_saved_variables()[0], layout.size, layout.stride, kernel, stride, padding, dilation, ceil_mode);
     return result;
   }
 };
@@ -56,12 +54,9 @@ struct AvgPool : torch::autograd::Function<AvgPool> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                         bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor) {
     at::AutoDispatchBelowADInplaceOrView below;
-    save_layout(ctx, input);
-    ctx->saved_data["kernel"] = kernel.vec();
-    ctx->saved_data["pool_stride"] = stride.vec();
-    ctx->saved_data["padding"] = padding.vec();
-    ctx->saved_data["ceil_mode"] = ceil_mode;
-    ctx->saved_data["count_include_pad"] = count_include_pad;
+    NumberWriter numbers(ctx);
+    save_layout(numbers, input);
+    numbers.put_list(kernel).put_list(stride).put_list(padding).put(int64_t(ceil_mode)).put(int64_t(count_include_pad)).save();
     ctx->saved_data["divisor"] = divisor;
     return kernel.size() == 2 ? at::avg_pool2d(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
                               : at::avg_pool3d(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
@@ -71,10 +66,11 @@ struct AvgPool : torch::autograd::Function<AvgPool> {
     refuse_double_backward("avg_pool");
     variable_list result(7);
     if (!grads[0].defined()) return result;
-    const auto kernel = ints(ctx, "kernel"), stride = ints(ctx, "pool_stride"), padding = ints(ctx, "padding");
-    const bool ceil_mode = ctx->saved_data["ceil_mode"].toBool(), include = ctx->saved_data["count_include_pad"].toBool();
+    NumberReader numbers(ctx);
+    const Tensor shape = SavedLayout(numbers).empty(grads[0].options());
+    const auto kernel = numbers.get_ints(), stride = numbers.get_ints(), padding = numbers.get_ints();
+    const bool ceil_mode = numbers.get_bool(), include = numbers.get_bool();
     const auto divisor = ctx->saved_data["divisor"].toOptional<int64_t>();
-    const Tensor shape = shape_of_saved(ctx, grads[0]);
     result[0] = kernel.size() == 2 ? at::avg_pool2d_backward(grads[0], shape, kernel, stride, padding, ceil_mode, include, divisor)
                                    : at::avg_pool3d_backward(grads[0], shape, kernel, stride, padding, ceil_mode, include, divisor);
     return result;
@@ -84,8 +80,9 @@ struct AvgPool : torch::autograd::Function<AvgPool> {
 struct AdaptiveAvgPool : torch::autograd::Function<AdaptiveAvgPool> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, c10::SymIntArrayRef output_size) {
     at::AutoDispatchBelowADInplaceOrView below;
-    save_layout(ctx, input);
-    ctx->saved_data["spatial"] = static_cast<int64_t>(output_size.size());
+    NumberWriter numbers(ctx);
+    save_layout(numbers, input);
+    numbers.put(int64_t(output_size.size())).save();
     return output_size.size() == 2 ? at::_adaptive_avg_pool2d_symint(input, output_size)
                                    : at::_adaptive_avg_pool3d_symint(input, output_size);
   }
@@ -94,9 +91,10 @@ struct AdaptiveAvgPool : torch::autograd::Function<AdaptiveAvgPool> {
     refuse_double_backward("adaptive_avg_pool");
     variable_list result(2);
     if (!grads[0].defined()) return result;
-    const Tensor shape = shape_of_saved(ctx, grads[0]);
-    result[0] = ctx->saved_data["spatial"].toInt() == 2 ? at::_adaptive_avg_pool2d_backward(grads[0], shape)
-                                                        : at::_adaptive_avg_pool3d_backward(grads[0], shape);
+    NumberReader numbers(ctx);
+    const Tensor shape = SavedLayout(numbers).empty(grads[0].options());
+    result[0] =
+        numbers.get_int() == 2 ? at::_adaptive_avg_pool2d_backward(grads[0], shape) : at::_adaptive_avg_pool3d_backward(grads[0], shape);
     return result;
   }
 };

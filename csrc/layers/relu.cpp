@@ -10,11 +10,14 @@ namespace {
 
 Tensor apply_mask(AutogradContext* ctx, const Tensor& grad, const Tensor& mask, double on, double off) {
   static const auto op = find_op<Tensor(const Tensor&, const Tensor&, double, double)>("quantize::apply_mask");
-  return op.call(activation::in_saved_layout(ctx, grad), mask, on, off);
+  NumberReader numbers(ctx);
+  return op.call(SavedLayout(numbers).ordered(grad), mask, on, off);
 }
 
 void save_mask(AutogradContext* ctx, const Tensor& x, const Tensor& mask) {
-  save_layout(ctx, x);
+  NumberWriter numbers(ctx);
+  save_layout(numbers, x);
+  numbers.save();
   ctx->save_for_backward({mask});
 }
 

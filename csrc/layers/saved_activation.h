@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty_strided.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "../activation/group_layout.h"
@@ -13,7 +12,7 @@
 namespace quantize::layers {
 
 using activation::save_layout;
-using activation::saved_sizes;
+using activation::SavedLayout;
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
@@ -28,12 +27,10 @@ struct PackedArguments {
 
 // Shape and dtype of the activation, kept beside the bytes. Everything that holds storage goes through save_for_backward, so that saved
 // tensor hooks (and with them reports and checkpointing) see it; energy is an output and does not.
-inline void save_packed(AutogradContext* ctx, const Tensor& input, const PackedArguments& packed) {
-  save_layout(ctx, input);
-  ctx->saved_data["dtype"] = static_cast<int64_t>(input.scalar_type());
-  ctx->saved_data["bits"] = packed.bits;
-  ctx->saved_data["group_size"] = packed.group_size;
-  ctx->saved_data["energy"] = packed.energy;
+inline void save_packed(AutogradContext* ctx, NumberWriter& numbers, const Tensor& input, const PackedArguments& packed) {
+  save_layout(numbers, input);
+  numbers.put(int64_t(input.scalar_type())).put(packed.bits).put(packed.group_size);
+  if (packed.energy) ctx->saved_data["energy"] = *packed.energy;
 }
 
 inline variable_list packed_tensors(const PackedArguments& packed) {
@@ -41,25 +38,27 @@ inline variable_list packed_tensors(const PackedArguments& packed) {
           packed.seed.value_or(Tensor())};
 }
 
-inline at::ScalarType saved_dtype(AutogradContext* ctx) { return static_cast<at::ScalarType>(ctx->saved_data["dtype"].toInt()); }
-
 inline const auto& group_dequantize() {
   static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, int64_t, int64_t, c10::SymIntArrayRef,
                                         c10::SymIntArrayRef, at::ScalarType, const Tensor&)>("quantize::group_dequantize");
   return op;
 }
 
-// The activation from four saved tensors that packed_tensors made.
-inline Tensor unpack_saved(AutogradContext* ctx, const Tensor* saved) {
-  const OptionalTensor sample_bits = saved[2].defined() ? OptionalTensor(saved[2]) : std::nullopt;
-  return group_dequantize().call(saved[0], saved[1], sample_bits, ctx->saved_data["bits"].toInt(), ctx->saved_data["group_size"].toInt(),
-                                 saved_sizes(ctx, "size"), saved_sizes(ctx, "stride"), saved_dtype(ctx), saved[3]);
-}
+// What save_packed put.
+struct SavedActivation {
+  SavedLayout layout;
+  at::ScalarType dtype;
+  int64_t bits, group_size;
 
-// For backward formulas of ATen that read no more of their input than its shape: memory that is never touched.
-inline Tensor shape_of_saved(AutogradContext* ctx, const Tensor& like) {
-  return at::empty_strided_symint(saved_sizes(ctx, "size"), saved_sizes(ctx, "stride"), like.options());
-}
+  explicit SavedActivation(NumberReader& numbers)
+      : layout(numbers), dtype(at::ScalarType(numbers.get_int())), bits(numbers.get_int()), group_size(numbers.get_int()) {}
+
+  // The activation from the four saved tensors that packed_tensors made.
+  Tensor unpack(const Tensor* saved) const {
+    const OptionalTensor sample_bits = saved[2].defined() ? OptionalTensor(saved[2]) : std::nullopt;
+    return group_dequantize().call(saved[0], saved[1], sample_bits, bits, group_size, layout.size, layout.stride, dtype, saved[3]);
+  }
+};
 
 inline void refuse_double_backward(const char* op) {
   quantize::refuse_double_backward(op, "the backward of a layer with compressed activations",

@@ -56,7 +56,9 @@ Tensor smooth_derivative_meta(const Tensor& input, c10::string_view name) {
 template <bool in_place>
 struct PackedSmooth : torch::autograd::Function<PackedSmooth<in_place>> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const std::string& function, const PackedArguments& packed) {
-    save_packed(ctx, input, packed);
+    NumberWriter numbers(ctx);
+    save_packed(ctx, numbers, input, packed);
+    numbers.save();
     ctx->save_for_backward(packed_tensors(packed));
     at::AutoDispatchBelowADInplaceOrView below;
     if constexpr (in_place) {
@@ -74,7 +76,8 @@ struct PackedSmooth : torch::autograd::Function<PackedSmooth<in_place>> {
     variable_list result(3);
     if (!grads[0].defined()) return result;
     const variable_list saved = ctx->get_saved_variables();
-    result[0] = unpack_saved(ctx, saved.data()).mul_(grads[0]);  // in place: one buffer less goes through the cache
+    NumberReader numbers(ctx);
+    result[0] = SavedActivation(numbers).unpack(saved.data()).mul_(grads[0]);  // in place: one buffer less goes through the cache
     if (const OptionalTensor energy = saved_energy(ctx)) {
       // The noise is in the input gradient alone: an element's is that of its derivative times its output gradient.
       energy->select(1, 0).zero_();

@@ -88,8 +88,9 @@ Results unit_quantize_meta(const Tensor& x, int64_t levels) {
 Tensor grid_backward_meta(const Tensor& grad, const Tensor&, bool) { return empty_packed(grad); }
 
 void save(AutogradContext* ctx, const Tensor& x, const Tensor& kept, bool polynomial) {
-  activation::save_layout(ctx, x);
-  ctx->saved_data["polynomial"] = polynomial;
+  NumberWriter numbers(ctx);
+  activation::save_layout(numbers, x);
+  numbers.put(int64_t(polynomial)).save();
   ctx->save_for_backward({kept});
 }
 
@@ -97,7 +98,9 @@ variable_list backward_of(const char* name, AutogradContext* ctx, const Tensor& 
   static const auto op = find_op<Tensor(const Tensor&, const Tensor&, bool)>("quantize::grid_backward");
   if (!grad.defined()) return {Tensor(), Tensor()};
   refuse_double_backward(name, "the backward of a quantized activation");
-  return {op.call(activation::in_saved_layout(ctx, grad), ctx->get_saved_variables()[0], ctx->saved_data["polynomial"].toBool()), Tensor()};
+  NumberReader numbers(ctx);
+  const activation::SavedLayout layout(numbers);
+  return {op.call(layout.ordered(grad), ctx->get_saved_variables()[0], numbers.get_bool()), Tensor()};
 }
 
 struct SignActivation : torch::autograd::Function<SignActivation> {

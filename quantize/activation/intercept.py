@@ -141,13 +141,18 @@ class Interceptor(TorchFunctionMode):
         """The state of the layer that a call belongs to: the one whose forward is running, else the weight's owner, else by order."""
         if self.layers and self.layers[-1] is not None:
             return self.layers[-1]
-        if self.names is None:
-            self.names = self.owners()
-        name = self.names.get(id(weight)) if weight is not None else None
+        name = None
+        if weight is not None:
+            if self.names is None:
+                self.names = self.owners()
+            name = self.names.get(id(weight))
         if name is None:
             self.anonymous += 1
             name = f"{op}#{self.anonymous}"
-        return self.states.setdefault(name, LayerState(name, self.default))
+        state = self.states.get(name)
+        if state is None:
+            state = self.states[name] = LayerState(name, self.default)
+        return state
 
 
 def _conv(mode, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, plain):

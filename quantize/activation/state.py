@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 import weakref
@@ -12,10 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops import ops_for
 from ..seed import draw_seed
 from .config import ActivationConfig, op_group_size
-
-_ops = torch.ops.quantize
 
 
 class Packed(NamedTuple):
@@ -104,40 +104,41 @@ class LayerState:
         if session:
             self.order = session.count()
         # Under checkpointing the second forward, which is in no session, must save tensors of the same sizes.
-        shared = session.lookup(x, config) if session and not under_checkpoint() else None
+        shares = session is not None and not under_checkpoint()
+        shared = session.lookup(x, config) if shares else None
         if shared is not None:
             owner, packed, record = shared
             self.used, self.elements = owner.used, 0
             return packed._replace(energy=_join(record, is_norm))
         if not config.adaptive:
-            codes, ranges = _ops.group_quantize(x, int(config.bits), group, seed)
+            codes, ranges = ops_for(x).group_quantize(x, int(config.bits), group, seed)
             packed, record = Packed(codes, ranges, None, int(config.bits), group, seed, None), None
         else:
-            packed, record = self._pack_adaptive(x, group, seed, is_norm, session)
+            packed, record = self._pack_adaptive(x, group, seed, is_norm, session, shares)
         if session:
             session.remember(x, config, self, packed, record)
         return packed
 
-    def _pack_adaptive(self, x: Tensor, group: int, seed: Tensor, is_norm: bool, session) -> tuple[Packed, Record | None]:
-        samples = x.shape[0]
-        variance = _ops.group_variance(x.detach(), group)
+    def _pack_adaptive(self, x: Tensor, group: int, seed: Tensor, is_norm: bool, session, shares: bool) -> tuple[Packed, Record | None]:
+        ops, samples, elements = ops_for(x), x.shape[0], x.numel()
+        variance = ops.group_variance(x.detach(), group)
         indices = session.indices if session and self.config.use_gradient else None
         if indices is not None and indices.numel() != samples:
             indices = None  # a layer that folds other axes into its batch: those are no samples of the data set
         weighted = variance if indices is None else variance * _sent(self._weights(indices), variance.device)[:, None]
-        if session and not under_checkpoint():
-            budget = session.whole_bits(self.budget, samples, x.numel() // samples, self.config.max_bits)
+        if shares:
+            budget = session.whole_bits(self.budget, samples, elements // samples, self.config.max_bits)
         else:  # a checkpoint's second forward, which is in no session, must come to the number of the first
             budget = min(max(round(self.budget * samples), samples), self.config.max_bits * samples)
-        bits = _ops.allocate_bits(weighted, budget, self.config.max_bits)
-        codes, ranges = _ops.group_quantize_mixed(x, bits, budget, group, seed)
+        bits = ops.allocate_bits(weighted, budget, self.config.max_bits)
+        codes, ranges = ops.group_quantize_mixed(x, bits, budget, group, seed)
         self.used = bits
         record = None
         if session and session.learns(self.config):
-            record = Record(x[0].numel(), variance, [], [], indices)
+            record = Record(elements // samples, variance, [], [], indices)
             self.records.append(record)
         energy = _join(record, is_norm)
-        self.elements = x.numel()
+        self.elements = elements
         return Packed(codes, ranges, bits, 0, group, seed, energy), record
 
     def _weights(self, indices: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ class Session:
     def __init__(self, indices: Tensor | None, learning: bool):
         self.indices, self.learning = indices, learning
         self.owed = 0.0  # bits that the layers so far got too little by rounding; of a batch of few samples that adds up
-        self._packed: dict[tuple, tuple] = {}
+        self._packed: dict[int, list[tuple]] = {}  # by the tensor's id
         self._count = 0
 
     def count(self) -> int:
@@ -195,16 +196,11 @@ class Session:
 
         Of the nearest such numbers it is the one that brings all layers so far closest to what they should have together.
         """
-
-        def possible(total: int) -> bool:  # as a sum of `samples` numbers out of 1, 2, 4, ..., most
-            return samples <= total and total // most + (total % most).bit_count() <= samples
-
-        wanted = min(max(float(average), 1.0), float(most)) * samples
-        near = {next((b for b in range(math.ceil(wanted) - 1, samples, -1) if possible(b)), samples)}
-        near |= {next((b for b in range(math.floor(wanted) + 1, most * samples) if possible(b)), most * samples)}
-        if wanted.is_integer() and possible(int(wanted)):
-            near.add(int(wanted))
-        total = min(near, key=lambda b: (abs(self.owed + elements * (wanted - b)), abs(wanted - b), b))
+        wanted, near = _nearest_totals(average, samples, most)
+        total = near[0]
+        for other in near[1:]:
+            if abs(self.owed + elements * (wanted - other)) < abs(self.owed + elements * (wanted - total)):
+                total = other
         self.owed += elements * (wanted - total)
         return total
 
@@ -214,15 +210,31 @@ class Session:
 
     def lookup(self, x: Tensor, config: ActivationConfig):
         """What an earlier consumer made of the very same tensor, unchanged since, under an equal config."""
-        found = self._packed.get((id(x), config))
-        if found is None or found[0]() is not x or found[1] != x._version:
-            return None
-        return found[2:]
+        for reference, version, asked, *found in self._packed.get(id(x), ()):
+            if reference() is x and version == x._version and (asked is config or asked == config):
+                return found
+        return None
 
     def remember(self, x: Tensor, config: ActivationConfig, owner: LayerState, packed: Packed, record: Record | None) -> None:
         """Offers `packed` to later consumers of `x`."""
         if not x.is_inference():
-            self._packed[(id(x), config)] = (weakref.ref(x), x._version, owner, packed, record)
+            others = [entry for entry in self._packed.get(id(x), ()) if entry[0]() is x]  # not those of a tensor that is gone
+            self._packed[id(x)] = [*others, (weakref.ref(x), x._version, config, owner, packed, record)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _nearest_totals(average: float, samples: int, most: int) -> tuple[float, list[int]]:
+    """`average` bits a sample as a total, and the whole numbers nearest to it, the nearest first, that `samples` can have together."""
+
+    def possible(total: int) -> bool:  # as a sum of `samples` numbers out of 1, 2, 4, ..., most
+        return samples <= total and total // most + (total % most).bit_count() <= samples
+
+    wanted = min(max(float(average), 1.0), float(most)) * samples
+    near = {next((b for b in range(math.ceil(wanted) - 1, samples, -1) if possible(b)), samples)}
+    near |= {next((b for b in range(math.floor(wanted) + 1, most * samples) if possible(b)), most * samples)}
+    if wanted.is_integer() and possible(int(wanted)):
+        near.add(int(wanted))
+    return wanted, sorted(near, key=lambda b: (abs(wanted - b), b))
 
 
 class _Local(threading.local):

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from ..activation.state import NOT_KEPT, LayerState, Packed
 from ..dtypes import FLOATS
+from ..ops import ops_for
 
 _ops = torch.ops.quantize
 MAX_POOL_POSITIONS = 256  # what an 8-bit offset can tell apart
@@ -28,7 +29,7 @@ def compressible(x: Tensor) -> str | None:
         return "empty"
     if x.layout != torch.strided or x.is_nested:
         return f"{x.layout} tensors are kept as they are"
-    if isinstance(x, Parameter) or isinstance(x._base, Parameter):
+    if (type(x) is not Tensor and isinstance(x, Parameter)) or ((base := x._base) is not None and isinstance(base, Parameter)):
         return "a parameter, which is alive anyway"  # weight-standardised convolutions normalize it by F.batch_norm
     if x.device.type not in ("cpu", "cuda", "meta"):
         return f"no kernels for {x.device.type}"
@@ -39,7 +40,11 @@ def compressible(x: Tensor) -> str | None:
 
 def tracks(*tensors: Tensor | None) -> bool:
     """Whether autograd would record an op on these."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def _autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, torch.dtype]:
@@ -58,9 +63,9 @@ def _pack(state: LayerState, x: Tensor, is_norm: bool = False) -> Packed | None:
 
 
 def _saves(state: LayerState, x: Tensor) -> bool:
-    per_sample = x.numel() // x.shape[0] if x.dim() else 1
-    group = state.config.group_size
-    group = per_sample if isinstance(group, str) else min(group, per_sample)
+    per_sample, group = x.numel() // x.shape[0] if x.dim() else 1, state.config.group_size
+    if isinstance(group, str) or group > per_sample:
+        group = per_sample
     return per_sample * x.element_size() > -(-per_sample // group) * (4 + (group * state.config.max_bits + 7) // 8)
 
 
@@ -74,8 +79,9 @@ def draw_as_if_tracked(state: LayerState, input: Tensor, needed: bool) -> None:
 
 def numbers_of(value, n: int) -> list[int]:
     """A window's argument as a list: one number counts for all `n` dimensions."""
-    value = list(value) if isinstance(value, (tuple, list)) else [value]
-    return value * n if len(value) == 1 else value
+    if isinstance(value, (tuple, list)):
+        return list(value) * n if len(value) == 1 else list(value)
+    return [value] * n
 
 
 def conv(
@@ -93,8 +99,8 @@ def conv(
             x = input.unsqueeze(0) if unbatched else input
             packed = _pack(state, x) if weight.requires_grad else NOT_KEPT
             if packed is not None:
-                stride, padding, dilation, more = (numbers_of(value, n) for value in (stride, padding, dilation, output_padding))
-                y = _ops.conv(x, weight, bias, stride, padding, dilation, transposed, more, groups, *packed)
+                window = numbers_of(stride, n), numbers_of(padding, n), numbers_of(dilation, n)
+                y = ops_for(x, weight).conv(x, weight, bias, *window, transposed, numbers_of(output_padding, n), groups, *packed)
                 return y.squeeze(0) if unbatched else y
     if transposed:
         return plain(input, weight, bias, stride, padding, output_padding, groups, dilation)
@@ -123,7 +129,7 @@ def linear(state, input, weight, bias=None) -> Tensor:
             x = input.unsqueeze(0) if input.dim() == 1 else input
             packed = _pack(state, x) if weight.requires_grad else NOT_KEPT
             if packed is not None:
-                y = _ops.linear(x, weight, bias, *packed)
+                y = ops_for(x, weight).linear(x, weight, bias, *packed)
                 return y.squeeze(0) if input.dim() == 1 else y
     return F.linear(input, weight, bias)
 
@@ -131,13 +137,22 @@ def linear(state, input, weight, bias=None) -> Tensor:
 def batch_norm(state, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> Tensor:
     """F.batch_norm. With fixed statistics and a frozen weight nothing is kept."""
     fits = compressible(input) is None and tracks(input, weight, bias) and input.dim() >= 2
-    fits = fits and all(t is None or t.shape == input.shape[1:2] for t in (running_mean, running_var, weight, bias))
-    if fits and input.numel() > (input.shape[1] if training else 0):  # one value per channel: the namesake's error
+    if fits and _per_channel(input, running_mean, running_var, weight, bias) and (not training or input.numel() > input.shape[1]):
         needed = training or (weight is not None and weight.requires_grad)
         packed = _pack(state, input, is_norm=True) if needed else NOT_KEPT
         if packed is not None:
-            return _ops.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, *packed)
+            run = ops_for(input, weight).batch_norm
+            return run(input, weight, bias, running_mean, running_var, training, momentum, eps, *packed)
     return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _per_channel(input: Tensor, *tensors: Tensor | None) -> bool:
+    """Whether each of `tensors` has one value for each channel of `input`."""
+    shape = input.shape[1:2]
+    for t in tensors:
+        if t is not None and t.shape != shape:
+            return False
+    return True
 
 
 def clip(input, low=0.0, high=math.nan, negative_slope=0.0, inplace=False, *, plain) -> Tensor:
@@ -146,10 +161,10 @@ def clip(input, low=0.0, high=math.nan, negative_slope=0.0, inplace=False, *, pl
     if not tracks(input) or compressible(input) is not None or negative_slope < 0:
         return plain()
     if not inplace:
-        return _ops.clip(input, low, high, negative_slope)
+        return ops_for(input).clip(input, low, high, negative_slope)
     if not _is_packed_order(input):
         return plain()
-    return _ops.clip_(input, low, high, negative_slope)
+    return ops_for(input).clip_(input, low, high, negative_slope)
 
 
 def _is_packed_order(x: Tensor) -> bool:
@@ -240,7 +255,8 @@ def mul(state, input, gate, inplace=False, *, plain) -> Tensor:
     packed = _pack(state(), input, is_norm=True)
     if packed is None:
         return plain()
-    return _ops.mul_(input, gate, *packed) if inplace else _ops.mul(input, gate, *packed)
+    ops = ops_for(input, gate)
+    return ops.mul_(input, gate, *packed) if inplace else ops.mul(input, gate, *packed)
 
 
 def _stored(x: Tensor) -> int:
@@ -252,7 +268,8 @@ def smooth(state, input, function, inplace=False, *, plain) -> Tensor:
     """F.silu, F.hardswish, F.mish and F.gelu by their packed derivative; `function` as in csrc/schema.cpp."""
     if not tracks(input) or compressible(input) is not None:
         return plain()
-    packed = _pack(state(), _ops.smooth_derivative(input.detach(), function), is_norm=True)
+    ops = ops_for(input)
+    packed = _pack(state(), ops.smooth_derivative(input.detach(), function), is_norm=True)
     if packed is None:
         return plain()
-    return _ops.smooth_(input, function, *packed) if inplace else _ops.smooth(input, function, *packed)
+    return ops.smooth_(input, function, *packed) if inplace else ops.smooth(input, function, *packed)

@@ -10,6 +10,7 @@
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <tuple>
@@ -105,6 +106,27 @@ class Watch {
   std::vector<Entry> entries_;
 };
 
+// Whether this thread is in the forward of one module, for layers inside it that hand on what only that forward knows what to do with.
+class Region {
+ public:
+  void enter() const { entered().push_back(this); }
+  void leave() const {
+    auto& all = entered();
+    for (size_t i = all.size(); i-- > 0;)
+      if (all[i] == this) return void(all.erase(all.begin() + int64_t(i)));
+  }
+  bool is_entered() const {
+    const auto& all = entered();
+    return std::find(all.begin(), all.end(), this) != all.end();
+  }
+
+ private:
+  static std::vector<const Region*>& entered() {
+    thread_local std::vector<const Region*> regions;
+    return regions;
+  }
+};
+
 // One kind of input that a layer takes, and what is done with it.
 struct Case {
   at::ScalarType dtype;
@@ -116,7 +138,7 @@ struct Case {
 // A layer's usual call, whose conditions Python would take longer to look at than small layers take to compute.
 class Call {
  public:
-  Call(pybind11::object watch, pybind11::object wrap) : watch_(watch), wrap_(wrap) {}
+  Call(pybind11::object watch, pybind11::object wrap, pybind11::object region) : watch_(watch), wrap_(wrap), region_(region) {}
 
   void add(at::ScalarType dtype, int64_t dims, int64_t axis, int64_t size, pybind11::object op, int64_t most) {
     cases_.push_back({dtype, dims, axis, size, op, most});
@@ -124,6 +146,7 @@ class Call {
 
   pybind11::object operator()(const pybind11::object& input) const {
     if (!THPVariable_CheckExact(input.ptr()) || !watch_.cast<const Watch&>().unchanged()) return pybind11::none();
+    if (!region_.is_none() && !region_.cast<const Region&>().is_entered()) return pybind11::none();
     const at::Tensor& x = THPVariable_Unpack(input.ptr());
     if (x.numel() == 0 || !value_only(x)) return pybind11::none();
     if (torch::jit::tracer::isTracing()) return pybind11::none();  // which compares the lines of Python that ops come from
@@ -135,7 +158,7 @@ class Call {
   }
 
  private:
-  pybind11::object watch_, wrap_;  // nothing that leads back to the layer: Python's collector does not look in here
+  pybind11::object watch_, wrap_, region_;  // nothing that leads back to the layer: Python's collector does not look in here
   std::vector<Case> cases_;
 };
 
@@ -150,8 +173,15 @@ void define_bound_op(pybind11::module_& m) {
   pybind11::class_<Watch>(m, "Watch", "Whether dictionaries still hold the same tensors with the same values.")
       .def(pybind11::init<const std::vector<std::tuple<pybind11::dict, pybind11::str, at::Tensor>>&>(), pybind11::arg("entries"))
       .def("unchanged", &Watch::unchanged);
+  pybind11::class_<Region>(m, "Region", "Whether this thread is between enter() and leave(). Copies are other regions.")
+      .def(pybind11::init<>())
+      .def("enter", &Region::enter)
+      .def("leave", &Region::leave)
+      .def("is_entered", &Region::is_entered)
+      .def(pybind11::pickle([](const Region&) { return pybind11::tuple(); }, [](const pybind11::tuple&) { return Region(); }));
   pybind11::class_<Call>(m, "Call", "A layer's usual call; None where it is not the usual one.")
-      .def(pybind11::init<pybind11::object, pybind11::object>(), pybind11::arg("watch"), pybind11::arg("wrap"))
+      .def(pybind11::init<pybind11::object, pybind11::object, pybind11::object>(), pybind11::arg("watch"), pybind11::arg("wrap"),
+           pybind11::arg("region"))
       .def("add", &Call::add, pybind11::arg("dtype"), pybind11::arg("dims"), pybind11::arg("axis"), pybind11::arg("size"),
            pybind11::arg("op"), pybind11::arg("most") = std::numeric_limits<int64_t>::max())
       .def("__call__", &Call::operator(), pybind11::arg("x"));

@@ -7,10 +7,12 @@
 namespace quantize::packed {
 
 // BoundOp(name, arguments)(x, **named) -> Tensor: an op with all its arguments but the first, defaults where there are fewer; those named
-// in a call take their places. Watch([(dictionary, name, tensor), ...]).unchanged() -> bool Call(watch, wrap).add(dtype, dims, axis, size,
-// op[, most])...; (x) -> Tensor | None: what `op` gives, or wrap(op, x), if x is as one of the cases has it, with no more than `most` rows,
-// `watch` has seen no change, and value_only(x). in_transform(), value_only(x) -> bool: when layers must step aside, with ops that PyTorch
-// can differentiate and trace.
+// in a call take their places.
+// Watch([(dictionary, name, tensor), ...]).unchanged() -> bool
+// Region().enter(), .leave(), .is_entered() -> bool: whether this thread is in the forward of some module.
+// Call(watch, wrap, region).add(dtype, dims, axis, size, op[, most])...; (x) -> Tensor | None: what `op` gives, or wrap(op, x), if x is as
+// one of the cases has it, with no more than `most` rows, `watch` has seen no change, `region`, if any, is entered, and value_only(x).
+// in_transform(), value_only(x) -> bool: when layers must step aside, with ops that PyTorch can differentiate and trace.
 void define_bound_op(pybind11::module_& m);
 
 }  // namespace quantize::packed

@@ -148,11 +148,7 @@ def batch_norm(state, input, running_mean, running_var, weight=None, bias=None, 
 
 def _per_channel(input: Tensor, *tensors: Tensor | None) -> bool:
     """Whether each of `tensors` has one value for each channel of `input`."""
-    shape = input.shape[1:2]
-    for t in tensors:
-        if t is not None and t.shape != shape:
-            return False
-    return True
+    return {t.shape for t in tensors if t is not None} <= {input.shape[1:2]}
 
 
 def clip(input, low=0.0, high=math.nan, negative_slope=0.0, inplace=False, *, plain) -> Tensor:

@@ -17,6 +17,7 @@ from .grid import SignGrid, StepGrid
 from .modules import PackedConv2d
 from .pending import ADD, CLIP, CODES
 from .plain import forward_of_its_own, plain_class, shell
+from .region import region_of
 from .trace import Calls, collected, containers, unwatched
 
 _CLIP_CALLS = {F.relu, F.relu6, F.hardtanh, torch.relu, torch.relu_, "relu", "relu_"}
@@ -33,9 +34,9 @@ def find_chains(model: nn.Module) -> None:
     unseen = unwatched(copied, set(copied.modules()))
     every = {m: name for name, m in copied.named_modules()}
     wanted = {*grids, *(m for m in copied.modules() if plain_class(type(m)) in (*CLIPS, nn.Identity))}
-    for layer, steps, between in collected(copied, wanted, lambda root, graph: _chains(root, graph, grids, unseen, every)):
+    for layer, steps, between, root in collected(copied, wanted, lambda root, graph: _chains(root, graph, grids, unseen, every)):
         packed = convs[every[layer]]
-        vars(packed)["_steps"] = steps
+        vars(packed).update(_steps=steps, _region=region_of(model.get_submodule(root)))
         passed = [model.get_submodule(name) for name in between]
         packed.watch(*passed)
         for module in passed:
@@ -44,7 +45,8 @@ def find_chains(model: nn.Module) -> None:
 
 
 def _chains(root: nn.Module, graph: fx.Graph, grids: dict[nn.Module, type], unseen: set[nn.Module], every: dict[nn.Module, str]) -> list:
-    """(layer, steps, names of the modules that see its output on its way). Nothing may come between: the input might change."""
+    """(layer, steps, names of the modules that see its output on its way, the root's name). Nothing may come between: the input might
+    change."""
     calls, found = Calls(root, graph), []
     within = every[root]
 
@@ -69,7 +71,7 @@ def _chains(root: nn.Module, graph: fx.Graph, grids: dict[nn.Module, type], unse
                 break
         if steps:
             prefix = f"{within}." if within else ""
-            found.append((layer, tuple(steps), (*passed, *(prefix + name for name in sorted(seen)))))
+            found.append((layer, tuple(steps), (*passed, *(prefix + name for name in sorted(seen))), within))
     return found
 
 

@@ -46,11 +46,10 @@ def convert(model: nn.Module) -> nn.Module:
     integers or signs, a residual sum and a ReLU, ReLU6 or Hardtanh right behind a convolution become part of it, and one whose output
     nothing but the next such convolution sees hands on 8-bit codes: the same results to the bit.
 
-    The copy is to be called as it was traced. Hooks registered later, on a layer or on what is between it and the next, see floats, with
-    folded batch norms in them. But a part that is called by itself (``packed[:2]``), or a forward that takes another branch than before,
-    may give bits where inputs are signs, and in either case an output that waits for what comes behind it, and is computed when something
-    else is done with it. A NaN becomes a number where inputs are integers or
-    signs. Layers see when a buffer is replaced or changed, but not through ``buffer.data``.
+    Hooks registered later, on a layer or on what is between it and the next, see floats, with folded batch norms in them; so does who
+    calls a part of the copy by itself (``packed[:2]``). But a forward that takes another branch than when it was traced may meet bits
+    where inputs are signs, or an output that waits for what comes behind it, and is computed when something else is done with it. A NaN
+    becomes a number where inputs are integers or signs. Layers see when a buffer is replaced or changed, but not through ``buffer.data``.
 
     What else compressed training put in is taken out. Prepared weights of other modules (nn.MultiheadAttention, nn.LSTM, subclasses with a
     forward of their own) become decoded float weights, and are packed in files. A tied weight is packed once.

@@ -122,11 +122,11 @@ def _usual_call(layer, plan: _Plan, watch) -> Callable[[Tensor], Tensor | Pendin
         return None
     dims, axis, channels = (2, 1, layer.in_features) if layer.spatial == 0 else (4, 1, layer.in_channels)
     if plan.bits is None:
-        call = _C.Call(watch, _pending(layer._steps) if plan.chained else None)
+        call = _C.Call(watch, _pending(layer._steps) if plan.chained else None, layer._region)
         call.add(torch.float32, dims, axis, channels, plan.call, *([FLOAT_ROWS] if plan.floats else ()))
         return call
     bits_out = (False, True) in plan.bits
-    call = _C.Call(watch, _pending(layer._steps))
+    call = _C.Call(watch, _pending(layer._steps), layer._region)
     call.add(torch.float32, dims, axis, channels, plan.bits[False, bits_out])
     if layer._fed:
         call.add(torch.uint8, dims, dims - 1, -(-channels // 64) * 8, plan.bits[True, bits_out])
@@ -158,7 +158,7 @@ def run_chain(layer, pending: Pending) -> Tensor | Pending | None:
     codes = None if plan.grid is None else pending.codes(*plan.grid)
     if codes is None:
         return None
-    return Pending(plan.call, codes, layer._steps) if layer._steps and not watched(layer) else plan.call(codes)
+    return Pending(plan.call, codes, layer._steps) if _awaits(layer) else plan.call(codes)
 
 
 def _pending(steps: tuple[str, ...]) -> Callable[[Callable, Tensor], Pending] | None:
@@ -275,7 +275,7 @@ def _conv(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     x = _image(layer, plan, input)
     if x is None:
         return None
-    if layer._steps and plan.chained and input.dim() == 4 and not watched(layer) and torch._C._get_tracing_state() is None:
+    if plan.chained and input.dim() == 4 and _awaits(layer) and torch._C._get_tracing_state() is None:
         return Pending(plan.call, x, layer._steps)
     return _like(input, layer, plan.call(x))
 
@@ -309,13 +309,18 @@ def _binary(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     x = input if bits_in else _image(layer, plan, input)
     if x is None:
         return None
-    if layer._steps and not watched(layer) and (bits_in or input.dim() == 4) and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and (bits_in or input.dim() == 4) and _awaits(layer):
         return Pending(call, x, layer._steps)
     return call(x) if bits_in or bits_out else _like(input, layer, call(x))
 
 
 def _hands_bits_on(layer, plan: _Plan) -> bool:
-    return layer._next is not None and (False, True) in plan.bits and not watched(layer)
+    return layer._next is not None and (False, True) in plan.bits and not watched(layer) and layer._region.is_entered()
+
+
+def _awaits(layer) -> bool:
+    """Whether what comes behind `layer` is to be computed with it."""
+    return bool(layer._steps) and not watched(layer) and layer._region.is_entered()
 
 
 def watched(layer) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .. import _C
 from . import functional, kernels
 from .form import GROUPED, Form
 from .grid import PARTS, Grid, grid_of
@@ -106,6 +107,7 @@ class PackedLayer(OnGrid):
     _next, _fed = None, False  # feed()
     _observers: tuple = ()  # watch()
     _steps: tuple[str, ...] = ()  # chains.py
+    _region: _C.Region | None = None  # in which it is called for what _next or _steps say
     spatial = 0
     transposed = False
 
@@ -119,7 +121,7 @@ class PackedLayer(OnGrid):
         for name in ("weight", *TENSORS):
             module._parameters.pop(name, None)
             module._buffers.pop(name, None)
-        for name in (*MADE, "_next", "_fed", "_observers", "_steps", "staying"):
+        for name in (*MADE, "_next", "_fed", "_observers", "_steps", "_region", "staying"):
             vars(module).pop(name, None)
         module.form, module.dtype = weight.form, dtype
         module.plain_bias, module.folded, module.feeds = plain_bias, None, None
@@ -151,13 +153,14 @@ class PackedLayer(OnGrid):
         """Sets the levels of the input."""
         self.set_grid(grid)
 
-    def feed(self, name: str, other: PackedLayer, between: Iterable[nn.Module]) -> None:
+    def feed(self, name: str, other: PackedLayer, between: Iterable[nn.Module], region: _C.Region) -> None:
         """From now on the output goes to the layer `other`, of that `name`, and nowhere else: as bits, where both run on their codes.
 
-        `between`: the modules that see it on its way, whose hooks are to see floats.
+        `between`: the modules that see it on its way, whose hooks are to see floats. `region`: outside it that is not so.
         """
         self.feeds = name
-        vars(self)["_next"], vars(other)["_fed"] = other, True  # past nn.Module, which would make them submodules
+        vars(other)["_fed"] = True
+        vars(self).update(_next=other, _region=region)  # past nn.Module, which would make it a submodule
         self.watch(other, *between)
 
     def watch(self, *others: nn.Module) -> None:

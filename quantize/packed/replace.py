@@ -14,6 +14,7 @@ from .grid import Grid
 from .modules import PACKED, InputQuantizer, PackedLayer
 from .plain import forward_of_its_own, plain_class
 from .pools import PackedMaxPool2d
+from .region import region_of
 from .trace import containers
 from .weight import PackedWeight
 
@@ -58,7 +59,7 @@ def become_decoded(module: nn.Module, tensor: str, weight: PackedWeight, dtype: 
 def feed(model: nn.Module, name: str, other: str, removed: Iterable[str]) -> None:
     """PackedLayer.feed from the layer `name` of `model` to another, across the modules that were `removed` between them."""
     seen = (*removed, *sorted(containers(name) ^ containers(other)))
-    model.get_submodule(name).feed(other, model.get_submodule(other), map(model.get_submodule, seen))
+    model.get_submodule(name).feed(other, model.get_submodule(other), map(model.get_submodule, seen), region_of(model))
 
 
 def mark_staying(module: nn.Module, tensor: str) -> None:

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from ..weight.prepare import quantize_input_of
 from .plain import forward_of_its_own
+from .region import Enter, Leave
 
 Collect = Callable[[nn.Module, fx.Graph], list[Hashable]]
 
@@ -48,10 +49,10 @@ def unwatched(model: nn.Module, modules: set[nn.Module]) -> set[nn.Module]:
 
 
 def _watched(module: nn.Module) -> bool:
-    """Whether hooks, or a forward of its own, see what the module takes or gives. The activation quantizer's hook does not count."""
-    hooks = [hook for hook in module._forward_pre_hooks.values() if hook is not quantize_input_of]
-    others = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return bool(hooks) or any(others) or forward_of_its_own(module)
+    """Whether hooks, or a forward of its own, see what the module takes or gives. This package's own hooks do not look."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    looks = any(hook is not quantize_input_of and not isinstance(hook, (Enter, Leave)) for hook in hooks)
+    return looks or any((module._backward_hooks, module._backward_pre_hooks)) or forward_of_its_own(module)
 
 
 def containers(name: str) -> set[str]:

@@ -1,9 +1,12 @@
 """Small models that the tests of this room share."""
 
+import contextlib
+
 import torch
 from torch import nn
 
 from quantize.packed.convert import convert
+from quantize.packed.region import region_of
 from quantize.weight.prepare import prepare
 
 
@@ -73,3 +76,14 @@ def packed_of(model, config, *batch):
         with torch.no_grad():
             prepared(*batch)
     return prepared, convert(prepared)
+
+
+@contextlib.contextmanager
+def inside(model):
+    """As in the forward of a converted `model`, for parts that are called by hand."""
+    region = region_of(model)
+    region.enter()
+    try:
+        yield
+    finally:
+        region.leave()

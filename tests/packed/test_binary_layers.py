@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from packed_models import inside
 from torch import nn
 
 import quantize
 from quantize.packed.grid import SignGrid
 from quantize.packed.kernels import reason
 from quantize.packed.modules import PackedConv2d, PackedLinear
+from quantize.weight.dorefa import quantize_gradient_of
 
 
 def block(inputs, outputs, **options):
@@ -66,7 +68,9 @@ def test_what_stands_before_signs_goes_into_them(config, relu, x):
     assert first._next is second and first.feeds == second_name(packed, second)
     assert torch.allclose(packed(x), model(x), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        assert first(packed[0](x)).dtype == torch.uint8  # bits, which nobody but the next layer sees
+        assert first(packed[0](x)).dtype == torch.float32
+        with inside(packed):
+            assert first(packed[0](x)).dtype == torch.uint8  # bits, which nobody but the next layer sees
     bits = quantize.summary(packed, x).layers
     assert [(row.weight_bits, row.activation_bits) for row in bits if row.kind == "Conv2d"][1:] == [(1, 1), (1, 1)]
     assert quantize.summary(packed, x).macs == quantize.summary(model, x).macs
@@ -132,7 +136,7 @@ def test_dorefa_runs_on_integers(weight_bits, activation_bits, x):
 
 def test_gradient_bits_are_no_part_of_it(x):
     packed = quantize.convert(prepared(quantize.DoReFa(2, 2, 6)))
-    assert not any(m._forward_hooks for m in packed.modules())
+    assert not any(hook is quantize_gradient_of for m in packed.modules() for hook in m._forward_hooks.values())
     assert type(packed[7]) is nn.Identity  # the last norm went into the layer before it
 
 

@@ -67,7 +67,7 @@ def test_with_compressed_activations(first):
     model(X).sum().backward()
     packed = convert(model)
     assert type(packed) is Residual and type(packed.fc) is PackedLinear and type(packed.bn2) is nn.BatchNorm2d
-    assert not any(m._forward_hooks for m in packed.modules()) and isinstance(model, QModule)
+    assert not any(m._forward_hooks for m in packed.modules() if m is not packed) and isinstance(model, QModule)
     assert list(packed.conv1._forward_pre_hooks) == [] and not hasattr(packed.conv1, "_state")
     torch.testing.assert_close(packed(X), model.eval()(X), rtol=1e-3, atol=1e-3)
     model.train()(X).sum().backward()

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from packed_models import inside
 from test_binary_layers import trained_norms
 from torch import nn
 
@@ -87,7 +88,9 @@ def test_chain_of_layers(each_isa, config, layout):
         want = one_by_one(model)(x)
         for _ in range(2):  # the second call is C++'s
             assert type(out := model(x)) is torch.Tensor and torch.equal(out, want)
-        assert isinstance(model[:2](x), Pending)
+        assert type(part := model[:2](x)) is torch.Tensor and torch.equal(part, one_by_one(model)[:2](x))  # called by itself
+        with inside(model):
+            assert isinstance(model[:2](x), Pending)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -44,6 +44,9 @@ TORCH_LIBRARY(quantize, m) {
   m.def("sample_energy(Tensor x) -> Tensor");
   // f'(x) for f silu, hardswish, mish, gelu or gelu_tanh, in x's memory order.
   m.def("smooth_derivative(Tensor input, str function) -> Tensor");
+  // group_quantize of that; and its product with what was packed so, of grad's shape, dtype and packed memory order.
+  m.def("smooth_quantize(Tensor input, str function, int bits, int group_size, Tensor seed) -> (Tensor codes, Tensor ranges)");
+  m.def("smooth_backward(Tensor grad, Tensor codes, Tensor ranges, Tensor? sample_bits, int bits, int group_size, Tensor seed) -> Tensor");
 
   // The batch norm's backward from its packed input; the other arguments are native_batch_norm_backward's. energy: float32 [N, 2], or
   // [0, 2] unless wanted.

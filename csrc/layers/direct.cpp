@@ -52,6 +52,7 @@ void define_direct(pybind11::module_& m) {
   define<Tensor(const Tensor&, int64_t)>(direct, "group_variance");
   define<Tensor(const Tensor&, int64_t, int64_t)>(direct, "allocate_bits");
   define<Tensor(const Tensor&, c10::string_view)>(direct, "smooth_derivative");
+  define<Two(const Tensor&, c10::string_view, int64_t, int64_t, const Tensor&)>(direct, "smooth_quantize");
   define<Packed<Tensor, const Tensor&, const Tensor&, const OptionalTensor&, SymIntArrayRef, SymIntArrayRef, SymIntArrayRef, bool,
                 SymIntArrayRef, SymInt>>(direct, "conv");
   define<Packed<Tensor, const Tensor&, const Tensor&, const OptionalTensor&>>(direct, "linear");

@@ -10,12 +10,15 @@
 #include <ATen/ops/silu.h>
 #include <torch/library.h>
 
+#include "../activation/group_stream.h"
 #include "energy.h"
 #include "smooth_call.h"
 #include "smooth_kernels.h"
 
 namespace quantize::layers {
 namespace {
+
+using std::tuple;
 
 struct Function {
   Tensor (*forward)(const Tensor& x);
@@ -53,6 +56,34 @@ Tensor smooth_derivative_meta(const Tensor& input, c10::string_view name) {
   return activation::empty_packed(input);
 }
 
+tuple<Tensor, Tensor> smooth_quantize_cpu(const Tensor& x, c10::string_view name, int64_t bits, int64_t group_size, const Tensor& seed) {
+  const Scalar scalar = check_scalar("smooth_quantize", "input", x.scalar_type());
+  return activation::quantize_made("smooth_quantize", x, smooth_kernel(cpu_isa(), scalar, parse_smooth(name)), bits, group_size, seed);
+}
+
+// Of other backends, and of traces: as two ops.
+tuple<Tensor, Tensor> smooth_quantize(const Tensor& x, c10::string_view name, int64_t bits, int64_t group_size, const Tensor& seed) {
+  static const auto derivative = find_op<Tensor(const Tensor&, c10::string_view)>("quantize::smooth_derivative");
+  static const auto quantize = find_op<tuple<Tensor, Tensor>(const Tensor&, int64_t, int64_t, const Tensor&)>("quantize::group_quantize");
+  return quantize.call(derivative.call(x, name), bits, group_size, seed);
+}
+
+Tensor smooth_backward_cpu(const Tensor& input, const Tensor& codes, const Tensor& ranges, const OptionalTensor& sample_bits, int64_t bits,
+                           int64_t group_size, const Tensor& seed) {
+  const Scalar scalar = check_scalar("smooth_backward", "grad", input.scalar_type());
+  const Tensor grad = activation::packed_memory(input);
+  return activation::dequantize_and_join("smooth_backward", codes, ranges, sample_bits, bits, group_size, seed,
+                                         multiply_kernel(cpu_isa(), scalar), grad);
+}
+
+Tensor smooth_backward(const Tensor& grad, const Tensor& codes, const Tensor& ranges, const OptionalTensor& sample_bits, int64_t bits,
+                       int64_t group_size, const Tensor& seed) {
+  const auto stride = activation::packed_strides(grad.sym_sizes(), grad.sym_strides());
+  return group_dequantize()
+      .call(codes, ranges, sample_bits, bits, group_size, grad.sym_sizes(), stride, grad.scalar_type(), seed)
+      .mul_(grad);
+}
+
 template <bool in_place>
 struct PackedSmooth : torch::autograd::Function<PackedSmooth<in_place>> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const std::string& function, const PackedArguments& packed) {
@@ -76,8 +107,14 @@ struct PackedSmooth : torch::autograd::Function<PackedSmooth<in_place>> {
     variable_list result(3);
     if (!grads[0].defined()) return result;
     const variable_list saved = ctx->get_saved_variables();
+    static const auto op =
+        find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, int64_t, int64_t, const Tensor&)>(
+            "quantize::smooth_backward");
     NumberReader numbers(ctx);
-    result[0] = SavedActivation(numbers).unpack(saved.data()).mul_(grads[0]);  // in place: one buffer less goes through the cache
+    const SavedActivation kept(numbers);
+    const OptionalTensor sample_bits = saved[2].defined() ? OptionalTensor(saved[2]) : std::nullopt;
+    result[0] =
+        op.call(kept.layout.ordered(grads[0].to(kept.dtype)), saved[0], saved[1], sample_bits, kept.bits, kept.group_size, saved[3]);
     if (const OptionalTensor energy = saved_energy(ctx)) {
       // The noise is in the input gradient alone: an element's is that of its derivative times its output gradient.
       energy->select(1, 0).zero_();
@@ -110,7 +147,21 @@ TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) {
   m.impl("smooth_", smooth_);
 }
 
-TORCH_LIBRARY_IMPL(quantize, CPU, m) { m.impl("smooth_derivative", smooth_derivative_cpu); }
-TORCH_LIBRARY_IMPL(quantize, Meta, m) { m.impl("smooth_derivative", smooth_derivative_meta); }
+TORCH_LIBRARY_IMPL(quantize, CPU, m) {
+  m.impl("smooth_derivative", smooth_derivative_cpu);
+  m.impl("smooth_quantize", smooth_quantize_cpu);
+  m.impl("smooth_backward", smooth_backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(quantize, CUDA, m) {
+  m.impl("smooth_quantize", smooth_quantize);
+  m.impl("smooth_backward", smooth_backward);
+}
+
+TORCH_LIBRARY_IMPL(quantize, Meta, m) {
+  m.impl("smooth_derivative", smooth_derivative_meta);
+  m.impl("smooth_quantize", smooth_quantize);
+  m.impl("smooth_backward", smooth_backward);
+}
 
 }  // namespace quantize::layers

@@ -4,5 +4,6 @@
 namespace quantize::layers {
 
 const SmoothKernel smooth_avx2[3][5] = QUANTIZE_SMOOTH_KERNELS;
+const MultiplyKernel multiply_avx2[3] = QUANTIZE_MULTIPLY_KERNELS;
 
 }  // namespace quantize::layers

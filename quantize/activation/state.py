@@ -119,6 +119,17 @@ class LayerState:
             session.remember(x, config, self, packed, record)
         return packed
 
+    def pack_derivative(self, x: Tensor, function: str) -> Packed:
+        """What smooth_derivative makes of `x`, which is nobody else's, packed."""
+        config = self.config
+        if config.adaptive:
+            return self.pack(ops_for(x).smooth_derivative(x, function), is_norm=True)
+        group, seed, session = op_group_size(config.group_size), self.draw_seed(), current_session()
+        if session:
+            self.order = session.count()
+        codes, ranges = ops_for(x).smooth_quantize(x, function, int(config.bits), group, seed)
+        return Packed(codes, ranges, None, int(config.bits), group, seed, None)
+
     def _pack_adaptive(self, x: Tensor, group: int, seed: Tensor, is_norm: bool, session, shares: bool) -> tuple[Packed, Record | None]:
         ops, samples, elements = ops_for(x), x.shape[0], x.numel()
         variance = ops.group_variance(x.detach(), group)

@@ -264,8 +264,8 @@ def smooth(state, input, function, inplace=False, *, plain) -> Tensor:
     """F.silu, F.hardswish, F.mish and F.gelu by their packed derivative; `function` as in csrc/schema.cpp."""
     if not tracks(input) or compressible(input) is not None:
         return plain()
-    ops = ops_for(input)
-    packed = _pack(state(), ops.smooth_derivative(input.detach(), function), is_norm=True)
-    if packed is None:
+    layer, ops = state(), ops_for(input)
+    if not _saves(layer, input):
         return plain()
+    packed = layer.pack_derivative(input.detach(), function)
     return ops.smooth_(input, function, *packed) if inplace else ops.smooth(input, function, *packed)

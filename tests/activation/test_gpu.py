@@ -113,6 +113,11 @@ def test_smooth_derivative(function, dtype):
     for n in (1, 7, 8, 1000, 70001):
         x = (torch.randn(n) * 4).to(dtype)
         same(ops.smooth_derivative(x.cuda(), function), ops.smooth_derivative(x, function))
+        seed, grad = torch.tensor([3, 4]), torch.randn_like(x)
+        (codes, ranges), want = ops.smooth_quantize(x.cuda(), function, 2, 64, seed), ops.smooth_quantize(x, function, 2, 64, seed)
+        same(codes, want[0])
+        same(ranges, want[1])
+        same(ops.smooth_backward(grad.cuda(), codes, ranges, None, 2, 64, seed), ops.smooth_backward(grad, *want, None, 2, 64, seed))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

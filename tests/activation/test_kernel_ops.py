@@ -64,6 +64,14 @@ SAMPLES = {
     "clip_mask": [lambda: (torch.randn(4, 9), 0.0, float("nan"), 0.1), lambda: (images(), -1.0, 1.0, 0.0)],
     "sample_energy": [lambda: (torch.randn(4, 9, 5),), lambda: (images(torch.bfloat16),), lambda: (torch.randn(7, 4).t(),)],
     "smooth_derivative": [lambda: (torch.randn(2, 3, 9), "gelu_tanh"), lambda: (images(torch.bfloat16), "silu")],
+    "smooth_quantize": [
+        lambda: (torch.randn(4, 100), "silu", 2, 64, SEED),
+        lambda: (images(torch.bfloat16), "mish", 4, 0, SEED),
+    ],
+    "smooth_backward": [
+        lambda: (torch.randn(4, 100), *packed(torch.randn(4, 100), 4, 64)[:5], SEED),
+        lambda: (x := images(torch.float16), *packed(x, 2, 0)[:5], SEED),
+    ],
     "clip_mask_": [lambda: (torch.randn(4, 9), 0.0, float("nan"), 0.0)],
     "pack_mask": [lambda: (torch.rand(4, 9) < 0.5,)],
     "apply_mask": [lambda: (torch.randn(4, 9), torch.randint(256, (5,), dtype=torch.uint8), 1.0, 0.1)],

@@ -130,6 +130,40 @@ def test_nan_stays_in_its_group_and_huge_values_are_finite(each_isa, name):
     assert leaf.grad[0].isnan().tolist() == [False] * 128 + [True] * 64
 
 
-def test_unknown_function():
-    with pytest.raises(ValueError, match="function must be silu"):
-        torch.ops.quantize.smooth_derivative(torch.randn(3), "relu")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("group_size", [1, 7, 64, 5000, 0, -1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_made_and_packed_at_once(each_isa, dtype, group_size, layout):
+    ops, seed = torch.ops.quantize, torch.tensor([3, 4])
+    x = LAYOUTS[layout](torch.randn(3, 6, 31, 150) * 2).to(dtype)  # samples of more than a part, all of them more than a piece
+    grad = torch.randn_like(x)
+    for bits in (1, 2, 4, 8):
+        codes, ranges = ops.smooth_quantize(x, "silu", bits, group_size, seed)
+        derivative = ops.smooth_derivative(x, "silu")
+        want_codes, want_ranges = ops.group_quantize(derivative, bits, group_size, seed)
+        assert torch.equal(codes, want_codes) and torch.equal(ranges, want_ranges)
+        got = ops.smooth_backward(grad, codes, ranges, None, bits, group_size, seed)
+        dense = derivative.stride()
+        unpacked = ops.group_dequantize(codes, ranges, None, bits, group_size, x.shape, dense, dtype, seed)
+        assert torch.equal(got, unpacked * grad) and got.stride() == dense
+
+
+def test_product_with_bits_of_each_sample(each_isa):
+    ops, seed = torch.ops.quantize, torch.tensor([3, 4])
+    x, bits = torch.randn(4, 3000), torch.tensor([1, 8, 2, 4], dtype=torch.uint8)
+    codes, ranges = ops.group_quantize_mixed(x, bits, 15, 64, seed)
+    unpacked = ops.group_dequantize(codes, ranges, bits, 0, 64, x.shape, x.stride(), x.dtype, seed)
+    assert torch.equal(ops.smooth_backward(x, codes, ranges, bits, 0, 64, seed), unpacked * x)
+
+
+def test_bad_arguments():
+    x, seed = torch.randn(3, 64), torch.tensor([3, 4])
+    codes, ranges = torch.ops.quantize.group_quantize(x, 2, 64, seed)
+    for bad, message in (
+        (lambda: torch.ops.quantize.smooth_derivative(x, "relu"), "function must be silu"),
+        (lambda: torch.ops.quantize.smooth_quantize(x, "relu", 2, 64, seed), "function must be silu"),
+        (lambda: torch.ops.quantize.smooth_quantize(x, "silu", 3, 64, seed), "bits must be"),
+        (lambda: torch.ops.quantize.smooth_backward(torch.randn(4, 64), codes, ranges, None, 2, 64, seed), "smooth_backward"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bad()

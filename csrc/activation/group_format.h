@@ -69,9 +69,12 @@ QUANTIZE_HOST_DEVICE uint16_t bf16_toward_minus_infinity(float x) {
 // Which zero a minimum over {-0, +0} returns depends on the order of the operands; the format has one.
 QUANTIZE_HOST_DEVICE float positive_zero(float x) { return x + 0.f; }
 
+constexpr float largest = 3.4028234e38f;
+
+// Beyond what float32 can tell apart, the widest levels that are finite: what lies above them becomes the topmost.
 QUANTIZE_HOST_DEVICE float spread(float min, float max, float levels) {
   const float difference = max - min;
-  return difference <= 3.4028234e38f ? difference / levels : max / levels - min / levels;
+  return (difference <= largest ? difference : largest) / levels;
 }
 
 QUANTIZE_HOST_DEVICE Range make_range(float min, float scale, int bits) {
@@ -94,7 +97,7 @@ QUANTIZE_HOST_DEVICE StoredRange store_range<F32>(Extent extent, int bits) {
   const float min = to_float(BF16{first});
   // Truncate, and step up only if the top level would miss the maximum: a scale that bf16 holds exactly is kept exactly.
   uint16_t second = truncate_to_bf16(detail::spread(min, detail::positive_zero(extent.max), levels)).bits;
-  if (!(min + levels * to_float(BF16{second}) >= extent.max) && second < 0x7f7fu) ++second;
+  if (!(min + levels * to_float(BF16{second}) >= extent.max) && levels * to_float(BF16{uint16_t(second + 1)}) <= detail::largest) ++second;
   return {first, second};
 }
 

@@ -78,6 +78,8 @@ class Control:
 
     def _bring(self, figures: Tensor, take: Callable[[Tensor], None]) -> None:
         """take(figures) with figures on the CPU: from a GPU by the first step that finds them there."""
+        if type(figures) is not Tensor or figures.is_meta:  # fake ones, too: there is nothing to learn
+            return
         if not figures.is_cuda:
             take(figures)
             return

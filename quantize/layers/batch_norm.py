@@ -78,7 +78,8 @@ class QSyncBatchNorm(_QBatchNorm, nn.SyncBatchNorm):
     """nn.SyncBatchNorm that keeps its input packed for the backward pass; the same arguments and ``config=``.
 
     Also for CPU tensors and gloo, and for ranks with unequal or empty batches. Without an initialised process group of more than one
-    process it is a batch norm over the local batch.
+    process it is a batch norm over the local batch. On CPUs DistributedDataParallel refuses every nn.SyncBatchNorm, this one too: put it
+    in (or QModule around the model's ones) after that has looked at the model.
 
     Example:
         >>> quantize.QSyncBatchNorm(16)(torch.randn(4, 16, 8, 8)).shape

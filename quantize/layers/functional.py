@@ -7,6 +7,7 @@ namesake does forward, and falls back to it where there is nothing to compress.
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 import torch.nn.functional as F
@@ -78,10 +79,17 @@ def draw_as_if_tracked(state: LayerState, input: Tensor, needed: bool) -> None:
 
 
 def numbers_of(value, n: int) -> list[int]:
-    """A window's argument as a list: one number counts for all `n` dimensions."""
-    if isinstance(value, (tuple, list)):
-        return list(value) * n if len(value) == 1 else list(value)
-    return [value] * n
+    """A window's argument as a list: one number counts for all `n` dimensions. NumPy's integers become Python's; None stays."""
+    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    for i, number in enumerate(values):
+        if type(number) is not int and number is not None and not isinstance(number, torch.SymInt):
+            values[i] = operator.index(number)
+    return values * n if len(values) == 1 else values
+
+
+def _stride_of(stride, kernel: list[int], n: int) -> list[int]:
+    """A pool's stride, which is its window's size where there is none."""
+    return kernel if stride is None or (isinstance(stride, (tuple, list)) and not stride) else numbers_of(stride, n)
 
 
 def conv(
@@ -100,7 +108,7 @@ def conv(
             packed = _pack(state, x) if weight.requires_grad else NOT_KEPT
             if packed is not None:
                 window = numbers_of(stride, n), numbers_of(padding, n), numbers_of(dilation, n)
-                y = ops_for(x, weight).conv(x, weight, bias, *window, transposed, numbers_of(output_padding, n), groups, *packed)
+                y = ops_for(x, weight, bias).conv(x, weight, bias, *window, transposed, numbers_of(output_padding, n), groups, *packed)
                 return y.squeeze(0) if unbatched else y
     if transposed:
         return plain(input, weight, bias, stride, padding, output_padding, groups, dilation)
@@ -129,7 +137,7 @@ def linear(state, input, weight, bias=None) -> Tensor:
             x = input.unsqueeze(0) if input.dim() == 1 else input
             packed = _pack(state, x) if weight.requires_grad else NOT_KEPT
             if packed is not None:
-                y = ops_for(x, weight).linear(x, weight, bias, *packed)
+                y = ops_for(x, weight, bias).linear(x, weight, bias, *packed)
                 return y.squeeze(0) if input.dim() == 1 else y
     return F.linear(input, weight, bias)
 
@@ -141,7 +149,7 @@ def batch_norm(state, input, running_mean, running_var, weight=None, bias=None, 
         needed = training or (weight is not None and weight.requires_grad)
         packed = _pack(state, input, is_norm=True) if needed else NOT_KEPT
         if packed is not None:
-            run = ops_for(input, weight).batch_norm
+            run = ops_for(input, weight, bias, running_mean, running_var).batch_norm
             return run(input, weight, bias, running_mean, running_var, training, momentum, eps, *packed)
     return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
@@ -184,7 +192,7 @@ def max_pool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=F
     for k in kernel:
         positions *= k
     fits = tracks(input) and compressible(input) is None and positions <= MAX_POOL_POSITIONS and input.dim() in (n + 1, n + 2)
-    stride = numbers_of(stride, n) if stride not in (None, [], ()) else kernel
+    stride = _stride_of(stride, kernel, n)
     padding, dilation = numbers_of(padding, n), numbers_of(dilation, n)
     if not fits or any(len(v) != n for v in (kernel, stride, padding, dilation)):
         return plain()
@@ -200,7 +208,7 @@ def avg_pool(
 ) -> Tensor:
     """F.avg_pool1d/2d/3d, of which only the input's shape is kept."""
     kernel = numbers_of(kernel_size, n)
-    stride = numbers_of(stride, n) if stride not in (None, [], ()) else kernel
+    stride = _stride_of(stride, kernel, n)
     padding = numbers_of(padding, n)
     fits = tracks(input) and compressible(input) is None and input.dim() in (n + 1, n + 2)
     if not fits or any(len(v) != n for v in (kernel, stride, padding)):

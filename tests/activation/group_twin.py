@@ -61,7 +61,7 @@ def ranges_of(rows, bits):
         first = torch.where(first == 0xFF80, 0xFF7F, first)
         low = floats_of(first << 16)
         second = words_of(spread(low, high, levels)) >> 16
-        missed = ~(low + levels * floats_of(second << 16) >= high) & (second < 0x7F7F)
+        missed = ~(low + levels * floats_of(second << 16) >= high) & (levels * floats_of((second + 1) << 16) <= FLT_MAX)
         second = second + missed
         scale = floats_of(second << 16)
         nan = 0x7FC0
@@ -75,7 +75,7 @@ def ranges_of(rows, bits):
 
 def spread(low, high, levels):
     difference = high - low
-    return torch.where(difference <= FLT_MAX, difference / levels, high / levels - low / levels)
+    return torch.where(difference <= FLT_MAX, difference, FLT_MAX) / levels
 
 
 # ---------------------------------------------------------------------------------------------------------------- codes

@@ -133,3 +133,18 @@ def test_the_default_device_changes_nothing(default_device):
     assert quantize.pack_activations(x, 8).unpack().device == x.device
     report = quantize.variance_report(model, [(x, x)], lambda output, _: output.square().sum(), draws=1)
     assert report.quantization > 0
+
+
+def test_adaptive_bits_learn_nothing_where_there_are_no_values():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def train(model, x):
+        for _ in range(3):
+            model(x).sum().backward()
+        return model
+
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)
+    model = train(QModule(nn.Sequential(*layers)).to("meta"), torch.randn(4, 3, 8, 8, device="meta"))
+    assert all(state.curve is None for state in model._control.states())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        train(QModule(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))), torch.randn(4, 3, 8, 8))

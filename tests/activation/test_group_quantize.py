@@ -136,13 +136,14 @@ def test_extremes_equal_the_twin_and_stay_finite(each_isa, name, values, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_range_beyond_fp32_is_its_groups_loss_alone(each_isa, dtype):
+def test_a_range_beyond_fp32_is_finite_and_its_groups_loss_alone(each_isa, dtype):
     x = torch.ones(1, 192)
     x[0, 64:66] = torch.tensor([HUGE, -HUGE])
     for bits in BITS:
         back = check(x.to(dtype), bits, 64, f"{bits} bits")
         assert (back[0, :64] == 1).all()
         assert (back[0, 128:] == 1).all()
+        assert back.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

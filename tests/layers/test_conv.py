@@ -1,5 +1,6 @@
 """Convolutions: forward bit-equal, gradients equal at exact levels, dx exact always, dW unbiased."""
 
+import numpy as np
 import pytest
 import torch
 from exact_levels import EXACT, assert_same, keeps, levels, run, twins
@@ -174,3 +175,13 @@ def test_config_must_be_one(cls):
         cls(4, 6, 3, config=2)
     assert cls(4, 6, 3).config == quantize.ActivationConfig()
     assert cls(4, 6, 3, config=EXACT).config is EXACT
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32])
+@pytest.mark.parametrize("cls", [QConv1d, QConv2d, QConvTranspose2d])
+def test_numpys_integers_count(cls, integer):
+    n = 1 if cls is QConv1d else 2
+    one, two = integer(1), integer(2)
+    layer = cls(3, 4, 3, stride=two, padding=(one,) * n, dilation=one)
+    x = torch.randn(2, 3, *[9] * n)
+    assert torch.equal(layer(x), type(layer).plain.forward(layer, x))

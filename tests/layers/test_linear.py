@@ -140,3 +140,18 @@ def test_conv_weight_gradient_is_unbiased_with_the_formulas_variance():
     energy = grad.double().square().sum(1, keepdim=True)
     reach = F.conv_transpose2d(energy, torch.ones(1, 1, 3, 3).double(), None, 2, 1, output_padding=(0, 1))
     assert_unbiased(draw_weight_gradients(layer, x, grad, 1000), exact, float((element_variance(x, 2) * reach).sum()))
+
+
+def test_an_override_of_any_argument_sees_the_call():
+    class Doubled(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*(a.as_subclass(torch.Tensor) * 2 if isinstance(a, Doubled) else a for a in args), **(kwargs or {}))
+
+    class Call(torch.nn.Module):
+        def forward(self, x, w, b):
+            return F.linear(x, w, b)
+
+    x, w, b = torch.randn(3, 8), torch.zeros(5, 8, requires_grad=True), torch.ones(5).as_subclass(Doubled)
+    assert torch.equal(quantize.QModule(Call())(x, w, b), torch.full((3, 5), 2.0))

@@ -1,5 +1,6 @@
 """Pools: everything exact; at most a byte an output kept by max pools, nothing but shapes by the others."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -219,3 +220,11 @@ def test_lists_of_one_number_count_for_every_dimension():
 def test_disabled():
     ours = QMaxPool2d(2, config=quantize.ActivationConfig(enabled=False))
     assert torch.int64 in {t.dtype for t in run(ours, torch.randn(1, 1, 6, 6))[2]}
+
+
+@pytest.mark.parametrize("layer", [quantize.QMaxPool2d, quantize.QAvgPool2d])
+def test_numpys_integers_count(layer):
+    x = torch.randn(2, 3, 9, 9, requires_grad=True)
+    for arguments in ((np.int64(2),), ((np.int32(3), 2), np.int64(2)), (2, ())):
+        plain = [tuple(map(int, a)) if isinstance(a, tuple) else int(a) for a in arguments]
+        assert torch.equal(layer(*arguments)(x), layer.plain(*plain)(x))

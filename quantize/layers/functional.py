@@ -41,11 +41,7 @@ def compressible(x: Tensor) -> str | None:
 
 def tracks(*tensors: Tensor | None) -> bool:
     """Whether autograd would record an op on these."""
-    if torch.is_grad_enabled():
-        for t in tensors:
-            if t is not None and t.requires_grad:
-                return True
-    return False
+    return torch.is_grad_enabled() and True in [t.requires_grad for t in tensors if t is not None]
 
 
 def _autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, torch.dtype]:
@@ -156,7 +152,8 @@ def batch_norm(state, input, running_mean, running_var, weight=None, bias=None, 
 
 def _per_channel(input: Tensor, *tensors: Tensor | None) -> bool:
     """Whether each of `tensors` has one value for each channel of `input`."""
-    return {t.shape for t in tensors if t is not None} <= {input.shape[1:2]}
+    shapes = [t.shape for t in tensors if t is not None]
+    return shapes == [input.shape[1:2]] * len(shapes)
 
 
 def clip(input, low=0.0, high=math.nan, negative_slope=0.0, inplace=False, *, plain) -> Tensor:

@@ -265,7 +265,10 @@ def _number(name: str, value) -> float:
 
 
 def _latency_table(latency, sensitivity: Sensitivity) -> Tensor:
-    table = torch.as_tensor(latency).detach().cpu()
+    try:
+        table = torch.as_tensor(latency).detach().cpu()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"allocate: latency must be a Tensor or rows of numbers; got {type(latency).__name__}") from error
     shape = [len(sensitivity.layers), len(sensitivity.choices)]
     if table.is_complex() or table.dtype == torch.bool:
         raise TypeError(f"allocate: latency must be of real numbers; got {table.dtype}")

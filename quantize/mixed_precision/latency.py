@@ -75,7 +75,7 @@ def _converted(model: nn.Module, names: list[str], config, inputs) -> nn.Module:
         with alone():
             calibrate(_Called(prepared), [(inputs,)])
     for quantizer in quantizers:
-        if not quantizer.initialized:  # zeros came, or nothing: any grid takes as long
+        if not quantizer.has_started():  # zeros came, or nothing: any grid takes as long
             quantizer.start(Observer(), "mse")
     return convert(prepared)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .pending import Pending
+from .symbolic import as_node
 
 
 class _PackedClip(nn.Module):
@@ -15,7 +16,7 @@ class _PackedClip(nn.Module):
     def forward(self, input: Tensor) -> Tensor | Pending:
         """As the plain layer's."""
         if type(input) is not Pending:
-            return super().forward(input)
+            return as_node(self, input) if isinstance(input, fx.Proxy) else super().forward(input)
         return input.clip(*((self.min_val, self.max_val) if isinstance(self, nn.Hardtanh) else (0.0,)))
 
 

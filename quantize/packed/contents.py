@@ -71,6 +71,17 @@ def attributes(module: nn.Module) -> dict:
     return found
 
 
+def renamed(module: PackedLayer, now: str, other: str) -> str:
+    """The present name of what was called `other` when `module` was packed: the containers around them may be others by now."""
+    before, after = module.placed.split("."), now.split(".")
+    while before and after and before[-1] == after[-1]:
+        before.pop(), after.pop()
+    parts = other.split(".")
+    if parts[: len(before)] != before:
+        return other  # outside them: no longer there, or where it was
+    return ".".join([*after, *parts[len(before) :]])
+
+
 def entry_of(name: str, module: nn.Module, weight: PackedWeight, tensor: str, grid: Grid | None) -> dict:
     """The JSON of one packed weight. What is usual is left out."""
     entry = {"name": name, "kind": kind_of(module), **weight.form.fields()}
@@ -87,7 +98,20 @@ def entry_of(name: str, module: nn.Module, weight: PackedWeight, tensor: str, gr
         entry["feeds"] = module.feeds
     if module.folded is not None:
         entry["batch_norm"], entry["batch_norm_bytes"] = module.folded
+    if module.placed != name:
+        for field in ("feeds", "batch_norm"):
+            if field in entry:
+                entry[field] = renamed(module, name, entry[field])
+        if "removed" in entry:
+            entry["removed"] = [renamed(module, name, other) for other in entry["removed"]]
     return entry
+
+
+def _check_others(entry: dict, modules: Collection[str], who: str) -> None:
+    """That the modules an entry speaks of are in the model."""
+    for other in (*entry.get("removed", ()), *(entry[field] for field in ("feeds", "batch_norm") if field in entry)):
+        if other not in modules:
+            raise ValueError(f"{who}: layer {entry['name']!r} was converted together with {other!r}, which must be in the model too")
 
 
 def packed_parts(name: str, module: nn.Module) -> Iterator[tuple[str, PackedWeight, dict, dict[str, Tensor]]]:
@@ -114,11 +138,13 @@ def contents(model: nn.Module, who: str) -> Contents:
             raise ValueError(f"{who}: two tensors of the model have the name {name!r}")
         return first
 
-    for name, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
         if module in grids:
             continue
         stored = set(TENSORS) if isinstance(module, PackedLayer) else set(packed_weights(module))
         for weight, _, entry, parts in packed_parts(name, module):
+            _check_others(entry, modules, who)
             layers.append(entry)
             tied = {part: first for part, t in parts.items() if (first := add(join(name, part), Item(name, weight, t))) != join(name, part)}
             if tied:

@@ -103,8 +103,8 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
         if (id(prepared.module), prepared.tensor) in done:
             continue  # one module under two names
         done.add((id(prepared.module), prepared.tensor))
-        grid = grids.get(prepared.layer) or _input_grid(prepared.module)
         latent = prepared.latent
+        grid = grids.get(prepared.layer) or _input_grid(prepared.module, latent.device)
         dtype, stays = latent.dtype, id(latent) in float_parameters
         _remove_quantizer(prepared.module, prepared.tensor)
         if prepared.layer in packable:
@@ -183,16 +183,17 @@ def _as_computed(norm: nn.Module) -> tuple[Tensor, Tensor]:
 def _pack_all(model: nn.Module, who: str, calibrated: bool) -> dict[PreparedWeight, PackedWeight]:
     """Every prepared weight, packed; tied ones share the result."""
     packs, shared = {}, {}
-    started = any(isinstance(m, ActivationQuantizer) and m.initialized for m in model.modules())
+    started = any(isinstance(m, ActivationQuantizer) and m.has_started() for m in model.modules())
     for prepared in prepared_weights(model):
         module, quantizer = prepared.module, prepared.quantizer
         chain = module.parametrizations[prepared.tensor]
         if chain[len(chain) - 1] is not quantizer:
             raise ValueError(f"{who}: the quantizer must be the last parametrization of {prepared.name!r}; remove those after it")
         own = getattr(module, "activation_quantizer", None)
-        if calibrated and isinstance(own, ActivationQuantizer) and not (own.initialized or (own.zeros and started)):
+        if calibrated and isinstance(own, ActivationQuantizer) and not (own.has_started() or (own.zeros and started)):
             raise ValueError(
-                f"{who}: the activation quantizer of layer {prepared.layer!r} must have seen data; run a batch or quantize.calibrate"
+                f"{who}: the activation quantizer of layer {prepared.layer!r} must have seen data; run a batch or quantize.calibrate. "
+                "Where the model reads the layer's weight and never calls it, it needs a configuration without activation_bits"
             )
         latent = prepared.latent
         if not latent.isfinite().all():
@@ -220,11 +221,14 @@ def _packable(module: nn.Module, tensor: str) -> bool:
     return list(module.parametrizations) == ["weight"] and packed_class(module) is not None
 
 
-def _input_grid(module: nn.Module) -> Grid | None:
+def _input_grid(module: nn.Module, device: torch.device) -> Grid | None:
     own = getattr(module, "activation_quantizer", None)
     if getattr(own, "kind", None) == "sign":
         return SignGrid(1, "sign")
-    if not isinstance(own, ActivationQuantizer) and getattr(own, "kind", None) != "unit":
+    if getattr(own, "kind", None) == "unit":
+        step = torch.full((), 1 / own.levels, dtype=torch.float32, device=device)
+        return StepGrid(own.bits, step, torch.zeros_like(step))
+    if not isinstance(own, ActivationQuantizer):
         return None
     return StepGrid(own.bits, own.step.detach().float().clamp(min=SMALLEST_STEP), own.zero_point.detach().float())
 
@@ -260,6 +264,6 @@ def _fold_and_pack(
         shifted = affine[1] if bias is None else bias.double() * affine[0] + affine[1]
         if scaled is not None and scaled.parts["scales"].isfinite().all() and shifted.isfinite().all():
             weight, bias, folded = scaled, shifted.float(), (norm_name, float_bytes(norm))
-    become_packed(module, weight, bias, dtype, plain is not None, grid, folded)
+    become_packed(prepared.layer, module, weight, bias, dtype, plain is not None, grid, folded)
     if folded is not None:
         become_identity(norm)

@@ -187,7 +187,7 @@ def _apply(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], weights: li
             become_decoded(module, step.tensor, weight, dtype, grid, memo)
         else:
             folded = (entry["batch_norm"], entry["batch_norm_bytes"]) if "batch_norm" in entry else None
-            become_packed(module, weight, parts.get("bias"), dtype, entry.get("bias", True), grid, folded)
+            become_packed(step.entry["name"], module, weight, parts.get("bias"), dtype, entry.get("bias", True), grid, folded)
         if "stays" in entry:
             mark_staying(module, step.tensor)
     fed = {step.entry["name"]: step.entry for step in plan.steps if not step.decoded}

@@ -166,10 +166,13 @@ def _pending(steps: tuple[str, ...]) -> Callable[[Callable, Tensor], Pending] | 
 
 
 def value_only(input: Tensor) -> bool:
-    """Whether nobody asks for a derivative by `input`, of which the kernels have none, and no transform of torch.func is active."""
+    """Whether nobody asks for a derivative by `input`, of which the kernels have none, and no transform of torch.func is active.
+
+    What torch.jit.trace records is for inference: it traces again without gradients, and compares.
+    """
     if torch.compiler.is_compiling():
         return not (input.requires_grad and torch.is_grad_enabled())
-    return _C.value_only(input)
+    return _C.value_only(input) or (torch._C._get_tracing_state() is not None and not _C.in_transform())
 
 
 def _bound(op: str, arguments: tuple) -> Callable[[Tensor], Tensor]:
@@ -325,7 +328,7 @@ def _awaits(layer) -> bool:
 
 def watched(layer) -> bool:
     """Whether hooks would see what `layer` hands on, where that is not always a float tensor."""
-    return any(layer._observers) or any(_EVERYWHERE)
+    return bool(layer._observers) or any(_EVERYWHERE)
 
 
 def _following(layer) -> tuple[Tensor, Tensor] | None:

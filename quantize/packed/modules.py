@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .. import _C
 from . import functional, kernels
 from .form import GROUPED, Form
 from .grid import PARTS, Grid, grid_of
 from .pending import Pending
+from .symbolic import as_node
 from .weight import PackedWeight
 
 TENSORS = ("codes", "group_bits", "scales", "bias", *PARTS)  # what is stored of a layer; they keep their dtype
@@ -82,11 +83,26 @@ class InputQuantizer(OnGrid):
 
     def forward(self, input: Tensor) -> Tensor:
         """`input` on the grid; shape and dtype as given."""
+        if isinstance(input, fx.Proxy):
+            return as_node(self, input)
         return self.grid.apply(input, self.axis)
 
     def extra_repr(self) -> str:
         """Bits."""
         return f"bits={self.bits}"
+
+
+class Observers:
+    """Whether there are hooks: true while one of these dictionaries has any. torch.export replaces what modules hold by copies, as far as
+    it knows it, and these dictionaries must stay the modules' own."""
+
+    __slots__ = ("hooks",)
+
+    def __init__(self, *hooks: dict):
+        self.hooks = hooks
+
+    def __bool__(self):
+        return any(self.hooks)
 
 
 class PackedLayer(OnGrid):
@@ -105,7 +121,8 @@ class PackedLayer(OnGrid):
     plain: type[nn.Module]
     form: Form
     _next, _fed = None, False  # feed()
-    _observers: tuple = ()  # watch()
+    _observers: Observers | None = None  # watch()
+    placed = ""  # the layer's name when it was packed: folded, feeds and the grid's names are of that model
     _steps: tuple[str, ...] = ()  # chains.py
     _region: _C.Region | None = None  # in which it is called for what _next or _steps say
     spatial = 0
@@ -121,7 +138,7 @@ class PackedLayer(OnGrid):
         for name in ("weight", *TENSORS):
             module._parameters.pop(name, None)
             module._buffers.pop(name, None)
-        for name in (*MADE, "_next", "_fed", "_observers", "_steps", "_region", "staying"):
+        for name in (*MADE, "_next", "_fed", "_observers", "_steps", "_region", "placed", "staying"):
             vars(module).pop(name, None)
         module.form, module.dtype = weight.form, dtype
         module.plain_bias, module.folded, module.feeds = plain_bias, None, None
@@ -166,7 +183,7 @@ class PackedLayer(OnGrid):
     def watch(self, *others: nn.Module) -> None:
         """While one of these modules has a hook, or the layer itself, nothing but floats is handed on."""
         hooks = [found for other in others for found in (other._forward_pre_hooks, other._forward_hooks)]
-        vars(self)["_observers"] = (self._forward_hooks, *hooks)
+        vars(self)["_observers"] = Observers(self._forward_hooks, *hooks)
 
     @property
     def weight(self) -> Tensor:
@@ -186,6 +203,8 @@ class PackedLayer(OnGrid):
         call = None if torch.compiler.is_compiling() else self.__dict__.get("_call")
         if call is not None and not kernels.watched(self) and (found := call(input)) is not None:
             return found
+        if isinstance(input, fx.Proxy):
+            return as_node(self, input)
         self._check_input(input)
         found = kernels.run(self, input)
         return functional.run(self, self._quantized(input)) if found is None else found
@@ -282,6 +301,8 @@ class _PackedConvTranspose(PackedLayer):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As the float layer's with the quantized weight."""
+        if isinstance(input, fx.Proxy):
+            return as_node(self, input, output_size)
         self._check_input(input)
         input = self._quantized(input)
         geometry = (self.stride, self.padding, self.kernel_size, self.spatial, self.dilation)

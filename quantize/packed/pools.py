@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..layers.functional import numbers_of
 from .kernels import value_only
+from .symbolic import as_node
 
 
 class PackedMaxPool2d(nn.MaxPool2d):
@@ -16,6 +17,8 @@ class PackedMaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
+        if isinstance(input, fx.Proxy):
+            return as_node(self, input)
         if (
             type(input) is not Tensor
             or input.device.type != "cpu"

@@ -29,8 +29,10 @@ def reason_decoded(module: nn.Module) -> str:
     return f"decoded: {plain_class(type(module)).__name__} reads a float weight in its own forward"
 
 
-def become_packed(module: nn.Module, weight: PackedWeight, bias, dtype: torch.dtype, plain_bias: bool, grid: Grid | None, folded) -> None:
-    """A float or packed layer becomes a packed one.
+def become_packed(
+    name: str, module: nn.Module, weight: PackedWeight, bias, dtype: torch.dtype, plain_bias: bool, grid: Grid | None, folded
+) -> None:
+    """A float or packed layer of that name becomes a packed one.
 
     `plain_bias`: the float layer has a bias. `folded`: (name, bytes) of the batch norm that scales and bias contain.
     """
@@ -41,7 +43,7 @@ def become_packed(module: nn.Module, weight: PackedWeight, bias, dtype: torch.dt
     packed_class(module).become(module, weight, bias, dtype, plain_bias)
     if grid is not None:
         module.quantize_inputs(grid)
-    module.folded = folded
+    module.folded, module.placed = folded, name
 
 
 def become_decoded(module: nn.Module, tensor: str, weight: PackedWeight, dtype: torch.dtype, grid: Grid | None, memo: dict) -> None:

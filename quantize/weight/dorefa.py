@@ -89,20 +89,14 @@ class UnitQuantizer(nn.Module):
 
     kind, initialized = "unit", True
 
-    def __init__(self, bits: int, device=None):
+    def __init__(self, bits: int):
         super().__init__()
         self.bits = bits
-        self.register_buffer("zero_point", torch.zeros((), dtype=torch.float32, device=device), persistent=False)
 
     @property
     def levels(self) -> int:
         """Steps from the grid's lower end to its upper."""
         return 2**self.bits - 1
-
-    @property
-    def step(self) -> Tensor:
-        """float32 scalar on the model's device; model.half() does not take it along."""
-        return torch.full_like(self.zero_point, 1 / self.levels, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` on the grid; shape and dtype as given."""

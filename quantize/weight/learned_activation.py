@@ -86,8 +86,8 @@ class LearnedBitsQuantizer(ActivationQuantizer):
         self.seen.fill_(True)
         self.initialized, self.is_signed = True, zero_point > 0
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _read_buffers(self) -> None:
+        super()._read_buffers()
         self.is_signed = bool(self.signed)
 
     def __getstate__(self):

@@ -72,8 +72,19 @@ class ActivationQuantizer(nn.Module):
         features = x.shape[1:].numel() if x.dim() > 1 else x.numel()
         return torch.ops.quantize.lsq(x, step, zero_point, self.levels, 1 / math.sqrt(max(features, 1) * self.levels))
 
+    def has_started(self) -> bool:
+        """Whether data have been seen, by this quantizer or by one whose buffers were copied here, as averages of models do."""
+        if not self.initialized and not self.seen.is_meta and bool(self.seen):
+            self._read_buffers()
+        return self.initialized
+
+    def _read_buffers(self) -> None:
+        self.initialized = bool(self.seen)
+
     def _start_from(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Starts, or returns step and zero point for this tensor alone."""
+        if self.has_started():
+            return None
         partners = _has_partners()
         observer = Observer(shared=partners and self.training)  # an empty `x` too: the others wait for this process
         for _ in range(2):
@@ -117,7 +128,7 @@ class ActivationQuantizer(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.initialized = bool(self.seen)
+        self._read_buffers()
 
     def extra_repr(self) -> str:
         """Bits, and whether data have been seen."""

@@ -265,7 +265,7 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
         True
     """
     check_module("calibrate", model)
-    if not isinstance(batches, Iterable):
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes)):
         raise TypeError(f"calibrate: batches must be iterable; got {type(batches).__name__}")
     if isinstance(batches, Tensor):  # whose rows would be taken for batches
         raise TypeError(f"calibrate: batches must be an iterable of inputs, as [inputs]; got one Tensor{list(batches.shape)}")

@@ -118,7 +118,7 @@ def make_activation_quantizer(config: WeightConfig, device) -> nn.Module:
     if isinstance(config, XNOR):
         return SignQuantizer(config.sign_gradient)
     if isinstance(config, DoReFa):
-        return UnitQuantizer(config.activation_bits, device)
+        return UnitQuantizer(config.activation_bits)
     if config.activation_bits == "learned":
         return LearnedBitsQuantizer(config, device)
     return ActivationQuantizer(config.activation_bits, device)

@@ -46,6 +46,7 @@ TABLE = torch.ones(4, 3)
             ValueError,
             "max_latency must be at least 4, the latency of the smallest choices; got 3.0",
         ),
+        ({"latency": {}, "max_latency": 9.0}, TypeError, "latency must be a Tensor or rows of numbers; got dict"),
         ({"latency": TABLE[:3], "max_latency": 9.0}, ValueError, r"latency must be \[4, 3\], .*; got \[3, 3\]"),
         ({"latency": TABLE * math.nan, "max_latency": 9.0}, ValueError, "latency must be finite and at least 0"),
         ({"latency": -TABLE, "max_latency": 9.0}, ValueError, "latency must be finite and at least 0"),

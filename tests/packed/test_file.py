@@ -316,3 +316,30 @@ def test_relative_paths_and_strings(tmp_path, monkeypatch):
     save(packed, "f.safetensors")
     assert os.listdir(tmp_path) == ["f.safetensors"]
     assert torch.equal(load(nn.Linear(4, 4), "f.safetensors")(x), packed(x))
+
+
+def backbone():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+
+
+def test_a_converted_part_in_another_model(tmp_path):
+    packed = convert(prepare(warm(backbone()).eval(), Uniform(4)))
+    whole = nn.Sequential()
+    whole.inner = nn.Sequential(packed)
+    whole.head = nn.Conv2d(8, 2, 1)
+    save(whole, tmp_path / "f")
+    other = nn.Sequential()
+    other.inner, other.head = nn.Sequential(backbone()), nn.Conv2d(8, 2, 1)
+    x = torch.randn(2, 3, 9, 9)
+    assert torch.equal(load(other, tmp_path / "f")(x), whole(x))
+    save(other.inner, tmp_path / "g")  # and out of it again
+    assert torch.equal(load(nn.Sequential(backbone()).eval(), tmp_path / "g")(x), packed(x))
+    save(other.inner[0], tmp_path / "h")
+    assert torch.equal(load(backbone().eval(), tmp_path / "h")(x), packed(x))
+
+
+def test_a_part_that_lacks_what_it_was_converted_with(tmp_path):
+    packed = convert(prepare(warm(backbone()).eval(), Uniform(4)))
+    with pytest.raises(ValueError, match="save: layer '0' was converted together with '4', which must be in the model too"):
+        save(nn.Sequential(packed[3]), tmp_path / "f")
+    assert not (tmp_path / "f").exists()

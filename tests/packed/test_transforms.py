@@ -102,3 +102,59 @@ def test_jit_trace_before_the_first_call(config):
 def test_layers_without_values():
     layer = quantize.convert(quantize.prepare(nn.Sequential(nn.BatchNorm1d(64), nn.Linear(64, 16)), quantize.XNOR()).eval()).to("meta")
     assert layer(torch.empty(2, 64, device="meta")).shape == (2, 16)
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_export_of_any_batch_of_images(dims):
+    conv = (nn.Conv1d, nn.Conv2d)[dims - 1]
+    model = nn.Sequential(conv(16, 16, 3, padding=1), nn.ReLU(), conv(16, 32, 3)).eval()
+    model, x = quantize.convert(quantize.prepare(model, Uniform(4))), torch.randn(4, 16, *[8] * dims)
+    exported = torch.export.export(model, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    for rows in (2, 3, 4):
+        torch.testing.assert_close(exported(x[:rows]), model(x[:rows]))
+
+
+def binary():
+    layers = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Hardtanh(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.Hardtanh()
+    model = nn.Sequential(*layers, nn.Conv2d(16, 8, 3)).eval()
+    return quantize.convert(quantize.prepare(model, {"*": quantize.XNOR(), "0": None}))
+
+
+def test_export_leaves_hooks_watched():
+    model, x, seen = binary(), torch.randn(2, 3, 12, 12), []
+    want = model(x)
+    model[3].register_forward_hook(lambda module, args, output: seen.append(output))
+    torch.export.export(model, (x,))
+    seen.clear()
+    assert torch.equal(model(x), want)
+    assert type(seen[0]) is torch.Tensor and seen[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("config", [Uniform(4), Uniform(8, activation_bits=8), quantize.PowerOfTwo(4)], ids=str)
+def test_symbolic_traces_have_a_node_for_each_layer(config):
+    layers = (
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(1),
+        nn.ConvTranspose2d(8, 8, 1),
+        nn.Conv2d(8, 8, 3),
+        nn.Flatten(),
+        nn.Linear(512, 4),
+    )
+    model = quantize.prepare(nn.Sequential(*layers), config)
+    x = torch.randn(2, 3, 12, 12)
+    model(x)
+    model = quantize.convert(model)
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == list("0123456")
+    with torch.no_grad():
+        assert torch.equal(traced(x), model(x))
+
+
+@pytest.mark.parametrize("config", [Uniform(4), Uniform(8, activation_bits=8)], ids=str)
+def test_jit_trace_behind_a_layer_that_trains(config):
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval(), torch.randn(2, 3, 12, 12)
+    quantize.prepare(model, {"*": config, "0": None})(x)
+    model = quantize.convert(model)
+    traced = torch.jit.trace(model, x)
+    torch.testing.assert_close(traced(x), model(x))

@@ -198,6 +198,7 @@ def test_a_layer_that_nothing_reached_waits_for_its_first_input():
     [
         ((3, []), TypeError, "calibrate: model must be an nn.Module; got int"),
         ((network(), None), TypeError, "calibrate: batches must be iterable; got NoneType"),
+        ((network(), "abc"), TypeError, "calibrate: batches must be iterable; got str"),
         ((network(), torch.ones(2, 3, 8, 8)), TypeError, r"batches must be an iterable of inputs, .*; got one Tensor\[2, 3, 8, 8\]"),
         ((nn.Linear(3, 3), [torch.ones(2, 3)]), ValueError, "it has no activation quantizers"),
         ((network(), batches(), "max"), ValueError, "method must be one of 'mse', 'minmax', 'percentile'; got 'max'"),
@@ -304,3 +305,18 @@ def test_evaluation_beside_other_processes_changes_nothing(config, monkeypatch):
     assert torch.equal(model(x), alone)
     assert not model[0].activation_quantizer.initialized
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "config", [quantize.Uniform(8, activation_bits=4), quantize.DiffQ(activation_bits="learned")], ids=["LSQ", "learned"]
+)
+def test_an_average_made_before_the_first_batch(config):
+    model = quantize.prepare(nn.Sequential(nn.Linear(8, 8)), config)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    for _ in range(3):
+        model(torch.randn(16, 8))
+        average.update_parameters(model)
+    own, other = average.module[0].activation_quantizer, model[0].activation_quantizer
+    want = model.eval()(x := 100 * torch.randn(4, 8))
+    assert torch.equal(quantize.convert(average.module)(x), quantize.convert(model)(x))
+    assert torch.equal(average.eval()(x), want) and torch.equal(own.step, other.step)

@@ -199,8 +199,8 @@ def test_what_is_kept_of_an_input():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         quantizer(x)
     assert sum(t.untyped_storage().nbytes() for t in kept) * 8 <= x.numel()
-    assert quantizer.step.dtype == torch.float32 and quantizer.half().step == torch.tensor(1 / 15) and quantizer.zero_point == 0
-    assert quantizer.bits == 4 and quantizer.kind == "unit" and quantizer.initialized and not quantizer.state_dict()
+    assert not list(quantizer.buffers()) and not quantizer.state_dict()
+    assert quantizer.bits == 4 and quantizer.kind == "unit" and quantizer.initialized
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

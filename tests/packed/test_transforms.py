@@ -141,7 +141,7 @@ def test_symbolic_traces_have_a_node_for_each_layer(config):
         nn.Flatten(),
         nn.Linear(512, 4),
     )
-    model = quantize.prepare(nn.Sequential(*layers), config)
+    model = quantize.prepare(nn.Sequential(*convs, nn.Flatten(), nn.Linear(512, 4)), config)
     x = torch.randn(2, 3, 12, 12)
     model(x)
     model = quantize.convert(model)

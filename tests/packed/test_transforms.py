@@ -132,15 +132,7 @@ def test_export_leaves_hooks_watched():
 
 @pytest.mark.parametrize("config", [Uniform(4), Uniform(8, activation_bits=8), quantize.PowerOfTwo(4)], ids=str)
 def test_symbolic_traces_have_a_node_for_each_layer(config):
-    layers = (
-        nn.Conv2d(3, 8, 3),
-        nn.ReLU(),
-        nn.MaxPool2d(1),
-        nn.ConvTranspose2d(8, 8, 1),
-        nn.Conv2d(8, 8, 3),
-        nn.Flatten(),
-        nn.Linear(512, 4),
-    )
+    convs = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(1), nn.ConvTranspose2d(8, 8, 1), nn.Conv2d(8, 8, 3)
     model = quantize.prepare(nn.Sequential(*convs, nn.Flatten(), nn.Linear(512, 4)), config)
     x = torch.randn(2, 3, 12, 12)
     model(x)

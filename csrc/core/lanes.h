@@ -67,6 +67,22 @@ QUANTIZE_INLINE Lanes exact_multiply_add(Lanes a, Lanes b, Lanes c) {
   return a;
 }
 
+// a * b + c in one rounding on every ISA; slow where there is no instruction for it.
+QUANTIZE_INLINE Lanes fused_multiply_add(Lanes a, Lanes b, Lanes c) {
+#if defined(__AVX512F__)
+  c.part[0] = (Lanes::Part)_mm512_fmadd_ps((__m512)a.part[0], (__m512)b.part[0], (__m512)c.part[0]);
+#elif defined(__FMA__)
+  for (int i = 0; i < Lanes::parts; ++i) c.part[i] = (Lanes::Part)_mm256_fmadd_ps((__m256)a.part[i], (__m256)b.part[i], (__m256)c.part[i]);
+#else
+  for (int i = 0; i < Lanes::parts; ++i) {
+    Lanes::Part sum = c.part[i];
+    for (int l = 0; l < Lanes::width; ++l) sum[l] = __builtin_fmaf(a.part[i][l], b.part[i][l], sum[l]);
+    c.part[i] = sum;
+  }
+#endif
+  return c;
+}
+
 QUANTIZE_INLINE Lanes magnitude(Lanes a) {
   for (Lanes::Part& p : a.part) p = (Lanes::Part)((Lanes::Whole)p & 0x7fffffff);
   return a;
@@ -78,12 +94,12 @@ QUANTIZE_INLINE Lanes with_sign(Lanes a, Lanes b) {
   return a;
 }
 
-// f - floor(f) for 0 <= f < 2^31; without the floor that baseline x86-64 lacks, and in one instruction where there is one.
-QUANTIZE_INLINE Lanes fraction(Lanes f) {
+// f less the nearest integer, ties to even, for |f| < 2^22: adding 1.5 * 2^23 leaves that, where there is no instruction for it.
+QUANTIZE_INLINE Lanes from_nearest(Lanes f) {
 #ifdef __AVX512DQ__
-  f.part[0] = _mm512_reduce_ps(f.part[0], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  f.part[0] = _mm512_reduce_ps(f.part[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  for (Lanes::Part& p : f.part) p -= __builtin_convertvector(__builtin_convertvector(p, Lanes::Whole), Lanes::Part);
+  for (Lanes::Part& p : f.part) p -= (p + 12582912.f) - 12582912.f;
 #endif
   return f;
 }

@@ -4,7 +4,8 @@
 // ceil(n*b/8) bytes of codes and two 16-bit words of range. B = 2^b - 1, and an element decodes to min + code*scale.
 //
 //   range    fp32 input: bf16 min rounded down, bf16 scale rounded up. fp16/bf16 input: min and max in the input's own type, exact.
-//            Both are rounded before the codes are drawn, so E[decoded] = x (ActNN, arXiv 2104.14129, rounds after and is biased).
+//            Both are rounded before the codes are drawn, so E[decoded] = x (ActNN, arXiv 2104.14129, rounds after and is biased), but
+//            where max - min is beyond float32: then values above min + B*scale become that.
 //   codes    whole blocks of 256/b elements are 16 little-endian words of 16 bits: word w holds the elements
 //            w/2 + 8*(w%2) + 16*j, j = 0..16/b-1, the j-th at bit b*j. What is left after the last whole block is packed in order,
 //            element i at bit b*i. (Words interleave as two 8-lane vectors of 32 bits do, so no lane is ever moved.)

@@ -150,10 +150,11 @@ Tensor group_dequantize_cpu(const Tensor& codes, const Tensor& ranges, const std
   return y;
 }
 
+constexpr int64_t part_elements = 4096;
+
 // Runs of a few groups within a run: body(elements before them in it, groups before them, smaller run).
 template <typename F>
 void for_each_part(GroupRun run, const F& body) {
-  constexpr int64_t part_elements = 4096;
   const int64_t groups = std::max<int64_t>(1, part_elements / run.group_size), elements = groups * run.group_size;
   for (int64_t done = 0, before = 0; done < run.elements; done += elements, before += groups)
     body(done, before, GroupRun{std::min(elements, run.elements - done), run.group_size, run.first_group + uint32_t(before)});
@@ -161,7 +162,7 @@ void for_each_part(GroupRun run, const F& body) {
 
 // Room for such a part, not initialized.
 std::unique_ptr<uint8_t[]> part_buffer(GroupRun run, Scalar scalar) {
-  return std::unique_ptr<uint8_t[]>(new uint8_t[std::max<int64_t>(4096, run.group_size) * item_bytes(scalar)]);
+  return std::unique_ptr<uint8_t[]>(new uint8_t[std::max(part_elements, run.group_size) * item_bytes(scalar)]);
 }
 
 tuple<Tensor, Tensor> packed_meta(const Tensor& x, const c10::SymInt& bytes, const c10::SymInt& groups) {
@@ -223,8 +224,9 @@ tuple<Tensor, Tensor> quantize_made(const char* op, const Tensor& input, MakeKer
 
 Tensor dequantize_and_join(const char* op, const Tensor& codes, const Tensor& ranges, const std::optional<Tensor>& sample_bits,
                            int64_t bits, int64_t group_size, const Tensor& seed, JoinKernel join, const Tensor& other) {
-  const Scalar scalar = check_scalar(op, "dtype", other.scalar_type());
+  const Scalar scalar = check_scalar(op, "grad", other.scalar_type());
   const auto l = check_dequantize(op, codes, ranges, sample_bits, bits, group_size, other.sizes());
+  TORCH_INTERNAL_ASSERT(packed_strides(other.sizes(), other.strides()) == other.strides().vec());
   Tensor y = at::empty_strided(other.sizes(), other.strides(), other.options());
   if (y.numel() == 0) return y;
   const PackedTensor p(op, l, scalar, seed, codes, ranges, bits, sample_bits);

@@ -1,4 +1,4 @@
-// The scalar twin of the vector kernels: the whole of the portable ISA, and what a vector kernel leaves at a group's end.
+// The scalar twin of the vector kernels: the whole of the portable ISA, and groups whose range is extreme or poisoned on the others.
 #pragma once
 
 #include <cstring>

@@ -1,5 +1,5 @@
 // Packing what a kernel makes of a tensor, and unpacking into a kernel that makes the result, a few groups at a time: what is packed is in
-// the L1 cache then, and nowhere as a whole. CPU.
+// a core's caches then, and nowhere as a whole. CPU.
 #pragma once
 
 #include <ATen/core/Tensor.h>

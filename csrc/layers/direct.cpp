@@ -13,7 +13,6 @@
 namespace quantize::layers {
 namespace {
 
-using at::IntArrayRef;
 using at::Tensor;
 using c10::SymInt;
 using c10::SymIntArrayRef;

@@ -11,6 +11,7 @@
 #include <torch/csrc/jit/python/pybind_utils.h>
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <string>
 #include <tuple>
@@ -109,22 +110,42 @@ class Watch {
 // Whether this thread is in the forward of one module, for layers inside it that hand on what only that forward knows what to do with.
 class Region {
  public:
-  void enter() const { entered().push_back(this); }
-  void leave() const {
-    auto& all = entered();
-    for (size_t i = all.size(); i-- > 0;)
-      if (all[i] == this) return void(all.erase(all.begin() + int64_t(i)));
+  Region() : id_(next_id++) {}
+
+  // PyTorch calls no hook behind a forward that KeyboardInterrupt or SystemExit ended: what is left of it lies as deep in the stack as this
+  // call, or deeper, where no forward around this one can be.
+  void enter() const {
+    auto& all = entries();
+    const char here = 0;
+    const auto place = reinterpret_cast<uintptr_t>(&here);
+    while (!all.empty() && all.back().place <= place) all.pop_back();
+    all.push_back({id_, place});
   }
+
+  void leave() const {
+    auto& all = entries();
+    for (size_t i = all.size(); i-- > 0;)
+      if (all[i].id == id_) return void(all.erase(all.begin() + int64_t(i)));
+  }
+
   bool is_entered() const {
-    const auto& all = entered();
-    return std::find(all.begin(), all.end(), this) != all.end();
+    const auto& all = entries();
+    return std::any_of(all.begin(), all.end(), [&](const Entry& entry) { return entry.id == id_; });
   }
 
  private:
-  static std::vector<const Region*>& entered() {
-    thread_local std::vector<const Region*> regions;
-    return regions;
+  struct Entry {
+    uint64_t id;
+    uintptr_t place;  // in the stack, which grows downwards
+  };
+
+  static std::vector<Entry>& entries() {
+    thread_local std::vector<Entry> all;
+    return all;
   }
+
+  static inline std::atomic<uint64_t> next_id = 0;
+  uint64_t id_;
 };
 
 // One kind of input that a layer takes, and what is done with it.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..hooks import remove_hooks
+from ..hooks import add_hook, add_pre_hook, remove_hooks
 from ..layers import functional
 from .config import ActivationConfig
 from .state import LayerState, hold_op, under_checkpoint
@@ -73,8 +73,8 @@ class Leave:
 
 def name_calls_of(module: nn.Module, state: LayerState | None) -> None:
     """Puts the calls that `module` makes under `state`; None: leaves them alone."""
-    module.register_forward_pre_hook(Enter(state))
-    module.register_forward_hook(Leave(), always_call=True)
+    add_pre_hook(module, Enter(state))
+    add_hook(module, Leave(), always_call=True)
 
 
 def forget_calls_of(module: nn.Module) -> None:

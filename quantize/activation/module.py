@@ -78,7 +78,7 @@ class Control:
 
     def _bring(self, figures: Tensor, take: Callable[[Tensor], None]) -> None:
         """take(figures) with figures on the CPU: from a GPU by the first step that finds them there."""
-        if type(figures) is not Tensor or figures.is_meta:  # fake ones, too: there is nothing to learn
+        if figures.is_meta or type(figures).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # no values, as fake tensors have none
             return
         if not figures.is_cuda:
             take(figures)

@@ -207,7 +207,7 @@ class Session:
 
         Of the nearest such numbers it is the one that brings all layers so far closest to what they should have together.
         """
-        wanted, near = _nearest_totals(average, samples, most)
+        wanted, near = _nearest_totals(average, int(samples), most)
         total = near[0]
         for other in near[1:]:
             if abs(self.owed + elements * (wanted - other)) < abs(self.owed + elements * (wanted - total)):
@@ -234,7 +234,7 @@ class Session:
 
 
 @functools.lru_cache(maxsize=4096)
-def _nearest_totals(average: float, samples: int, most: int) -> tuple[float, list[int]]:
+def _nearest_totals(average: float, samples: int, most: int) -> tuple[float, tuple[int, ...]]:
     """`average` bits a sample as a total, and the whole numbers nearest to it, the nearest first, that `samples` can have together."""
 
     def possible(total: int) -> bool:  # as a sum of `samples` numbers out of 1, 2, 4, ..., most
@@ -245,7 +245,7 @@ def _nearest_totals(average: float, samples: int, most: int) -> tuple[float, lis
     near |= {next((b for b in range(math.floor(wanted) + 1, most * samples) if possible(b)), most * samples)}
     if wanted.is_integer() and possible(int(wanted)):
         near.add(int(wanted))
-    return wanted, sorted(near, key=lambda b: (abs(wanted - b), b))
+    return wanted, tuple(sorted(near, key=lambda b: (abs(wanted - b), b)))
 
 
 class _Local(threading.local):

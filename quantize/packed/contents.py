@@ -107,11 +107,14 @@ def entry_of(name: str, module: nn.Module, weight: PackedWeight, tensor: str, gr
     return entry
 
 
-def _check_others(entry: dict, modules: Collection[str], who: str) -> None:
-    """That the modules an entry speaks of are in the model."""
-    for other in (*entry.get("removed", ()), *(entry[field] for field in ("feeds", "batch_norm") if field in entry)):
-        if other not in modules:
-            raise ValueError(f"{who}: layer {entry['name']!r} was converted together with {other!r}, which must be in the model too")
+def _check_others(entry: dict, module: nn.Module, modules: dict[str, nn.Module], who: str) -> None:
+    """That the modules an entry speaks of are in the model, as they were left."""
+    empty = [*entry.get("removed", ()), *([entry["batch_norm"]] if "batch_norm" in entry else [])]
+    lost = [other for other in empty if type(modules.get(other)) is not nn.Identity]
+    if "feeds" in entry and modules.get(entry["feeds"]) is not module._next:
+        lost.append(entry["feeds"])
+    if lost:
+        raise ValueError(f"{who}: layer {entry['name']!r} was converted together with {lost[0]!r}, which must be in the model too")
 
 
 def packed_parts(name: str, module: nn.Module) -> Iterator[tuple[str, PackedWeight, dict, dict[str, Tensor]]]:
@@ -144,7 +147,7 @@ def contents(model: nn.Module, who: str) -> Contents:
             continue
         stored = set(TENSORS) if isinstance(module, PackedLayer) else set(packed_weights(module))
         for weight, _, entry, parts in packed_parts(name, module):
-            _check_others(entry, modules, who)
+            _check_others(entry, module, modules, who)
             layers.append(entry)
             tied = {part: first for part, t in parts.items() if (first := add(join(name, part), Item(name, weight, t))) != join(name, part)}
             if tied:

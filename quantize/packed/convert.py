@@ -122,7 +122,7 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
             and isinstance(source.grid, SignGrid)
             and source.spatial in (0, 2)
         ):
-            feed(result, path.source, path.layer, path.removed)
+            feed(result, path.source, path.layer, path.removed, path.root)
     for name in removed:
         become_identity(result.get_submodule(name))
     find_chains(result)

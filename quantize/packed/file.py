@@ -193,7 +193,8 @@ def _apply(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], weights: li
     fed = {step.entry["name"]: step.entry for step in plan.steps if not step.decoded}
     for step in plan.steps:  # when all of them are packed
         if "feeds" in step.entry:
-            feed(model, step.entry["name"], step.entry["feeds"], fed[step.entry["feeds"]].get("removed", ()))
+            name, other = step.entry["name"], step.entry["feeds"]
+            feed(model, name, other, fed[other].get("removed", ()), plan.roots[name])
     for module in plan.folded:
         become_identity(module)
     find_chains(model)

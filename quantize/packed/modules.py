@@ -12,6 +12,7 @@ from . import functional, kernels
 from .form import GROUPED, Form
 from .grid import PARTS, Grid, grid_of
 from .pending import Pending
+from .region import Enter, Leave
 from .symbolic import as_node
 from .weight import PackedWeight
 
@@ -93,8 +94,8 @@ class InputQuantizer(OnGrid):
 
 
 class Observers:
-    """Whether there are hooks: true while one of these dictionaries has any. torch.export replaces what modules hold by copies, as far as
-    it knows it, and these dictionaries must stay the modules' own."""
+    """Whether there are hooks: true while one of these dictionaries has any but regions'. torch.export replaces what modules hold by
+    copies, as far as it knows it, and these dictionaries must stay the modules' own."""
 
     __slots__ = ("hooks",)
 
@@ -102,7 +103,7 @@ class Observers:
         self.hooks = hooks
 
     def __bool__(self):
-        return any(self.hooks)
+        return any(self.hooks) and any(not isinstance(hook, (Enter, Leave)) for own in self.hooks for hook in own.values())
 
 
 class PackedLayer(OnGrid):

@@ -34,11 +34,13 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What load() will do: the packed weights, the plain tensors to copy into, and the batch norms that go."""
+    """What load() will do: the packed weights, the plain tensors to copy into, and the batch norms that go. `roots`: the modules whose
+    traces show that layers feed others, by the layers' names."""
 
     steps: list[Step]
     plain: dict[str, Tensor]
     folded: list[nn.Module]
+    roots: dict[str, str]
 
 
 def make_plan(model: nn.Module, header: Header) -> Plan:
@@ -50,7 +52,7 @@ def make_plan(model: nn.Module, header: Header) -> Plan:
     if len(folds) < sum("batch_norm" in entry for entry in header.layers):
         raise Bad("layers: a batch_norm must be folded into one layer only")
     removed = _removed(header.layers)
-    plan, seen, used = Plan([], {}, []), set(), set()
+    plan, seen, used = Plan([], {}, [], {}), set(), set()
     grids = {grid for m in model.modules() if (grid := input_grid(m)) is not None}  # of a model that was converted before
     for name, module in model.named_modules():
         if module in grids:
@@ -85,7 +87,7 @@ def make_plan(model: nn.Module, header: Header) -> Plan:
         raise Bad(f"layer {short(next(iter(folds)))}: expected a batch norm of the model; the model has no such module")
     if removed:
         raise Bad(f"layer {short(next(iter(removed)))}: expected what stands before a sign in the model; the model has no such module")
-    _check_feeds(model, plan.steps)
+    plan.roots.update(_check_feeds(model, plan.steps))
     extra = sorted(set(header.tensors) - set(plan.plain) - used)
     if extra:
         raise Bad(f"tensor {short(extra[0])}: expected no such tensor, as in the model; found {_words(header.tensors[extra[0]])}")
@@ -136,8 +138,8 @@ def _check_removed(name: str, module: nn.Module, entry: dict) -> None:
         raise Bad(f"layer {name!r}: expected {what}, as in the model; found {found}")
 
 
-def _check_feeds(model: nn.Module, steps: list[Step]) -> None:
-    """Layers that hand bits on must hand them to one that takes them, and nothing else may see them."""
+def _check_feeds(model: nn.Module, steps: list[Step]) -> dict[str, str]:
+    """Layers that hand bits on must hand them to one that takes them, and nothing else may see them: Plan.roots."""
     by_name = {step.entry["name"]: step for step in steps if not step.decoded}
     for step in steps:
         if "feeds" not in step.entry:
@@ -150,23 +152,25 @@ def _check_feeds(model: nn.Module, steps: list[Step]) -> None:
                 f"got {short(step.entry['feeds'])}"
             )
     feeding = [step.entry for step in steps if "feeds" in step.entry]
-    links = _links(model, by_name) if feeding else ()
+    links = {(name, other): root for name, other, root in (_links(model, by_name) if feeding else ())}
     for entry in feeding:
         if (entry["name"], entry["feeds"]) not in links:
             raise Bad(
                 f"layer {entry['name']!r}: feeds must be the layer that alone takes its output in the model's forward; "
                 f"got {short(entry['feeds'])}"
             )
+    return {entry["name"]: links[entry["name"], entry["feeds"]] for entry in feeding}
 
 
-def _links(model: nn.Module, steps: dict[str, Step]) -> list[tuple[str, str]]:
-    """Names of layers, the second of which alone sees the first one's output, with nothing between them but what it stands for."""
+def _links(model: nn.Module, steps: dict[str, Step]) -> list[tuple[str, str, str]]:
+    """Names of layers, the second of which alone sees the first one's output, with nothing between them but what it stands for, and of the
+    module whose trace says so."""
     copied = shell(model).eval()
     without_compression(copied)
     names = {m: name for name, m in copied.named_modules()}
     removed = {copied.get_submodule(name) for step in steps.values() for name in step.entry.get("removed", ())}
 
-    def collect(root: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
+    def collect(root: nn.Module, graph: fx.Graph) -> list[tuple[str, str, str]]:
         calls, found = Calls(root, graph), []
         for node in calls.nodes:
             layer = calls.link(node)
@@ -178,7 +182,7 @@ def _links(model: nn.Module, steps: dict[str, Step]) -> list[tuple[str, str]]:
                 above = above.args[0]
             source = calls.alone(above)
             if source is not None and len(above.users) == 1:
-                found.append((names[source], names[layer]))
+                found.append((names[source], names[layer], names[root]))
         return found
 
     return collected(copied, {*map(copied.get_submodule, steps), *removed}, collect)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .. import _C
+from ..hooks import add_hook, add_pre_hook
 
 
 class Enter:
@@ -20,7 +21,7 @@ class Enter:
 
 
 class Leave:
-    """The forward hook that ends it, also when the forward raises."""
+    """The forward hook that ends it, also when the forward raises an Exception."""
 
     def __init__(self, region: _C.Region):
         self.region = region
@@ -36,6 +37,6 @@ def region_of(root: nn.Module) -> _C.Region:
         if isinstance(hook, Enter):
             return hook.region
     region = _C.Region()
-    root.register_forward_pre_hook(Enter(region))
-    root.register_forward_hook(Leave(region), always_call=True)
+    add_pre_hook(root, Enter(region))
+    add_hook(root, Leave(region), always_call=True)
     return region

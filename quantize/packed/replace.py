@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ..hooks import remove_hooks
+from ..hooks import add_pre_hook, remove_hooks
 from ..layers.base import CompressedLayer
 from ..weight.prepare import quantize_input_of
 from .grid import Grid
@@ -58,10 +58,11 @@ def become_decoded(module: nn.Module, tensor: str, weight: PackedWeight, dtype: 
         _set_input_grid(module, grid)
 
 
-def feed(model: nn.Module, name: str, other: str, removed: Iterable[str]) -> None:
-    """PackedLayer.feed from the layer `name` of `model` to another, across the modules that were `removed` between them."""
+def feed(model: nn.Module, name: str, other: str, removed: Iterable[str], root: str) -> None:
+    """PackedLayer.feed from the layer `name` of `model` to another, across the modules that were `removed` between them, as the trace of
+    the module `root` has it."""
     seen = (*removed, *sorted(containers(name) ^ containers(other)))
-    model.get_submodule(name).feed(other, model.get_submodule(other), map(model.get_submodule, seen), region_of(model))
+    model.get_submodule(name).feed(other, model.get_submodule(other), map(model.get_submodule, seen), region_of(model.get_submodule(root)))
 
 
 def mark_staying(module: nn.Module, tensor: str) -> None:
@@ -75,7 +76,7 @@ def _set_input_grid(module: nn.Module, grid: Grid | None) -> None:
     if grid is not None:
         spatial = len(getattr(module, "kernel_size", ()))
         module.activation_quantizer = InputQuantizer(grid, -spatial - 1)
-        module.register_forward_pre_hook(quantize_input_of, with_kwargs=True)
+        add_pre_hook(module, quantize_input_of, with_kwargs=True)
 
 
 def become_identity(module: nn.Module) -> None:
@@ -109,7 +110,7 @@ def without_fused_path(model: nn.Module) -> None:
             module.use_nested_tensor = False
         if isinstance(module, nn.TransformerEncoderLayer):
             remove_hooks(module, lambda hook: hook is _nothing)
-            module.register_forward_pre_hook(_nothing)
+            add_pre_hook(module, _nothing)
 
 
 def _nothing(module, args):

@@ -32,6 +32,7 @@ class Path(NamedTuple):
     relu: str = ""
     source: str = ""
     constant: bool = False  # the input is never below zero: its sign says nothing
+    root: str = ""  # the module whose trace says so
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -53,13 +54,13 @@ def find_paths(model: nn.Module, kinds: dict[str, str]) -> dict[str, Path]:
     every, around = unwatched(copied, set(copied.modules())), hooked_around(copied)
     single = {m: kind for m, kind in layers.items() if m in every}
     paths, wanted = {}, {*layers, *norms}
-    for layer, *before, constant in collected(copied, wanted, lambda root, graph: _graph_paths(root, graph, single, every, around)):
-        paths[names[layer]] = Path(names[layer], *(names.get(m, "") for m in before), constant)
+    for layer, *before, constant, root in collected(copied, wanted, lambda root, graph: _graph_paths(root, graph, single, every, around)):
+        paths[names[layer]] = Path(names[layer], *(names.get(m, "") for m in before), constant, names[root])
     return paths
 
 
 def _graph_paths(root: nn.Module, graph: fx.Graph, signs: dict[nn.Module, str], every: set[nn.Module], around: dict) -> list[tuple]:
-    """(layer, norm, clip, relu, source, constant), None for what is not there."""
+    """(layer, norm, clip, relu, source, constant, root), None for what is not there."""
     calls, found = Calls(root, graph), []
     for node in calls.nodes:
         layer = calls.link(node)
@@ -76,7 +77,7 @@ def _graph_paths(root: nn.Module, graph: fx.Graph, signs: dict[nn.Module, str], 
         norm = calls.link(above)
         if norm not in unseen or type(norm) not in BATCH_NORMS or not _only_signs(calls, above, clip, kind, kinds):
             if clip is None and kind == "sign" and _never_negative(root, node.args[0]):
-                found.append((layer, None, None, None, None, True))
+                found.append((layer, None, None, None, None, True, root))
             continue
         single_consumer = len(above.users) == len(node.args[0].users) == 1
         above = above.args[0]
@@ -86,7 +87,7 @@ def _graph_paths(root: nn.Module, graph: fx.Graph, signs: dict[nn.Module, str], 
         else:
             relu = None
         source = calls.alone(above) if single_consumer and isinstance(above, fx.Node) and len(above.users) == 1 else None
-        found.append((layer, norm, clip, relu, source if source in every else None, False))
+        found.append((layer, norm, clip, relu, source if source in every else None, False, root))
     return found
 
 

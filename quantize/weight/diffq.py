@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .. import _C
-from ..hooks import remove_hooks
+from ..hooks import add_hook, add_pre_hook, remove_hooks
 from ..seed import draw_seed
 from .config import DiffQ
 from .quantizer import WeightQuantizer
@@ -299,8 +299,8 @@ def end_forward(model: nn.Module, args=None, output=None) -> None:
 def draw_together(model: nn.Module) -> None:
     """Registers the two hooks, once."""
     if begin_forward not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(begin_forward)
-        model.register_forward_hook(end_forward, always_call=True)
+        add_pre_hook(model, begin_forward)
+        add_hook(model, end_forward, always_call=True)
 
 
 def stop_drawing(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from ..activation.intercept import keep_two_values
 from ..checks import check_module
 from ..dtypes import FLOATS
+from ..hooks import add_hook, add_pre_hook
 from ..modes import evaluating
 from ..patterns import check, resolve, unmatched
 from .config import XNOR, DiffQ, DoReFa, PowerOfTwo, Ternary, Uniform, WeightConfig
@@ -192,10 +193,10 @@ def _prepare_layer(module: nn.Module, config: WeightConfig, shared: dict[tuple, 
     if config.activation_bits is not None:
         own = make_activation_quantizer(config, next(module.parameters()).device)
         module.activation_quantizer = own.train(module.training)
-        module.register_forward_pre_hook(quantize_input_of, with_kwargs=True)
+        add_pre_hook(module, quantize_input_of, with_kwargs=True)
         keep_two_values(module)  # where QModule was first
     if isinstance(config, DoReFa) and config.gradient_bits < 32:
-        module.register_forward_hook(quantize_gradient_of)
+        add_hook(module, quantize_gradient_of)
 
 
 def _flatten_at_use(module: nn.RNNBase) -> None:

@@ -148,3 +148,14 @@ def test_adaptive_bits_learn_nothing_where_there_are_no_values():
     assert all(state.curve is None for state in model._control.states())
     with FakeTensorMode(allow_non_fake_inputs=True):
         train(QModule(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))), torch.randn(4, 3, 8, 8))
+
+
+def test_adaptive_bits_learn_from_subclasses_of_tensors_that_compute():
+    class Named(torch.Tensor):
+        pass
+
+    model = QModule(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+    for _ in range(2):
+        model(torch.randn(4, 3, 8, 8).as_subclass(Named)).square().sum().backward()
+    model._control.begin_step()
+    assert all(state.curve is not None for state in model._control.states())

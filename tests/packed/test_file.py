@@ -342,4 +342,7 @@ def test_a_part_that_lacks_what_it_was_converted_with(tmp_path):
     packed = convert(prepare(warm(backbone()).eval(), Uniform(4)))
     with pytest.raises(ValueError, match="save: layer '0' was converted together with '4', which must be in the model too"):
         save(nn.Sequential(packed[3]), tmp_path / "f")
+    packed[4] = nn.BatchNorm2d(8)
+    with pytest.raises(ValueError, match="save: layer '3' was converted together with '4'"):
+        save(packed, tmp_path / "f")
     assert not (tmp_path / "f").exists()

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -84,6 +86,72 @@ def test_copies_have_their_own(again):
         assert torch.equal(other(X), model(X))
 
 
+LOADED = """
+import pickle, sys
+import torch
+from quantize.packed.region import region_of
+
+with open(sys.argv[1], "rb") as file:
+    model, x = pickle.load(file)
+hooks = [model.register_forward_hook(lambda *_: None) for _ in range(100)]  # numbered from 0, as in every process
+for hook in hooks:
+    hook.remove()
+with torch.no_grad():
+    model(x)
+assert not region_of(model).is_entered() and type(model[0](x)) is torch.Tensor
+"""
+
+
+def test_pickles_in_another_process(tmp_path):
+    (tmp_path / "model").write_bytes(pickle.dumps((packed(CONFIGS[0]), X)))
+    done = subprocess.run([sys.executable, "-c", LOADED, str(tmp_path / "model")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+class Opaque(nn.Module):
+    """Which no trace can follow."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        if float(x.sum()) == 0.5:
+            return x
+        return self.inner[:4](x), self.inner(x)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["integers", "signs"])
+def test_parts_within_a_forward_that_cannot_be_traced(config, tmp_path):
+    prefixed = {f"inner.{name}" if name != "*" else name: own for name, own in config.items()} if isinstance(config, dict) else config
+    model = quantize.prepare(Opaque(trained_norms(network())).eval(), prefixed)
+    if not isinstance(config, dict):
+        quantize.calibrate(model, [X])
+    model = quantize.convert(model)
+    quantize.save(model, tmp_path / "f")
+    for own in (model, quantize.load(Opaque(network()).eval(), tmp_path / "f")):
+        with torch.no_grad():
+            for _ in range(2):
+                part, whole = own(X)
+                assert type(part) is torch.Tensor and part.dtype == torch.float32 and type(whole) is torch.Tensor
+
+
+def test_an_interrupted_forward_is_forgotten_by_the_next():
+    model = packed(CONFIGS[0])
+
+    def interrupt(module, args):
+        raise KeyboardInterrupt
+
+    handle = model[5].register_forward_pre_hook(interrupt)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            model(X)
+    handle.remove()
+    with torch.no_grad():
+        model(X)
+        assert not region_of(model).is_entered() and type(model[0](X)) is torch.Tensor
+
+
 def test_ends_with_an_error_and_does_not_reach_other_threads():
     model = packed(CONFIGS[0])
     region = region_of(model)
@@ -91,11 +159,24 @@ def test_ends_with_an_error_and_does_not_reach_other_threads():
         model(torch.randn(2, 5, 12, 12))
     assert not region.is_entered()
     with inside(model):
-        with inside(model):  # a model that calls itself
-            pass
         found = []
         thread = threading.Thread(target=lambda: found.append(region.is_entered()))
         thread.start()
         thread.join()
         assert region.is_entered() and found == [False]
     assert not region.is_entered()
+
+
+def test_a_model_that_is_called_in_its_own_forward():
+    model, seen = packed(CONFIGS[0]), []
+    region = region_of(model)
+
+    def call_again(module, args):
+        if not seen:
+            seen.append(False)
+            model(X)
+            seen.append(region.is_entered())
+
+    model[5].register_forward_pre_hook(call_again)
+    model(X)
+    assert seen == [False, True] and not region.is_entered()

@@ -37,6 +37,9 @@ int64_t check(Isa isa, Fence fence) {
       multiply(isa, int(T::scalar))(x.data(), other.data(), n, got.data());
       multiply(Isa::portable, int(T::scalar))(x.data(), other.data(), n, want.data());
       expect_same(got, want, "multiply: n " + std::to_string(n) + ", " + kPatternNames[int(pattern)]);
+      std::copy(x.data(), x.data() + n, got.data());
+      multiply(isa, int(T::scalar))(got.data(), other.data(), n, got.data());
+      expect_same(got, want, "multiply in place: n " + std::to_string(n) + ", " + kPatternNames[int(pattern)]);
       ++count;
       for (int function = 0; function < 5; ++function, ++count) {
         kernel(isa, int(T::scalar), function)(x.data(), n, got.data());

@@ -104,6 +104,23 @@ def other_models(r: dict) -> list[str]:
     ]
 
 
+def other_steps(r: dict) -> list[str]:
+    """Steps of torchvision's and timm's."""
+    rows = []
+    for kind in ("float32", "bfloat16"):
+        sides = {name: row[kind] for name, row in r["results"].items()}
+        order = sorted(sides, key=lambda name: sides[name]["2 bits"]["ratio"])
+        adaptive = sorted(row["2 bits, adaptive"]["ratio"] for row in sides.values())
+        low, middle, high = order[0], order[len(order) // 2], order[-1]
+        rows.append(
+            f"| Step, {len(order)} CNNs of torchvision and timm, unchanged, {kind}, batch {r['batch']}, {r['size']}² | "
+            f"{sides[middle]['2 bits']['ratio']:.2f} times the plain step's time in the middle | 1 | "
+            f"{sides[low]['2 bits']['ratio']:.2f} ({low}) to {sides[high]['2 bits']['ratio']:.2f} ({high}); adaptive {adaptive[0]:.2f} to "
+            f"{adaptive[-1]:.2f} |"
+        )
+    return rows
+
+
 def packed(r: dict) -> list[str]:
     """A convolution and a matrix-vector product, beside fp32 and other libraries' int8."""
     rows = []

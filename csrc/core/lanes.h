@@ -55,18 +55,6 @@ QUANTIZE_LANES_OPERATOR(higher, y > x ? y : x)
 
 QUANTIZE_INLINE Lanes& operator+=(Lanes& a, Lanes b) { return a = a + b; }
 
-// a + b * c where both are exact in float: one rounding and two are the same then, on every ISA.
-QUANTIZE_INLINE Lanes exact_multiply_add(Lanes a, Lanes b, Lanes c) {
-#if defined(__AVX512F__)
-  a.part[0] = (Lanes::Part)_mm512_fmadd_ps((__m512)b.part[0], (__m512)c.part[0], (__m512)a.part[0]);
-#elif defined(__FMA__)
-  for (int i = 0; i < Lanes::parts; ++i) a.part[i] = (Lanes::Part)_mm256_fmadd_ps((__m256)b.part[i], (__m256)c.part[i], (__m256)a.part[i]);
-#else
-  a += b * c;
-#endif
-  return a;
-}
-
 // a * b + c in one rounding on every ISA; slow where there is no instruction for it.
 QUANTIZE_INLINE Lanes fused_multiply_add(Lanes a, Lanes b, Lanes c) {
 #if defined(__AVX512F__)
@@ -81,6 +69,15 @@ QUANTIZE_INLINE Lanes fused_multiply_add(Lanes a, Lanes b, Lanes c) {
   }
 #endif
   return c;
+}
+
+// a + b * c where both are exact in float: one rounding and two are the same then, on every ISA.
+QUANTIZE_INLINE Lanes exact_multiply_add(Lanes a, Lanes b, Lanes c) {
+#ifdef __FMA__
+  return fused_multiply_add(b, c, a);
+#else
+  return a + b * c;
+#endif
 }
 
 QUANTIZE_INLINE Lanes magnitude(Lanes a) {

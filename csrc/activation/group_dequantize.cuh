@@ -30,12 +30,9 @@ QUANTIZE_DEVICE float decode_word(uint32_t code, float min, float scale) {
 }
 
 template <typename T>
-QUANTIZE_DEVICE uint32_t round_pair(float low, float high, uint32_t key, uint32_t e) {  // elements e and e + 1
-  const uint32_t first = dither_bits(key, e), second = dither_bits(key, e + 1);
-  if constexpr (T::scalar == Scalar::bf16)  // round_stochastic_bf16 of what is no NaN
-    return byte_permute(float_bits(low) + first, float_bits(high) + second, 0x7632);
-  else
-    return uint32_t(round_to<T>(high, second).bits) << 16 | round_to<T>(low, first).bits;
+QUANTIZE_DEVICE uint32_t round_pair(float low, float high, uint32_t key, uint32_t e) {                       // elements e and e + 1
+  const auto split = [](float x) { return T::scalar == Scalar::bf16 ? float_bits(x) : split_level<T>(x); };  // no NaN comes here
+  return byte_permute(split(low) + dither_bits(key, e), split(high) + dither_bits(key, e + 1), 0x7632);
 }
 
 // Writes the bundle's `units` units. codes: shared, as in memory. y: the bundle's first element, 16-byte aligned.

@@ -112,7 +112,8 @@ template <>
 QUANTIZE_HOST_DEVICE StoredRange store_range<F16>(Extent extent, int) {
   if (!extent.finite) return {0x7e00, 0x7e00};
   // Both are elements, so the conversion is exact.
-  return {round_stochastic_f16(detail::positive_zero(extent.min), 0).bits, round_stochastic_f16(detail::positive_zero(extent.max), 0).bits};
+  const auto stored = [](float x) { return uint16_t(split_number(detail::positive_zero(x), F16{}) >> 16); };
+  return {stored(extent.min), stored(extent.max)};
 }
 
 template <typename T>
@@ -177,27 +178,31 @@ QUANTIZE_HOST_DEVICE int64_t code_bit(int64_t e, int64_t n, int bits) {
 }
 
 // Decoded values of a 16-bit type fall between its numbers; rounding them to nearest would bias the mean, so they are dithered.
-// The dither is a pure function of the seed and the place: unpacking twice gives the same tensor.
+// The dither is a pure function of the seed and the place: unpacking twice gives the same tensor. Its 16 bits are a group's own start and
+// multiples of the golden ratio from there: uniform for each element, spread evenly over neighbours, and one addition where a hash of the
+// place would take most of the time of unpacking. It is far below the quantization noise.
 QUANTIZE_HOST_DEVICE uint32_t dither_key(uint32_t group, Seed seed) {
-  return hash32(group ^ uint32_t(seed.seed) ^ hash32(uint32_t(seed.seed >> 32) ^ uint32_t(seed.offset)));
+  return hash32(group ^ uint32_t(seed.seed) ^ hash32(uint32_t(seed.seed >> 32) ^ uint32_t(seed.offset))) >> 16;
 }
 
-QUANTIZE_HOST_DEVICE uint32_t dither_bits(uint32_t key, int64_t e) { return hash32(key + uint32_t(e) * 0x9E3779B9u) >> 16; }
+constexpr uint32_t dither_step = 0x9E37;
+
+QUANTIZE_HOST_DEVICE uint32_t dither_bits(uint32_t key, int64_t e) { return (key + uint32_t(e) * dither_step) & 0xffffu; }
+
+// What round_to rounds.
+template <typename T>
+QUANTIZE_HOST_DEVICE uint32_t split_level(float value) {
+  if constexpr (T::scalar == Scalar::f16)
+    if (value > 65504.f) value = 65504.f;  // the top level may exceed the maximum by an fp32 ulp
+  return split_number(value, T{});
+}
 
 template <typename T>
-QUANTIZE_HOST_DEVICE T round_to(float value, uint32_t dither);
-
-template <>
-QUANTIZE_HOST_DEVICE F32 round_to<F32>(float value, uint32_t) {
-  return {value};
-}
-template <>
-QUANTIZE_HOST_DEVICE BF16 round_to<BF16>(float value, uint32_t dither) {
-  return round_stochastic_bf16(value, dither);
-}
-template <>
-QUANTIZE_HOST_DEVICE F16 round_to<F16>(float value, uint32_t dither) {
-  return round_stochastic_f16(value > 65504.f ? 65504.f : value, dither);  // the top level may exceed the maximum by an fp32 ulp
+QUANTIZE_HOST_DEVICE T round_to(float value, uint32_t dither) {
+  if constexpr (T::scalar == Scalar::f32)
+    return {value};
+  else
+    return {uint16_t((split_level<T>(value) + dither) >> 16)};
 }
 
 }  // namespace quantize::activation

@@ -58,23 +58,19 @@ QUANTIZE_HOST_DEVICE float to_float(F16 x) {
 // Truncation toward zero; exact for values that the format holds.
 QUANTIZE_HOST_DEVICE BF16 truncate_to_bf16(float x) { return {uint16_t(float_bits(x) >> 16)}; }
 
-// Rounds to one of the two neighbours with the probability that makes the mean exact; `u` is uniform over 16 bits. NaN stays NaN.
-QUANTIZE_HOST_DEVICE BF16 round_stochastic_bf16(float x, uint32_t u) {
+// A value as its neighbour toward zero in a 16-bit format, in the upper half, and how far beyond that it lies, in 2^-16 of the step to the
+// next, in the lower. Adding 16 uniform bits and keeping the upper half rounds to one of the two with the mean that is the value.
+QUANTIZE_HOST_DEVICE uint32_t split_number(float x, BF16) {
   const uint32_t bits = float_bits(x);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return {uint16_t(0x7fc0)};
-  return {uint16_t((bits + (u & 0xffffu)) >> 16)};
+  return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : bits;
 }
 
-QUANTIZE_HOST_DEVICE F16 round_stochastic_f16(float x, uint32_t u) {
-  const uint32_t bits = float_bits(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return {uint16_t(0x7e00)};
-  if (magnitude >= 0x47800000u) return {uint16_t(sign | 0x7c00u)};  // beyond the format: infinite
-  if (magnitude < 0x38800000u) {  // below 2^-14 the spacing is 2^-24 throughout; 2^-16 of it is the resolution of u
-    const uint32_t fixed = uint32_t(bits_float(magnitude) * 0x1p40f);
-    return {uint16_t(sign | ((fixed + (u & 0xffffu)) >> 16))};
-  }
-  const uint32_t rounded = magnitude + (u & 0x1fffu);
-  return {uint16_t(sign | ((rounded - 0x38000000u) >> 13))};
+QUANTIZE_HOST_DEVICE uint32_t split_number(float x, F16) {
+  const uint32_t bits = float_bits(x), sign = bits & 0x80000000u, magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return 0x7e000000u;
+  if (magnitude >= 0x47800000u) return sign | 0x7c000000u;                               // beyond the format: infinite
+  if (magnitude < 0x38800000u) return sign | uint32_t(bits_float(magnitude) * 0x1p40f);  // the step is 2^-24 below 2^-14
+  return sign | (magnitude - 0x38000000u) << 3;
 }
 
 // To nearest, ties to even.

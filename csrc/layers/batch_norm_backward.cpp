@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "../activation/packed_tensor.h"
@@ -100,6 +101,12 @@ std::optional<int64_t> elements_together(at::IntArrayRef size, at::IntArrayRef s
   return stride[1] >= widest ? std::optional<int64_t>(positions) : std::nullopt;
 }
 
+// So many columns that a row has several whole vectors; channels that would need too many for that have a rest in each row.
+int64_t row_width(int64_t channels) {
+  const int64_t whole = std::lcm<int64_t>(channels, 16), width = whole <= 1024 ? whole : channels;
+  return (64 + width - 1) / width * width;
+}
+
 // One value a channel, repeated as batch_norm_kernels.h has it, and a vector's worth of zeros after the last.
 std::vector<float> spread_channels(const std::vector<double>& values, int64_t width) {
   std::vector<float> result(width + 16, 0.f);
@@ -125,8 +132,8 @@ class PackedBackward {
  public:
   PackedBackward(const Arguments& a, const PackedTensor& packed, at::IntArrayRef size, at::IntArrayRef stride, int64_t inner)
       : a_(a), p_(packed), size_(size), stride_(stride), channels_(size[1]) {
-    const int64_t width = inner ? channels_ : (64 + channels_ - 1) / channels_ * channels_;
-    run_ = {0, 0, inner, width};
+    run_ = {0, 0, inner, inner ? channels_ : row_width(channels_)};
+    const int64_t width = run_.width;
     const auto& l = p_.layout;
     constexpr int64_t unit_elements = 65536;
     unit_samples_ = std::max<int64_t>(1, unit_elements / l.elements);

@@ -33,7 +33,7 @@ def hash32(x):
 def dither(groups, n, seed, offset):
     """16 bits for each element, for rounding what was decoded to a 16-bit type."""
     key = hash32(groups ^ (seed & WORD) ^ int(hash32(torch.tensor((seed >> 32) ^ (offset & WORD)))))
-    return hash32((key[:, None] + torch.arange(n) * 0x9E3779B9) & WORD) >> 16
+    return ((key[:, None] >> 16) + torch.arange(n) * 0x9E37) & 0xFFFF
 
 
 # ---------------------------------------------------------------------------------------------------------------- range
@@ -131,7 +131,7 @@ def rounded(value, u, dtype):
     else:
         value = value.clamp(max=65504.0)
         magnitude, sign = words_of(value.abs()), words_of(value) >> 16 & 0x8000
-        normal = (magnitude + (u & 0x1FFF) - 0x38000000) >> 13
+        normal = (magnitude + (u >> 3) - 0x38000000) >> 13
         small = ((value.abs() * 2.0**40).nan_to_num(0).clamp(max=2.0**40).long() + u) >> 16
         words = sign | torch.where(magnitude < 0x38800000, small, normal)
     result = torch.where(words >= 2**15, words - 2**16, words).to(torch.int16).view(dtype)

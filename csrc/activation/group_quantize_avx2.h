@@ -47,6 +47,7 @@ struct Avx2 {
   static I zero_int() { return _mm256_setzero_si256(); }
   static I or_(I a, I b) { return _mm256_or_si256(a, b); }
   static I and_(I a, I b) { return _mm256_and_si256(a, b); }
+  static I or_and(I a, I b, I mask) { return or_(a, and_(b, mask)); }
   static I set16(uint16_t value) { return _mm256_set1_epi16(short(value)); }
   static I add_saturating16(I a, I b) { return _mm256_adds_epu16(a, b); }
   template <int n>
@@ -58,7 +59,8 @@ struct Avx2 {
     return _mm256_slli_epi16(a, n);
   }
   static I shift_right32(I a, int n) { return _mm256_srli_epi32(a, n); }
-  static I swap_bytes16(I a) { return or_(shift_left16<8>(a), shift_right16<8>(a)); }
+  static __m128i byte_swaps() { return _mm_setr_epi8(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14); }
+  static I swap_bytes16(I a) { return _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(byte_swaps())); }
   template <int half>
   static I low16(I u) {
     return half ? _mm256_srli_epi32(u, 16) : and_(u, _mm256_set1_epi32(0xffff));
@@ -80,12 +82,16 @@ struct Avx2 {
   static void philox(const uint32_t* counter, const uint32_t* owner, uint32_t group, const RoundKeys& keys, I (*draw)[4]) {
     const I m0 = _mm256_set1_epi64x(PhiloxTraits::multiplier0), m1 = _mm256_set1_epi64x(PhiloxTraits::multiplier1);
     for (int w = 0; w < ways; ++w) {
-      draw[w][0] = _mm256_add_epi32(_mm256_set1_epi32(int(counter[w])), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-      draw[w][1] = _mm256_set1_epi32(int(group + owner[w]));
-      draw[w][2] = _mm256_set1_epi32(int(keys.offset[0])), draw[w][3] = _mm256_set1_epi32(int(keys.offset[1]));
+      const PhiloxStart start = philox_start(group + owner[w], keys.seed);
+      I high, low, *c = draw[w];
+      multiply(_mm256_add_epi32(_mm256_set1_epi32(int(counter[w])), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)), m0, &high, &low);
+      c[2] = _mm256_xor_si256(low, _mm256_set1_epi32(int(start.second_after)));
+      multiply(_mm256_xor_si256(high, _mm256_set1_epi32(int(start.second))), m1, &high, &c[1]);
+      c[0] = _mm256_xor_si256(high, _mm256_set1_epi32(int(start.first_after)));
+      c[3] = _mm256_set1_epi32(int(start.last));
     }
-#pragma GCC unroll 7
-    for (int round = 0; round < PhiloxTraits::rounds; ++round) {
+#pragma GCC unroll 5
+    for (int round = 2; round < PhiloxTraits::rounds; ++round) {
 #pragma GCC unroll 2
       for (I* c : {draw[0], draw[1]}) {
         I high0, low0, high1, low1;

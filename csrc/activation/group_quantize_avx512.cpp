@@ -36,6 +36,7 @@ struct Avx512 {
   static I zero_int() { return _mm512_setzero_si512(); }
   static I or_(I a, I b) { return _mm512_or_si512(a, b); }
   static I and_(I a, I b) { return _mm512_and_si512(a, b); }
+  static I or_and(I a, I b, I mask) { return _mm512_ternarylogic_epi32(a, b, mask, 0xf8); }
   static I set16(uint16_t value) { return _mm512_set1_epi16(short(value)); }
   static I add_saturating16(I a, I b) { return _mm512_adds_epu16(a, b); }
   template <int n>
@@ -47,13 +48,16 @@ struct Avx512 {
     return _mm512_slli_epi16(a, n);
   }
   static I shift_right32(I a, int n) { return _mm512_srli_epi32(a, n); }
-  static I swap_bytes16(I a) { return or_(shift_left16<8>(a), shift_right16<8>(a)); }
+  static I swap_bytes16(I a) { return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(Avx2::byte_swaps())); }
   template <int half>
   static I low16(I u) {
     return half ? _mm512_srli_epi32(u, 16) : and_(u, _mm512_set1_epi32(0xffff));
   }
   static I magic(F t) { return _mm512_castps_si512(add(t, set(8388608.f))); }
-  static I join_halves(I low, I high) { return _mm512_mask_blend_epi16(0xAAAAAAAAu, low, _mm512_slli_epi32(high, 16)); }
+  static I join_halves(I low, I high) {
+    const __m128i upward = _mm_setr_epi8(-1, -1, 0, 1, -1, -1, 4, 5, -1, -1, 8, 9, -1, -1, 12, 13);
+    return _mm512_mask_shuffle_epi8(low, 0xCCCCCCCCCCCCCCCCu, high, _mm512_broadcast_i32x4(upward));
+  }
   static I encode8(F t, I u) {
     const I code = _mm512_srli_epi32(_mm512_add_epi32(_mm512_cvttps_epi32(add(t, set(0.5f))), u), 16);
     return _mm512_min_epi32(code, _mm512_set1_epi32(255));
@@ -61,20 +65,24 @@ struct Avx512 {
 
   static void multiply(I a, I b, I* high, I* low) {
     const I even = _mm512_mul_epu32(a, b), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), b);
-    *high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
-    *low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+    *high = _mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);
+    *low = _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CCAA);
   }
   static constexpr int ways = 4;
   static void philox(const uint32_t* counter, const uint32_t* owner, uint32_t group, const RoundKeys& keys, I (*draw)[4]) {
     const I m0 = _mm512_set1_epi64(PhiloxTraits::multiplier0), m1 = _mm512_set1_epi64(PhiloxTraits::multiplier1);
     const I lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (int w = 0; w < ways; ++w) {
-      draw[w][0] = _mm512_add_epi32(_mm512_set1_epi32(int(counter[w])), lane);
-      draw[w][1] = _mm512_set1_epi32(int(group + owner[w]));
-      draw[w][2] = _mm512_set1_epi32(int(keys.offset[0])), draw[w][3] = _mm512_set1_epi32(int(keys.offset[1]));
+      const PhiloxStart start = philox_start(group + owner[w], keys.seed);
+      I high, low, *c = draw[w];
+      multiply(_mm512_add_epi32(_mm512_set1_epi32(int(counter[w])), lane), m0, &high, &low);
+      c[2] = _mm512_xor_si512(low, _mm512_set1_epi32(int(start.second_after)));
+      multiply(_mm512_xor_si512(high, _mm512_set1_epi32(int(start.second))), m1, &high, &c[1]);
+      c[0] = _mm512_xor_si512(high, _mm512_set1_epi32(int(start.first_after)));
+      c[3] = _mm512_set1_epi32(int(start.last));
     }
-#pragma GCC unroll 7
-    for (int round = 0; round < PhiloxTraits::rounds; ++round) {
+#pragma GCC unroll 5
+    for (int round = 2; round < PhiloxTraits::rounds; ++round) {
 #pragma GCC unroll 4
       for (I* c : {draw[0], draw[1], draw[2], draw[3]}) {
         I high0, low0, high1, low1;

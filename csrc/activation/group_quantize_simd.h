@@ -11,8 +11,9 @@ namespace quantize::activation {
 namespace {
 
 struct RoundKeys {
-  uint32_t first[PhiloxTraits::rounds], second[PhiloxTraits::rounds], offset[2];
-  explicit RoundKeys(Seed seed) : offset{uint32_t(seed.offset), uint32_t(seed.offset >> 32)} {
+  Seed seed;
+  uint32_t first[PhiloxTraits::rounds], second[PhiloxTraits::rounds];
+  explicit RoundKeys(Seed seed) : seed(seed) {
     for (int round = 0; round < PhiloxTraits::rounds; ++round) {
       first[round] = uint32_t(seed.seed) + uint32_t(round) * PhiloxTraits::weyl0;
       second[round] = uint32_t(seed.seed >> 32) + uint32_t(round) * PhiloxTraits::weyl1;
@@ -109,7 +110,7 @@ struct Simd {
         } else {
           const I fixed = V::join_halves(V::magic(t0), V::magic(t1));
           const I sum = V::add_saturating16(fixed, V::template shift_right16<bits>(u));
-          word = V::or_(V::template shift_right16<bits>(word), V::and_(sum, V::set16(uint16_t(0xffffu << (16 - bits)))));
+          word = V::or_and(V::template shift_right16<bits>(word), sum, V::set16(uint16_t(0xffffu << (16 - bits))));
         }
         if ((j + 1) % positions == 0) V::store_columns(codes + (j + 1 - positions) * 2 * bits, stride, word);
       }

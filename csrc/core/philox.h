@@ -49,6 +49,21 @@ QUANTIZE_HOST_DEVICE Philox4 philox4x32(uint32_t counter0, uint32_t counter1, Se
   return {{c0, c1, c2, c3}};
 }
 
+// Counters that differ in their first word alone share a product of each of the first two rounds:
+//   (high, low) = wide_product(multiplier0, word 0), c2 = high ^ second, (next, c1) = wide_product(multiplier1, c2),
+//   c0 = next ^ first_after, c2 = low ^ second_after, c3 = last.
+struct PhiloxStart {
+  uint32_t second, first_after, second_after, last;
+};
+
+QUANTIZE_HOST_DEVICE PhiloxStart philox_start(uint32_t counter1, Seed seed) {
+  using T = PhiloxTraits;
+  const uint32_t k0 = uint32_t(seed.seed), k1 = uint32_t(seed.seed >> 32);
+  const uint64_t p1 = wide_product(T::multiplier1, uint32_t(seed.offset));
+  const uint64_t p0 = wide_product(T::multiplier0, uint32_t(p1 >> 32) ^ counter1 ^ k0);
+  return {uint32_t(seed.offset >> 32) ^ k1, uint32_t(p1) ^ (k0 + T::weyl0), uint32_t(p0 >> 32) ^ (k1 + T::weyl1), uint32_t(p0)};
+}
+
 // A cheap 32-bit mix (the constants are Wellons' "lowbias32"), for dither far below the quantization noise.
 QUANTIZE_HOST_DEVICE uint32_t hash32(uint32_t x) {
   x ^= x >> 16, x *= 0x7feb352du;

@@ -186,7 +186,8 @@ def allocate(
     """The choice of bits for each layer that the sensitivity predicts least growth of the loss for, within budgets.
 
     Minimises x' matrix x over x, one-hot in each layer, for any symmetric matrix, indefinite ones too. Equal objectives (within 1e-12 of
-    the matrix' largest entry) go to more bits. The same question has the same answer, unless time ended the search.
+    the matrix' largest entry) go to more bits, with cross terms as far as the search tells them apart (a gap of 1e-5 is proof enough). The
+    same question has the same answer, unless time ended the search.
 
     Args:
         sensitivity: from :func:`measure_sensitivity`, or made by hand.
@@ -261,7 +262,10 @@ def _number(name: str, value) -> float:
     check_number("allocate", name, value)
     if math.isnan(value):
         raise ValueError(f"allocate: {name} must not be NaN")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf if value > 0 else -math.inf
 
 
 def _latency_table(latency, sensitivity: Sensitivity) -> Tensor:

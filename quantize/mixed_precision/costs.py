@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..copies import copy_of
 from ..packed.plain import without_compression
 from ..packed.size_report import dtype_bits, report_of
 from ..packed.summary import count_macs
@@ -15,7 +15,7 @@ from ..patterns import exactly
 from ..weight.config import WeightConfig
 from ..weight.prepare import prepare, quantizes_input, tensor_names
 from .choices import weight_bits_of
-from .replay import positional
+from .replay import positional, samples_in
 
 WHO = "measure_sensitivity"
 FLOAT_BITS = 32
@@ -28,7 +28,7 @@ def stored_bytes(model: nn.Module, groups: Sequence[Sequence[str]], configs: Seq
     The sum over layers is the file's size for every assignment, but for a few bytes a channel where inputs are signs (one activation bit):
     there a batch norm becomes thresholds, which depends on two layers.
     """
-    plain = copy.deepcopy(model).eval()
+    plain = copy_of(model, WHO).eval()
     without_compression(plain)
     every = [name for names in groups for name in names]
     table, others = torch.zeros(len(groups), len(configs), dtype=torch.long), 0
@@ -38,24 +38,36 @@ def stored_bytes(model: nn.Module, groups: Sequence[Sequence[str]], configs: Seq
         rows = _by_layer(report)
         table[:, k] = torch.tensor([sum(rows.get(name, 0) for name in names) for names in groups])
         others = max(others, report.bytes - int(table[:, k].sum()))
+        if configs[k] is not None and (k == together[0] or configs[k].activation_bits != 1):
+            reference, floats = k, _by_layer(report, "float_bytes")
     for k in set(range(len(configs))) - set(together):  # one layer in full precision among quantized ones
-        with_all = others + int(table[:, together[0]].sum())
         for number, names in enumerate(groups):
-            some = dict.fromkeys((name for name in every if name not in names), configs[together[0]])
+            if configs[reference].activation_bits != 1 and not _tied_outside(plain, names):
+                table[number, k] = sum(floats.get(name, 0) for name in names)
+                continue
+            with_all = others + int(table[:, reference].sum())
+            some = dict.fromkeys((name for name in every if name not in names), configs[reference])
             without = report_of(prepared_at(plain, some) if some else plain, WHO).bytes
-            table[number, k] = without - with_all + table[number, together[0]]
+            table[number, k] = without - with_all + table[number, reference]
     return table, others
+
+
+def _tied_outside(model: nn.Module, names: Sequence[str]) -> bool:
+    """Whether modules beside those named have parameters of theirs."""
+    own = {id(p) for name in names for p in model.get_submodule(name)._parameters.values() if p is not None}
+    inside = {model.get_submodule(name) for name in names}
+    return any(id(p) in own for module in model.modules() if module not in inside for p in module._parameters.values())
 
 
 def prepared_at(model: nn.Module, config: Mapping[str, WeightConfig | None]) -> nn.Module:
     """A copy with each of the modules named prepared as `config` has it, and no others."""
-    return prepare(copy.deepcopy(model), {"*": None, **{exactly(name): own for name, own in config.items()}})
+    return prepare(copy_of(model, WHO), {"*": None, **{exactly(name): own for name, own in config.items()}})
 
 
-def _by_layer(report) -> dict[str, int]:
+def _by_layer(report, what: str = "bytes") -> dict[str, int]:
     rows: dict[str, int] = {}
     for row in report.layers:
-        rows[row.name] = rows.get(row.name, 0) + row.bytes
+        rows[row.name] = rows.get(row.name, 0) + getattr(row, what)
     return rows
 
 
@@ -65,7 +77,7 @@ def bit_operations(model: nn.Module, inputs, groups: Sequence[Sequence[str]], co
     As :func:`quantize.summary` counts them: floats with their own bits, and no input bits for modules whose input is not quantized.
     """
     args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (positional(inputs), {})
-    samples = next(len(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+    samples = samples_in(inputs)
     macs, _, seen = count_macs(model, args, kwargs)
 
     def cost(name: str, config: WeightConfig | None) -> float:

@@ -78,6 +78,7 @@ def shapes_of(shapes, members: Mapping[str, Sequence[str]]) -> dict[str, dict[st
         sizes = [size for own in found.values() for shape in own.values() for size in shape]
         if not all(is_integer(size) and size >= 0 for size in sizes):
             raise TypeError(f"sizes are {sizes[:8]}")
+        found = {module: {tensor: tuple(map(int, shape)) for tensor, shape in own.items()} for module, own in found.items()}
     except (AttributeError, TypeError) as error:
         raise TypeError(f"{WHO}: shapes must be a mapping {{module: {{tensor: shape}}}}; got {shapes!r}") from error
     missing = [name for own in members.values() for name in own if found and name not in found]

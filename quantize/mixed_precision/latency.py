@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_integer
+from ..copies import copy_of
 from ..packed.convert import convert
 from ..packed.modules import PackedLayer
 from ..packed.pending import Pending
@@ -68,7 +68,7 @@ def measure_latency(model: nn.Module, inputs, sensitivity: Sensitivity, repeats:
 
 def _converted(model: nn.Module, names: list[str], config, inputs) -> nn.Module:
     if config is None:
-        return copy.deepcopy(model).eval()
+        return copy_of(model, WHO).eval()
     prepared = prepared_at(model, dict.fromkeys(names, config))
     quantizers = [module for module in prepared.modules() if isinstance(module, ActivationQuantizer)]
     if quantizers:

@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..packed.modules import PackedLayer
@@ -23,6 +24,7 @@ from .survey import METHODS, WHO, Survey
 METRICS = ("kl", "loss")
 
 
+@torch.inference_mode(False)  # whose tensors count no versions, by which what is written into is seen
 def measure_sensitivity(
     model: nn.Module,
     batches: Iterable,
@@ -45,7 +47,7 @@ def measure_sensitivity(
     ``"diagonal"`` with ``"kl"`` (ZeroQ).
 
     `bytes` are those that :func:`quantize.save` will write, to the byte, but where inputs have 1 bit: batch norms that become thresholds
-    belong to two layers at once, and some of their bytes may be missing.
+    belong to two layers at once, and their few bytes a channel may be missing or counted twice.
 
     Under torchrun, with a process group, each process measures a part; all must be given the same batches and get the same result.
 
@@ -164,8 +166,8 @@ def _checked_batches(batches, metric: str) -> list[tuple]:
             raise ValueError(f"{WHO}: batches must hold samples; got an empty one, number {number}")
         if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in tensors):
             raise ValueError(f"{WHO}: batches must be finite; number {number} holds NaN or infinite inputs")
-        if metric == "loss" and not hasattr(targets, "__len__"):
-            raise TypeError(f'{WHO}: batches must hold targets for metric "loss"; number {number} has {type(targets).__name__}')
+        if metric == "loss" and targets is None:
+            raise TypeError(f'{WHO}: batches must hold targets for metric "loss"; number {number} has None')
     return batches
 
 

@@ -48,7 +48,7 @@ def cross_entropy(output, targets, who: str = "measure_sensitivity") -> Tensor:
 class KL:
     """KL(float || quantized) in nats, mean over samples (and positions, where the output has them)."""
 
-    def __init__(self, output, targets, who: str):
+    def __init__(self, output, targets, samples: int, who: str):
         self.who = who
         self.log = F.log_softmax(as_logits(output, who), 1)
         self.samples = len(self.log)
@@ -59,11 +59,10 @@ class KL:
 
 
 class Loss:
-    """The growth of a loss that is a mean over samples."""
+    """The growth of a loss that is a mean over samples, of which the batch has `samples`."""
 
-    def __init__(self, output, targets, who: str, loss_fn: Callable):
-        self.loss_fn, self.targets = loss_fn, targets
-        self.samples = len(targets)
+    def __init__(self, output, targets, samples: int, who: str, loss_fn: Callable):
+        self.loss_fn, self.targets, self.samples = loss_fn, targets, samples
         self.reference = self._loss(output)
         if not bool(torch.isfinite(self.reference)):
             raise ValueError(f"{who}: the model's loss must be finite; got {float(self.reference)}")

@@ -115,6 +115,11 @@ def call(function: Callable, inputs, *first):
     return function(*first, **inputs) if isinstance(inputs, Mapping) else function(*first, *positional(inputs))
 
 
+def samples_in(inputs) -> int:
+    """Of a batch: the length of its first tensor."""
+    return len(next(x for x in (inputs.values() if isinstance(inputs, Mapping) else positional(inputs)) if isinstance(x, Tensor)))
+
+
 def positional(inputs) -> tuple:
     """A batch's inputs as the model's arguments."""
     return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)

@@ -16,7 +16,12 @@ from .choices import Choice, check_choices, choice_text, config_of
 from .fields import WHO, configs_of, count_of, members_of, names_of, numbers_of, shapes_of, text_of
 from .projection import nearest_positive
 
-LINKS = {"identity": float, "log1p": math.expm1}  # how the growth follows from the quadratic form
+
+def _expm1(value: float) -> float:
+    return math.expm1(value) if value < 709 else math.inf
+
+
+LINKS = {"identity": float, "log1p": _expm1}  # how the growth follows from the quadratic form
 
 
 class Sensitivity:

@@ -19,7 +19,7 @@ from .choices import weight_bits_of
 from .composition import composed_pairs
 from .fingerprint import fingerprint, spelled
 from .metrics import as_logits, gauss_newton_features, loss_slope
-from .replay import Call, call
+from .replay import Call, call, samples_in
 from .switches import SwitchedModel
 
 METHODS = ("gauss_newton", "composed", "clado", "diagonal")
@@ -145,7 +145,9 @@ class Survey:
 
     def _differences(self, inputs, targets, output, record: Call, starts: list[int]) -> None:
         """Of every choice of a layer, and for "clado" with every choice of every layer called after it."""
-        metric = self.measure(output, targets, WHO)
+        # Structures of targets have no length that means anything.
+        samples = len(targets) if isinstance(targets, list) or (isinstance(targets, Tensor) and targets.dim()) else samples_in(inputs)
+        metric = self.measure(output, targets, samples, WHO)
         self.samples.append(metric.samples)
         run, chosen = self.switched.replay.run, self.switched.chosen
         order = sorted(range(self.layers), key=lambda layer: starts[layer])

@@ -75,7 +75,7 @@ class SwitchedModel:
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[Sequence[str]], configs: Sequence[WeightConfig | None]):
-        self.model = shell(model).eval()
+        self.model = shell(model, "measure_sensitivity").eval()
         without_compression(self.model)
         self.replay = Replay(self.model)  # before there are parametrizations, which need no record
         self.groups = [[self.model.get_submodule(name) for name in names] for names in groups]

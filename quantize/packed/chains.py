@@ -29,7 +29,7 @@ def find_chains(model: nn.Module) -> None:
     convs = {name: m for name, m in model.named_modules() if isinstance(m, PackedConv2d) and m.grid is not None}
     if not convs:
         return
-    copied = shell(model).eval()
+    copied = shell(model, "convert").eval()
     grids = {copied.get_submodule(name): type(m.grid) for name, m in convs.items()}
     unseen = unwatched(copied, set(copied.modules()))
     every = {m: name for name, m in copied.named_modules()}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from ..copies import copy_of
 from ..weight.diffq import stop_drawing
 from ..weight.dorefa import without_gradient_bits
 from ..weight.lsq import ActivationQuantizer
@@ -85,7 +84,7 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
         already = any(isinstance(m, PackedLayer) for m in model.modules())
         state = "it is converted already" if already else "no weight is"
         raise ValueError(f"{who}: model must be prepared by quantize.prepare; {state}")
-    result = copy.deepcopy(model).eval()
+    result = copy_of(model, who).eval()
     without_compression(result)
     without_gradient_bits(result)
     stop_drawing(result)

@@ -17,7 +17,7 @@ def find_pairs(model: nn.Module, names: set[str]) -> list[tuple[str, str]]:
     A pair is folded only if there is one call each, and nobody but the batch norm sees what the layer computes. The model must be in
     eval mode, without compressed layers' classes. Nothing of it changes.
     """
-    copied = shell(model)
+    copied = shell(model, "convert")
     candidates = {copied.get_submodule(name): name for name in names}
     norms = {m: name for name, m in copied.named_modules() if type(m) in BATCH_NORMS}
     allowed, around = unwatched(copied, {*candidates, *norms}), hooked_around(copied)

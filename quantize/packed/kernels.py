@@ -260,7 +260,7 @@ def _geometry(layer) -> tuple[tuple, list[int] | None]:
 
 def _above_half(channels: int, device) -> tuple[Tensor, Tensor]:
     """The threshold of DoReFa's 1-bit activations."""
-    half = torch.full((channels,), HALF, device=device)
+    half = torch.full((channels,), HALF, dtype=torch.float32, device=device)
     return torch.nextafter(half, half.new_tensor(torch.inf)), torch.ones(channels, dtype=torch.uint8, device=device)
 
 

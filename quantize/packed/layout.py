@@ -73,7 +73,7 @@ def _levels(method: str, width: int, bits: int | None) -> tuple[float, ...]:
 
 def _table(method: str, width: int, bits: int | None) -> Tensor:
     """Made at each use: of tensors made while a model is traced or exported, none may outlive it."""
-    return torch.tensor(_levels(method, width, bits), dtype=torch.float32)
+    return torch.tensor(_levels(method, width, bits), dtype=torch.float32, device="cpu")
 
 
 def levels_table(method: str, width: int, bits: int | None = None) -> Tensor:

@@ -113,7 +113,8 @@ class PackedLayer(OnGrid):
     bits of their own `codes` uint8[bytes], `group_bits` uint8[ceil(groups / 2)] and `scales` float32[rows, 2] (quantize/packed/form.py).
     `bias` float32[N] or None; with `activation_bits` also `step` and `zero_point`, float32 scalars, or for inputs of one bit `threshold`
     float32[C] and `flip` uint8[C], if more than zero (grid.py). All keep these dtypes under ``.half()`` and the like; the output has the
-    input's dtype. Whatever else the layer had (stride, hooks, attributes of one's own) it still has.
+    input's dtype. Whatever else the layer had (stride, hooks, attributes of
+    one's own) it still has, but names that are the packed layer's: tensors of such a name are an error.
 
     For inference. The gradient flows to the input as through the float layer, straight through the rounding of activations but not through
     a sign; the weight has none.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -11,6 +9,7 @@ from torch.nn.utils import parametrize
 from ..activation.intercept import forget_calls_of
 from ..activation.module import COUNTERPARTS
 from ..checks import check_module
+from ..copies import copy_of
 from .clips import CLIPS
 from .modules import PackedLayer
 from .pools import PackedMaxPool2d
@@ -65,9 +64,9 @@ def without_compression(model: nn.Module) -> None:
         forget_calls_of(module)
 
 
-def shell(model: nn.Module) -> nn.Module:
+def shell(model: nn.Module, who: str) -> nn.Module:
     """A copy to run or trace: modules, buffers and small parameters its own, the large parameters the model's."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters() if p.dim() > 1})
+    return copy_of(model, who, {id(p): p for p in model.parameters() if p.dim() > 1})
 
 
 def refuse_wrappers(model: nn.Module, who: str) -> None:

@@ -165,7 +165,7 @@ def _check_feeds(model: nn.Module, steps: list[Step]) -> dict[str, str]:
 def _links(model: nn.Module, steps: dict[str, Step]) -> list[tuple[str, str, str]]:
     """Names of layers, the second of which alone sees the first one's output, with nothing between them but what it stands for, and of the
     module whose trace says so."""
-    copied = shell(model).eval()
+    copied = shell(model, "load").eval()
     without_compression(copied)
     names = {m: name for name, m in copied.named_modules()}
     removed = {copied.get_submodule(name) for step in steps.values() for name in step.entry.get("removed", ())}

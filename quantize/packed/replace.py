@@ -11,7 +11,7 @@ from ..hooks import add_pre_hook, remove_hooks
 from ..layers.base import CompressedLayer
 from ..weight.prepare import quantize_input_of
 from .grid import Grid
-from .modules import PACKED, InputQuantizer, PackedLayer
+from .modules import PACKED, TENSORS, InputQuantizer, PackedLayer
 from .plain import forward_of_its_own, plain_class
 from .pools import PackedMaxPool2d
 from .region import region_of
@@ -36,6 +36,11 @@ def become_packed(
 
     `plain_bias`: the float layer has a bias. `folded`: (name, bytes) of the batch norm that scales and bias contain.
     """
+    if not isinstance(module, PackedLayer):
+        owners = (vars(module), module._buffers, module._parameters)
+        taken = next((part for part in TENSORS if part != "bias" and any(part in owner for owner in owners)), None)
+        if taken is not None:
+            raise ValueError(f"layer {name!r} must not have {taken!r} as an attribute of its own, which packed layers have; rename it")
     if isinstance(module, CompressedLayer):
         for name in ("config", "_explicit_config", "_state"):
             vars(module).pop(name, None)

@@ -47,7 +47,7 @@ def find_paths(model: nn.Module, kinds: dict[str, str]) -> dict[str, Path]:
     """
     if not kinds:
         return {}
-    copied = shell(model)
+    copied = shell(model, "convert")
     layers = {copied.get_submodule(name): kind for name, kind in kinds.items()}
     norms = {m for m in copied.modules() if type(m) in BATCH_NORMS}
     names = {m: name for name, m in copied.named_modules()}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..copies import copy_of
 from ..table import aligned, bits_text, kib
 from ..weight.prepare import prepared_weights
 from .contents import Item, contents, join, packed_parts, packed_weights
@@ -114,7 +114,7 @@ def report_of(model: nn.Module, who: str) -> SizeReport:
 @torch.no_grad()
 def bytes_beside_learned_bits(model: nn.Module) -> int:
     """What save() would write of a prepared model, less header and the codes of groups with learned bits."""
-    model = copy.deepcopy(model)
+    model = copy_of(model, "size_penalty")
     for parameter in model.parameters():
         parameter.nan_to_num_(0, 0, 0)  # a diverged model has a size too
     stored = contents(converted(model, "size_penalty", calibrated=False), "size_penalty")

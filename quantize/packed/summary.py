@@ -141,7 +141,7 @@ def summary(model: nn.Module, *inputs) -> Summary:
 def count_macs(model: nn.Module, args: tuple, kwargs: Mapping = MappingProxyType({})) -> tuple[Counter, Counter, dict[str, int]]:
     """MACs with weights, MACs among activations, and bits of the input, by layer name."""
     macs, products, bits = Counter(), Counter(), {}
-    copied = shell(model).eval()  # whose hooks see floats: what is watched hands no bits on (kernels.py)
+    copied = shell(model, "summary").eval()  # whose hooks see floats: what is watched hands no bits on (kernels.py)
     for name, module in copied.named_modules():
         if isinstance(module, nn.MultiheadAttention):
 

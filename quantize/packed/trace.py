@@ -7,6 +7,7 @@ believed.
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -21,10 +22,26 @@ from .region import Enter, Leave
 Collect = Callable[[nn.Module, fx.Graph], list[Hashable]]
 
 
+_ONE_AT_A_TIME = threading.RLock()
+
+
 class _Tracer(fx.Tracer):
+    """What it replaces while it traces, nn.Module's __call__ and __getattr__, all threads see: others' calls go through as they came."""
+
     def __init__(self, leaves: set[nn.Module]):
         super().__init__()
         self.leaves = leaves
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward, args, kwargs):
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val, parameter_proxy_cache):
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self.leaves or super().is_leaf_module(m, module_qualified_name)
@@ -36,7 +53,7 @@ def collected(model: nn.Module, wanted: set[nn.Module], collect: Collect) -> lis
     `model` in eval mode, without compressed layers' classes. Nothing of it changes.
     """
     leaves = {m for m in model.modules() if m is not model and wanted.isdisjoint(m.modules())} | wanted
-    with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with _ONE_AT_A_TIME, torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         found, _ = _inside(model, leaves, collect)
     return found

@@ -19,9 +19,9 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
     """Replaces all running means and variances by their averages over `batches`, as the network in evaluation sees them. In place.
 
     Few bits amplify small steps of the weights, and running averages of training lag behind them: evaluated with these, a network of 1 or
-    2 bits may be far worse than it is. The same batches give the same statistics again; nothing of before is left in them. Batches count
-    alike whatever their size. Everything but batch norms is in evaluation mode meanwhile, without dropout or noise. Every process of a
-    distributed run has statistics of its own batches.
+    2 bits may be far worse than it is. The same batches give the same statistics again; nothing of before is left in them, except where the
+    forward pass does not reach a norm. Batches count alike whatever their size. Everything but batch norms is in evaluation mode meanwhile,
+    without dropout or noise. Every process of a distributed run has statistics of its own batches.
 
     Args:
         model: any nn.Module.
@@ -62,12 +62,19 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
                 done = True
         if not done:
             raise ValueError("reestimate_batch_norm: batches must hold something; got nothing")
+        for norm, values in zip(norms, before, strict=True):
+            if not norm.num_batches_tracked:
+                _set(norm, values)
     except BaseException:
         for norm, values in zip(norms, before, strict=True):
-            for name, value in zip(STATISTICS, values, strict=True):
-                getattr(norm, name).copy_(value)
+            _set(norm, values)
         raise
     finally:
         for norm, momentum in zip(norms, momentums, strict=True):
             norm.momentum = momentum
     return model
+
+
+def _set(norm: nn.Module, values: list[Tensor]) -> None:
+    for name, value in zip(STATISTICS, values, strict=True):
+        getattr(norm, name).copy_(value)

@@ -81,7 +81,8 @@ def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: f
     Bits that all groups of a weight have as they started are spread over half a bit up and down, evenly: else groups that move together
     would change their whole bits together, and the size of the file would jump.
 
-    Call it after prepare and DistributedDataParallel, and before a learning-rate scheduler is made.
+    Call it after prepare and DistributedDataParallel, and before a learning-rate scheduler is made. A copy of the optimizer
+    (``copy.deepcopy``, pickle) has no hooks and so no guard.
 
     Args:
         optimizer: any of torch.optim, without closures. If it was made with ``model.parameters()`` after prepare, the bits leave their old
@@ -130,8 +131,13 @@ def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: f
             raise ValueError(f"{who}: the bits of model must be in one optimizer, once; they are in {which} already")
     own = set(logits)
     for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if p not in own]
-    optimizer.add_param_group({"params": logits, "lr": lr, "weight_decay": 0.0})
+        kept = [i for i, p in enumerate(group["params"]) if p not in own]
+        for what in ("params", "param_names"):  # names: of optimizers made from named_parameters()
+            if what in group:
+                group[what] = [group[what][i] for i in kept]
+    named = any("param_names" in group for group in optimizer.param_groups)
+    names = {p: name for name, p in model.named_parameters()}
+    optimizer.add_param_group({"params": [(names[p], p) for p in logits] if named else logits, "lr": lr, "weight_decay": 0.0})
     for quantizer in diffq_quantizers(model):
         quantizer.spread()
     guard = BitGuard(logits)

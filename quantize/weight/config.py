@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from ..checks import check_integer, check_number, is_integer
+from ..checks import check_integer, check_number, is_integer, is_number
 
 SCALES = ("least_squares", "max")
 SIGN_GRADIENTS = ("clip", "polynomial")
@@ -21,6 +21,13 @@ class WeightConfig:
     activation_bits: int | None
 
     def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if is_integer(value) or is_number(value):  # NumPy's numbers would not go into a file
+                object.__setattr__(self, field.name, int(value) if is_integer(value) else float(value))
+        self._check()
+
+    def _check(self):
         who = type(self).__name__
         if self.activation_bits is not None:
             check_integer(who, "activation_bits", self.activation_bits, 2, 8)
@@ -56,9 +63,9 @@ class Uniform(WeightConfig):
     method = "uniform"
     scales = (*SCALES, "learned")
 
-    def __post_init__(self):
+    def _check(self):
         check_integer("Uniform", "weight_bits", self.weight_bits, 2, 8)
-        super().__post_init__()
+        super()._check()
 
     @property
     def codebook(self) -> str:
@@ -94,11 +101,11 @@ class PowerOfTwo(WeightConfig):
 
     method = "power_of_two"
 
-    def __post_init__(self):
+    def _check(self):
         check_integer("PowerOfTwo", "bits", self.bits, 2, 8)
         if not isinstance(self.plus, bool):
             raise TypeError(f"PowerOfTwo: plus must be a bool; got {self.plus!r}")
-        super().__post_init__()
+        super()._check()
 
     @property
     def weight_bits(self) -> int:
@@ -177,7 +184,7 @@ class XNOR(WeightConfig):
     scale = "max"  # as the other methods call it
     weight_bits = 1
 
-    def __post_init__(self):
+    def _check(self):
         if self.activation_bits is not None:
             check_integer("XNOR", "activation_bits", self.activation_bits, 1, 1, "1 or None")
         if self.rectify is not None:
@@ -222,7 +229,7 @@ class DoReFa(WeightConfig):
     method = codebook = "dorefa"
     scale = "max"  # as the other methods call it
 
-    def __post_init__(self):
+    def _check(self):
         if self.activation_bits == 32 and not isinstance(self.activation_bits, bool):
             object.__setattr__(self, "activation_bits", None)  # one spelling for what means the same
         for name, least, others, also in (
@@ -283,7 +290,7 @@ class DiffQ(WeightConfig):
     method = "diffq"
     scale = "max"  # as the other methods call it
 
-    def __post_init__(self):
+    def _check(self):
         check_integer("DiffQ", "group_size", self.group_size, 0)
         for name in ("min_bits", "max_bits", "init_bits"):
             check_number("DiffQ", name, getattr(self, name), 1, 16)
@@ -299,6 +306,6 @@ class DiffQ(WeightConfig):
             if getattr(self, name) not in choices:
                 raise ValueError(f"DiffQ: {name} must be one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}")
         if self.activation_bits != "learned":
-            super().__post_init__()
+            super()._check()
         elif not 2 <= self.min_bits <= 8:
             raise ValueError(f'DiffQ: min_bits must be from 2 to 8 with activation_bits="learned"; got {self.min_bits}')

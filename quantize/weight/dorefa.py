@@ -109,12 +109,16 @@ class UnitQuantizer(nn.Module):
 
 def quantize_gradient_of(module: nn.Module, args, output: Tensor) -> Tensor:
     """The forward hook of layers with gradient bits: the output, whose gradient is quantized on its way back (equation 12)."""
-    if not (module.training and torch.is_grad_enabled() and output.requires_grad and parametrize.is_parametrized(module, "weight")):
+    if not (module.training and parametrize.is_parametrized(module, "weight")):
         return output
-    for quantizer in module.parametrizations["weight"]:
-        if isinstance(quantizer, DorefaQuantizer):
-            return torch.ops.quantize.quantize_gradient(output, quantizer.config.gradient_bits, draw_seed())
-    return output
+    quantizer = next((q for q in module.parametrizations["weight"] if isinstance(q, DorefaQuantizer)), None)
+    if quantizer is None:
+        return output
+    # Drawn without gradients too: in a reentrant checkpoint's first pass, else each segment would start from the same generator's state.
+    seed = draw_seed()
+    if not (torch.is_grad_enabled() and output.requires_grad):
+        return output
+    return torch.ops.quantize.quantize_gradient(output, quantizer.config.gradient_bits, seed)
 
 
 def without_gradient_bits(model: nn.Module) -> None:

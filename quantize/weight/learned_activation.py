@@ -106,7 +106,7 @@ def learned_activations(model: nn.Module) -> Iterator[LearnedBitsQuantizer]:
 def activation_penalty(model: nn.Module) -> Tensor:
     """The size of a sample's quantized layer inputs, in MiB, as a function of their learned bits; to be added to the loss.
 
-    Inputs are those of the last forward pass in training mode, each counted where it is used.
+    Inputs are those of the last forward pass in training mode, each counted where it is used; a layer that is called several times, once.
 
     Args:
         model: prepared with ``DiffQ(activation_bits="learned")``, DistributedDataParallel around it or not.

@@ -168,7 +168,7 @@ def check_weight(name: str, module: nn.Module, tensor: str, who: str = "prepare"
         raise TypeError(f"{at} must be float32, float16 or bfloat16; got {weight.dtype}")
     if not weight.numel():
         raise ValueError(f"{at} must not be empty; got shape {list(weight.shape)}")
-    if weight.device.type != "meta" and not bool(weight.isfinite().all()):
+    if weight.device.type != "meta" and not bool(weight.detach().isfinite().all()):
         raise ValueError(f"{at} must be finite; got {int((~weight.isfinite()).sum())} values that are NaN or infinite")
 
 

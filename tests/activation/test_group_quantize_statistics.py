@@ -72,7 +72,8 @@ def test_unbiased(name, bits):
     log = math.log(2 * ELEMENTS / 1e-6)
     bound = (2 * variance * log / DRAWS).sqrt() + (scale + spacing) * log / (3 * DRAWS) + arithmetic
     worst = int((error.abs() / bound).argmax())
-    assert (error.abs() <= bound).all(), f"element {worst}: mean error {error[worst]:.3g}, bound {bound[worst]:.3g}, step {float(scale):.3g}"
+    far = f"element {worst}: mean error {error[worst]:.3g}, bound {bound[worst]:.3g}, step {scale.item():.3g}"
+    assert (error.abs() <= bound).all(), far
     deviation = math.sqrt(1.01 * float(variance.sum()) / DRAWS) / ELEMENTS
     assert abs(float(error.mean())) <= 5 * deviation + arithmetic
 

@@ -364,3 +364,28 @@ def test_it_is_a_sensitivity(residual):
     assert isinstance(sensitivity, Sensitivity)
     sensitivity.check_model(residual)
     assert sensitivity.shapes["conv1"] == {"weight": (6, 3, 3, 3)} and sensitivity.parameters.tolist() == [162, 324, 24]
+
+
+@pytest.mark.parametrize("form", [lambda y: {"y": y}, lambda y: (y, None)])
+def test_structures_of_targets_count_as_their_samples(form):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    batches = [(torch.randn(n, 6), torch.randint(3, (n,))) for n in (8, 2)]
+
+    def loss(output, target):
+        target = target["y"] if isinstance(target, dict) else target[0] if isinstance(target, tuple) else target
+        return torch.nn.functional.cross_entropy(output, target)
+
+    def measured(data):
+        return quantize.measure_sensitivity(model, data, [(2, None)], "diagonal", "loss", loss_fn=loss, progress=False)
+
+    plain, wrapped = measured(batches), measured([(x, form(y)) for x, y in batches])
+    assert wrapped.samples == plain.samples == 10
+    assert torch.equal(wrapped.matrix, plain.matrix)
+
+
+def test_in_inference_mode():
+    model, batches = nn.Sequential(nn.Linear(6, 3)), [(torch.randn(4, 6), torch.randint(3, (4,)))]
+    expected = quantize.measure_sensitivity(model, batches, [(2, 4)], progress=False)
+    with torch.inference_mode():
+        assert torch.equal(quantize.measure_sensitivity(model, batches, [(2, 4)], progress=False).matrix, expected.matrix)

@@ -125,8 +125,8 @@ def test_batches(batches, error, message):
 @pytest.mark.parametrize(
     "targets, error, message",
     [
-        (None, TypeError, 'batches must hold targets for metric "loss"; number 0 has NoneType'),
-        (3, TypeError, 'batches must hold targets for metric "loss"; number 0 has int'),
+        (None, TypeError, 'batches must hold targets for metric "loss"; number 0 has None'),
+        (3, TypeError, "targets must be a Tensor of classes or probabilities; got int"),
         ([0, 1, 2, 0], TypeError, "targets must be a Tensor of classes or probabilities; got list"),
         (Y > 0, TypeError, "targets must be a Tensor of classes or probabilities; got torch.bool"),
         (Y + 3, ValueError, "targets must be classes from 0 to 2; got [345]"),

@@ -1,6 +1,7 @@
 """Passes that begin at a layer: the same bits as complete ones, for every style of model, and only what follows is computed."""
 
 import copy
+import math
 from collections import Counter
 
 import pytest
@@ -103,14 +104,19 @@ def test_the_long_way_gives_the_same(name):
         chosen = {member: CONFIGS[i % 2] for i in entries for member in pairs.members[pairs.layers[i // 2]]}
         return kl(reference, logits_of(twin(model, chosen, batches), batches))
 
+    def rounding(*growths):
+        """Logits of order 1 are good to 3e-7: some machines' matrix products round by where their operands lie. KL is |dz|^2 / 2."""
+        return 3e-7 * sum(math.sqrt(2 * value) for value in growths)
+
     count = 2 * len(pairs.layers)
     singles = [growth(i) for i in range(count)]
     for i in range(count):
-        assert float(single.matrix[i, i]) == pytest.approx(singles[i], rel=1e-8, abs=1e-15)
-        assert float(pairs.matrix[i, i]) == pytest.approx(singles[i], rel=1e-8, abs=1e-15)
+        assert float(single.matrix[i, i]) == pytest.approx(singles[i], rel=0, abs=rounding(singles[i]))
+        assert float(pairs.matrix[i, i]) == pytest.approx(singles[i], rel=0, abs=rounding(singles[i]))
         j = (i + 3) % count
-        want = (growth(i, j) - singles[i] - singles[j]) / 2 if i // 2 != j // 2 else 0.0
-        assert float(pairs.matrix[i, j]) == pytest.approx(want, rel=1e-6, abs=1e-9 * max(singles))
+        both = growth(i, j) if i // 2 != j // 2 else singles[i] + singles[j]
+        want = (both - singles[i] - singles[j]) / 2
+        assert float(pairs.matrix[i, j]) == pytest.approx(want, rel=0, abs=rounding(both, singles[i], singles[j]))
     assert min(singles) > 0
 
 

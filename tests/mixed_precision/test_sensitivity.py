@@ -1,5 +1,7 @@
 """The Sensitivity class: its tables and predictions, and what it refuses."""
 
+import math
+
 import pytest
 import torch
 from sensitivity_models import Residual, images, trained
@@ -160,3 +162,15 @@ def test_check_model():
     named.check_model(Residual(9))
     with pytest.raises(ValueError, match="got none, so this is of another model"):
         sensitivity(layers=("conv1", "relu")).check_model(Residual())
+
+
+def test_growth_beyond_floats_is_infinite():
+    sensitivity = quantize.Sensitivity(["a"], [(2, None)], torch.tensor([[1000.0]]), torch.tensor([[8]]), torch.tensor([[1]]), link="log1p")
+    assert sensitivity.predict({"a": (2, None)}) == math.inf
+
+
+def test_budgets_beyond_floats():
+    sensitivity = quantize.Sensitivity(["a"], [(2, None)], torch.tensor([[1.0]]), torch.tensor([[8]]), torch.tensor([[1]]))
+    assert quantize.allocate(sensitivity, max_bytes=10**400).choice == {"a": (2, None)}
+    with pytest.raises(ValueError, match="max_bytes must be at least 8"):
+        quantize.allocate(sensitivity, max_bytes=-(10**400))

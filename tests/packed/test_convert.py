@@ -2,14 +2,17 @@
 
 import copy
 import math
+import sys
+import threading
 
+import numpy as np
 import pytest
 import torch
 from packed_models import Attention, PaddedConv, Residual, Tied, packed_of, warm
 from torch import nn
 from torch.nn.utils import parametrize
 
-from quantize import ActivationConfig, QConv2d, QModule, QReLU
+from quantize import ActivationConfig, DiffQ, DoReFa, QConv2d, QModule, QReLU, load, save, size_penalty
 from quantize.packed.contents import packed_weights
 from quantize.packed.convert import convert
 from quantize.packed.modules import InputQuantizer, PackedConv2d, PackedLinear
@@ -196,3 +199,107 @@ def test_all_zero_channels():
         model.weight[1] = 0
     packed = convert(prepare(model, PowerOfTwo(4)))
     assert packed.weight[1].eq(0).all() and packed.scales.isfinite().all()
+
+
+def test_threads_beside_it():
+    # Tracing replaces nn.Module's methods for all threads meanwhile.
+    plain, stop, failures = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), threading.Event(), []
+    model = prepare(nn.Sequential(*[nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(8)]), Uniform(4, 8))
+    model.train()(torch.randn(2, 4, 4, 4))
+    found, calls = [], (nn.Module.__call__, nn.Module.__getattr__)
+    expected = sum(isinstance(m, nn.Identity) for m in convert(model).modules())
+
+    def serve():
+        while not stop.is_set():
+            try:
+                plain(torch.randn(2, 4))
+            except Exception as error:
+                failures.append(error)
+
+    def pack():
+        found.append(sum(isinstance(m, nn.Identity) for m in convert(model).modules()))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        server = threading.Thread(target=serve)
+        packers = [threading.Thread(target=pack) for _ in range(6)]
+        for thread in (server, *packers):
+            thread.start()
+        for thread in packers:
+            thread.join()
+        stop.set()
+        server.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failures
+    assert found == [expected] * 6
+    assert calls == (nn.Module.__call__, nn.Module.__getattr__)
+
+
+class Keeps(nn.Module):
+    """Keeps an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        self.features = torch.relu(self.first(x))
+        self.all = [self.features]
+        return self.last(self.features)
+
+
+def test_activations_that_the_model_keeps():
+    model = prepare(Keeps(), DiffQ(group_size=4))
+    x = torch.randn(2, 4)
+    (model(x).sum() + size_penalty(model)).backward()
+    packed = convert(model)
+    assert torch.equal(packed.features, model.features.detach())
+    assert not packed.features.requires_grad
+    assert model.features.grad_fn is not None
+
+
+def test_attributes_that_cannot_be_copied():
+    model = prepare(nn.Sequential(nn.Linear(4, 2)), Uniform(4))
+    model[0].lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"convert: model must be one that copy.deepcopy copies; its attribute '0.lock', a lock, is not"):
+        convert(model)
+
+
+@pytest.mark.parametrize("name", ["step", "scales", "codes", "threshold"])
+@pytest.mark.parametrize("buffer", [True, False])
+def test_names_that_packed_layers_have(name, buffer):
+    model = prepare(nn.Sequential(nn.Linear(4, 2)), Uniform(4))
+    model[0].register_buffer(name, torch.ones(2)) if buffer else setattr(model[0], name, 3)
+    with pytest.raises(ValueError, match=f"layer '0' must not have '{name}' as an attribute of its own"):
+        convert(model)
+
+
+def test_on_another_default_device():
+    model = prepare(nn.Sequential(nn.Linear(4, 2)), Uniform(4))
+    with torch.device("meta"):
+        packed = convert(model)
+    x = torch.randn(3, 4)
+    assert torch.equal(packed(x), convert(model)(x))
+
+
+def test_another_default_dtype():
+    model = convert(prepare(nn.Sequential(nn.Linear(64, 8)), DoReFa(1, 1)))
+    x = torch.rand(3, 64)
+    expected = copy.deepcopy(model)(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(model(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "config", [Uniform(np.int64(4)), PowerOfTwo(np.int32(3)), DiffQ(np.int64(4), min_bits=np.float32(2)), DoReFa(np.int8(2), np.int8(2))]
+)
+def test_numpy_numbers(config, tmp_path):
+    model = convert(prepare(nn.Sequential(nn.Linear(8, 4)), config))
+    save(model, tmp_path / "model.safetensors")
+    x = torch.rand(2, 8)
+    assert torch.equal(load(nn.Sequential(nn.Linear(8, 4)), tmp_path / "model.safetensors")(x), model(x))

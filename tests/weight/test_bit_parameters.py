@@ -297,3 +297,14 @@ def test_the_recipe_that_killed_the_original():
         model, guard = deadly_recipe(True, bad)
         assert all(p.isfinite().all() for p in model.parameters())
         assert (guard.steps, guard.skipped) == (6, skipped)
+
+
+def test_optimizers_with_names():
+    model = prepare(Net(), DiffQ())
+    optimizer = torch.optim.AdamW(model.named_parameters(), 1e-3)
+    add_bit_parameters(optimizer, model)
+    names = dict(model.named_parameters())
+    for group in optimizer.param_groups:
+        assert len(group["params"]) == len(group["param_names"])
+        assert all(names[name] is p for name, p in zip(group["param_names"], group["params"], strict=True))
+    assert {id(p) for p in optimizer.param_groups[1]["params"]} == {id(p) for p in logits_of(model)}

@@ -7,9 +7,11 @@ import pytest
 import torch
 from same_bits import assert_isas_agree, needs_isas
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import quantize
 from quantize import DoReFa, dorefa_activation, dorefa_weight
+from quantize.seed import draw_seed
 from quantize.weight.dorefa import UnitQuantizer, quantize_gradient_of
 
 ops = torch.ops.quantize
@@ -361,3 +363,20 @@ def test_errors_of_the_functions(function):
     for bits, error in ((0, ValueError), (17, ValueError), (2.0, TypeError), (True, TypeError)):
         with pytest.raises(error, match=f"{name}: bits must be an integer from 1 to 16; got {bits}"):
             function(torch.ones(2), bits)
+
+
+def test_gradients_in_reentrant_checkpoints_have_noise_of_their_own(monkeypatch):
+    drawn = []
+
+    def noted():
+        drawn.append(draw_seed())
+        return drawn[-1]
+
+    monkeypatch.setattr("quantize.weight.dorefa.draw_seed", noted)
+    layers = nn.ModuleList(quantize.prepare(nn.Linear(4, 4), DoReFa(8, None, gradient_bits=2)) for _ in range(3))
+    x = torch.randn(2, 4, requires_grad=True)
+    for layer in layers:
+        x = checkpoint(layer, x, use_reentrant=True)
+    x.sum().backward()
+    assert len(drawn) == 6
+    assert len({tuple(seed.tolist()) for seed in drawn}) == 3  # each again when it is recomputed

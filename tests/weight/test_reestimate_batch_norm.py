@@ -56,3 +56,20 @@ def test_errors_leave_the_model_as_it_was():
     with pytest.raises(TypeError, match=r"reestimate_batch_norm: batches must be an iterable of inputs, .*; got one Tensor\[4, 3, 8, 8\]"):
         reestimate_batch_norm(model, torch.randn(4, 3, 8, 8))
     assert reestimate_batch_norm(nn.Linear(2, 2), [torch.randn(3, 2)]).training
+
+
+def test_norms_that_are_not_reached_keep_theirs():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.other = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.other(x) if self.training else self.main(x)
+
+    model = Branches()
+    model.other(torch.randn(8, 3) * 5)
+    before = {name: t.clone() for name, t in model.other.state_dict().items()}
+    reestimate_batch_norm(model, [torch.randn(8, 3)])
+    assert all(torch.equal(t, before[name]) for name, t in model.other.state_dict().items())
+    assert model.main.num_batches_tracked == 1

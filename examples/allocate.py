@@ -49,6 +49,7 @@ COLUMNS = {
     "top1_before": "{:.2f}",
     "top1_after": "{:.2f}",
     "top1_packed": "{:.2f}",
+    "failed": "{}",
 }
 
 
@@ -209,6 +210,8 @@ def finish(workspace: Path, report: dict) -> None:
 
     rows, title = report["rows"], f"{report['arch']} on {report['dataset']}"
     table = pandas.DataFrame(rows, columns=list(COLUMNS))
+    whole = [name for name in COLUMNS if name.endswith("_bytes")]
+    table[whole] = table[whole].astype("Int64")  # with gaps they would become floats
     files.write(workspace / "table.csv", table.to_csv(index=False))
     pictures = [workspace / "accuracy.png"]
     allocation_plots.accuracy(rows, report["float"], title, pictures[0])

@@ -85,7 +85,11 @@ def restore(run, content: dict) -> None:
         warnings.warn(f"resuming with other options than the checkpoint's, so to other numbers: {'; '.join(differing)}", stacklevel=2)
     run.epoch, run.step, run.best = content["epoch"], content["step"], content["best"]
     run.optimizer.load_state_dict(content["optimizer"])
-    run.scaler.load_state_dict(content["scaler"])
+    for group in run.optimizer.param_groups:
+        if run.bits is None or group is not run.bits.group:  # as the options have it now
+            group["momentum"], group["weight_decay"] = run.args.momentum, run.args.weight_decay
+    if content["scaler"]:  # empty of a run without one
+        run.scaler.load_state_dict(content["scaler"])
     if run.bits is not None:
         run.bits.load_state(content["bits"])
     run.skipped, run.skipped_in_a_row = content.get("skipped", (0, 0))

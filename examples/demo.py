@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in RUNS:
         workspace = args.output / name.replace(" ", "-")
         print(f"\n{name}: python examples/train.py {' '.join(flags[name])}", flush=True)
-        done = subprocess.run([sys.executable, HERE / "train.py", *flags[name], "--workspace", workspace])
+        done = subprocess.run([sys.executable, HERE / "train.py", *flags[name], "--workspace", workspace, "--overwrite"])
         if done.returncode:  # it has said why
             sys.exit(done.returncode)
         entries[name] = logs.read(workspace / "log.jsonl")

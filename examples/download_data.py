@@ -23,6 +23,7 @@ from tqdm import tqdm
 import data
 import files
 from data.cifar import LAYOUTS
+from said import said
 
 ARCHIVES = {
     "cifar10": ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),
@@ -40,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data-path", type=Path, default=Path("datasets"), help="folder to put it into (default: datasets)")
     parser.add_argument("--check", action="store_true", help="only verify what is there")
     args = parser.parse_args(argv)
-    args.data_path.mkdir(parents=True, exist_ok=True)
     if not args.check:
+        args.data_path.mkdir(parents=True, exist_ok=True)
         if args.dataset == "imagenet":
             fetch_imagenet(args.data_path)
         else:
@@ -136,4 +137,4 @@ def sha256(file: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(said(main))

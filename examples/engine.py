@@ -117,7 +117,8 @@ def train_step(run: Run, images: Tensor, targets: Tensor, indices: Tensor) -> No
         loss = F.cross_entropy(output, targets, label_smoothing=run.args.label_smoothing)
     # Both before the backward pass is queued: a GPU then works on it while the next batch is prepared.
     value, hits = loss.item(), (output.detach().argmax(1) == targets).sum().item()
-    if not math.isfinite(value) and not run.scaler.is_enabled():
+    # In all processes: the others would wait in the backward pass.
+    if not run.scaler.is_enabled() and run.processes.any(not math.isfinite(value)):
         raise FloatingPointError(lament(run, value, images))
     update(run, loss if run.bits is None else loss + run.bits.loss(run.model))
     if not math.isfinite(value):
@@ -152,7 +153,9 @@ def lament(run: Run, value: float, images: Tensor) -> str:
     """Which loss it was at which step, and which layer is to blame."""
     where = f"loss is {value} at step {run.step + 1} of epoch {run.epoch + 1}"
     if math.isfinite(value):
-        return f"{where}, its scale {run.scaler.get_scale():g}"
+        return (
+            f"{where}, its scale {run.scaler.get_scale():g}" if run.scaler.is_enabled() else f"{where}, and not finite in another process"
+        )
     with autocast(run):
         return f"{where}; {first_nonfinite(run.model, images)}"
 

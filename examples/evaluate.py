@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
                 problems[str(error)] = None
                 continue
             print(f"{file.parent.name}, {method} {quantizer} {bits}: top-1 {rows.rows[key]['top1']:.2f} %", flush=True)
-    print(rows.summary(keys))
+    print(rows.summary(list(dict.fromkeys(keys))))
     for problem in problems:
         print(f"evaluate.py: {problem}", file=sys.stderr)
     return 1 if problems else 0

@@ -47,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace, error) -> None:
     """Fill in the defaults; `error(text)` for flags that do not go together."""
     if args.reestimate_bn is None:
-        args.reestimate_bn = BATCHES if args.weights in METHODS else 0
+        args.reestimate_bn = BATCHES if args.weights in METHODS and not args.evaluate else 0  # a checkpoint has its own
     if args.reestimate_bn < 0:
         error(f"--reestimate-bn must not be negative; got {args.reestimate_bn}")
     for name, method in BELONGS.items():

@@ -53,7 +53,7 @@ values_of() {
     case $word in
       "$flag") on=1 ;;
       "$flag"=*) echo "${word#*=}" ;;
-      --*) on= ;;
+      --* | -[a-zA-Z]*) on= ;;
       *) if [ -n "$on" ]; then echo "$word"; fi ;;
     esac
   done
@@ -69,6 +69,14 @@ for quantizer in "${quantizers[@]}"; do # now, and not after the full-precision 
   for bits in "${widths[@]}"; do
     if ! [[ $bits =~ ^$possible$ ]]; then
       echo "launch.sh: BITS must be $those with $quantizer; got '$bits'" >&2
+      exit 2
+    fi
+  done
+done
+for flag in --rectify --gradient-bits --sign-gradient --scale-adjusted --no-scale-adjusted; do
+  for word in "${more[@]}" "${qat_flags[@]}"; do
+    if [ "${word%%=*}" = "$flag" ]; then
+      echo "launch.sh: $flag is for train.py, whose runs zoo.py compares: evaluate.py knows one variant of each quantizer" >&2
       exit 2
     fi
   done

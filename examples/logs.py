@@ -5,12 +5,14 @@ from pathlib import Path
 
 import files
 
+FILE = "log.jsonl"
+
 
 class Logs:
     """Logs in `folder`; entries of epochs from `first_epoch` on, left by a run that this one continues, are dropped."""
 
     def __init__(self, folder: Path, first_epoch: int = 0):
-        self.file = folder / "log.jsonl"
+        self.file = folder / FILE
         kept = [entry for entry in read(self.file) if entry["epoch"] < first_epoch] if self.file.exists() else []
         files.write(self.file, "".join(json.dumps(entry) + "\n" for entry in kept))
         try:

@@ -20,7 +20,7 @@ TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 # Where a run is, begins and is looked at from: the options that change no number of a training, but for a device's rounding.
 PLACES = (
     "data", "data_path", "num_workers", "device", "workspace", "init_from", "resume", "resume2", "evaluate", "batches", "draws",
-    "gather_checkpoints", "print_freq",
+    "overwrite", "gather_checkpoints", "print_freq",
 )  # fmt: skip
 COMPRESSION = ("ca", "cabits", "ibits", "pergroup", "perlayer", "usegradient")
 
@@ -35,10 +35,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.data_path = args.data or args.data_path
     if args.lr_milestones and args.lr_scheduler != "step":
         parser.error("--lr-milestones belongs to --lr-scheduler step")
-    args.lr_milestones = args.lr_milestones or [args.epochs // 2, args.epochs * 3 // 4]
+    if args.lr_scheduler == "step" and not args.lr_milestones:
+        args.lr_milestones = sorted({args.epochs // 2, args.epochs * 3 // 4} - {0})
     for name in ("epochs", "batch_size", "print_freq", "batches", "draws", "image_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1; got {getattr(args, name)}")
+        least = 2 if name == "batches" else 1  # one batch has no variance
+        if getattr(args, name) < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}; got {getattr(args, name)}")
     for name in ("width", "num_classes", "limit_train", "limit_test"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1 if given; got {getattr(args, name)}")
@@ -71,6 +73,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         last = args.workspace / "last.pt"
         if args.resume and not args.evaluate and last.exists() and args.resume.resolve().parent != last.resolve().parent:
             parser.error(f"--resume: going on from {args.resume} would overwrite another run in {args.workspace}; name a --workspace")
+    if args.overwrite and (args.resume or args.evaluate):
+        parser.error("--overwrite is for beginning anew, without --resume or --evaluate")
     return args
 
 
@@ -156,6 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("checkpoints and reports").add_argument
     add("--workspace", type=Path, help="folder of checkpoints and logs; runs/DATASET-ARCH-CONFIG-seedN if not given")
+    add("--overwrite", action="store_true", help="begin anew where a run lies already, which is lost")
     add("--init-from", type=Path, metavar="CHECKPOINT", help="begin with the weights of this full-precision checkpoint of the same model")
     add("--resume", type=Path, metavar="CHECKPOINT", help="continue from this file, or evaluate it")
     add("--resume2", type=Path, metavar="CHECKPOINT", help="variances: bits settle from the sensitivities in this one")

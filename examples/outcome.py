@@ -4,15 +4,19 @@ Multiply-accumulates are of every layer, by the bits of their weight and their a
 that is shipped. Both are of the model after the last epoch; nothing of the run changes.
 """
 
+import contextlib
 import json
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
 
 import quantize
+import torch
 from torch import Tensor, nn
 
 import files
+import learned_bits
 import logs
 from engine import Run
 from models import create_model
@@ -20,16 +24,31 @@ from models import create_model
 REPORT, PACKED = "report.json", "model.safetensors"
 
 
-def clear(workspace: Path) -> None:
-    """Remove what an earlier training has left there: nothing of it is of the one that begins or goes on."""
-    for name in (REPORT, PACKED):
-        (workspace / name).unlink(missing_ok=True)
+def clear(workspace: Path, checkpoints: bool) -> None:
+    """Remove what an earlier training has left there: nothing of it is of the one that goes on, or begins where there are `checkpoints`."""
+    old = [workspace / "last.pt", workspace / "best.pt", *workspace.glob("epoch-*.pt")]
+    for file in (workspace / REPORT, workspace / PACKED, *(old if checkpoints else ())):
+        file.unlink(missing_ok=True)
+
+
+def take_over(run: Run, resumed: Path) -> None:
+    """Bring the files of the run that goes on from `resumed`, a checkpoint in another folder, into its own."""
+    source, workspace = resumed.parent, run.args.workspace
+    if source.resolve() == workspace.resolve():
+        return
+    if (source / logs.FILE).is_file():
+        shutil.copyfile(source / logs.FILE, workspace / logs.FILE)
+    shutil.copyfile(resumed, workspace / "last.pt")
+    (workspace / "best.pt").unlink(missing_ok=True)
+    with contextlib.suppress(Exception):  # there is none, or it is damaged
+        if torch.load(source / "best.pt", map_location="cpu", weights_only=True, mmap=True)["best"] == run.best:
+            shutil.copyfile(source / "best.pt", workspace / "best.pt")
 
 
 def finish(run: Run, image: Tensor) -> dict:
     """Measure, print and write down. `image`: one image of the data set, on the run's device."""
     args = run.args
-    entries = logs.read(args.workspace / "log.jsonl")
+    entries = logs.read(args.workspace / logs.FILE)
     float_model = create_model(args.arch, args.num_classes, image.shape[1], args.width)
     numbers = {
         **complexity(run.model, image),
@@ -39,6 +58,8 @@ def finish(run: Run, image: Tensor) -> dict:
         **pack(run.model, float_model, args.workspace / PACKED),
         "duration_seconds": sum(entry["seconds"] for entry in entries),
     }
+    if run.bits is not None and args.target_size is not None:
+        numbers["target_size"] = {"asked_mib": args.target_size, "reached_mib": learned_bits.numbers(run.model)["size_mib"]}
     files.write(args.workspace / REPORT, json.dumps(numbers, indent=1) + "\n")
     print(text(numbers))
     return numbers
@@ -93,5 +114,9 @@ def text(numbers: dict) -> str:
     else:
         lines["file"] = f"{numbers['file_bytes']:,} bytes, {numbers['file']} (the float model: {numbers['float_bytes']:,})"
         lines["load time"] = f"{1000 * numbers['load_seconds']:.1f} ms"
+    if "target_size" in numbers:
+        asked, reached = numbers["target_size"].values()
+        far = "" if abs(reached - asked) <= 0.02 * asked else "; not reached: more epochs or a higher --bits-lr bring it nearer"
+        lines["target size"] = f"{asked:.3f} MiB asked for, {reached:.3f} MiB{far}"
     lines["duration"] = f"{numbers['duration_seconds']:.1f} s"
     return "\n".join(f"{name:11} {value}" for name, value in lines.items())

@@ -39,6 +39,8 @@ def variances(run: Run, loader) -> dict:
     """
     run.model.train()
     batches = [(show(run, images), targets.to(run.processes.device)) for images, targets, _ in islice(loader.epoch(0), run.args.batches)]
+    if len(batches) < run.args.batches:
+        raise ValueError(f"--batches: expected at most the {len(batches)} of an epoch; got {run.args.batches}")
     with autocast(run):
         report = variance_report(run.model, batches, partial(F.cross_entropy, label_smoothing=run.args.label_smoothing), run.args.draws)
     mean = run.processes.total(torch.tensor([report.quantization, report.sample], dtype=torch.float64)) / run.processes.world

@@ -10,11 +10,11 @@
 Ctrl-C writes a checkpoint after the step in flight; `--resume runs/.../last.pt` with the same flags continues to the same numbers.
 """
 
+import math
 import random
 import signal
 import sys
 import time
-import warnings
 
 import numpy as np
 import quantize
@@ -34,6 +34,7 @@ from memory import MIB, PeakMemory, saved_bytes, warm_up
 from models import create_model, default_width
 from processes import Processes, share_batch_norm
 from report import report
+from said import said
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,8 +54,9 @@ def work(args, processes: Processes) -> int:
         report(run, train_loader, test_loader)
         return 0
     last = args.workspace / "last.pt"
-    if processes.first and not args.resume and last.exists():
-        warnings.warn(f"beginning anew in {args.workspace}; to go on with the run that is there: --resume {last}", stacklevel=1)
+    if not (args.resume or args.overwrite) and processes.any(last.exists()):
+        text = f"--workspace: {args.workspace} holds a run; go on with it (--resume {last}), name another folder, or lose it (--overwrite)"
+        raise ValueError(text)
     with StopRequest() as stop:
         if train(run, train_loader, test_loader, stop):
             return 0
@@ -123,7 +125,9 @@ def train(run: Run, train_loader, test_loader, stop: StopRequest) -> bool:
     args, first = run.args, run.processes.first
     if first:
         args.workspace.mkdir(parents=True, exist_ok=True)
-        outcome.clear(args.workspace)
+        if args.resume:
+            outcome.take_over(run, args.resume)
+        outcome.clear(args.workspace, checkpoints=run.epoch == run.step == 0)
     logs = Logs(args.workspace, run.epoch) if first else None
     images, _, indices = next(train_loader.epoch(0))
     example = show(run, images[:2]), indices[:2]
@@ -137,6 +141,8 @@ def train(run: Run, train_loader, test_loader, stop: StopRequest) -> bool:
         if step_ms is not None and not args.training_only:
             reestimate(run, train_loader)
             tested = test(run, test_loader, stop)
+        if step_ms is not None:
+            check_finite(run, tested)
         if step_ms is None or (tested is None and not args.training_only):
             run.seconds = time.perf_counter() - began
             checkpoint.save(run, args.workspace / "last.pt")
@@ -150,7 +156,8 @@ def train(run: Run, train_loader, test_loader, stop: StopRequest) -> bool:
         if first:
             logs.write(entry)
             print(summary(entry, args.epochs), flush=True)
-        for name in ["last.pt"] + ["best.pt"] * is_best + [f"epoch-{run.epoch:04d}.pt"] * args.gather_checkpoints:
+        # The last one last: a run killed before it repeats the epoch and writes the others anew.
+        for name in ["best.pt"] * is_best + [f"epoch-{run.epoch:04d}.pt"] * args.gather_checkpoints + ["last.pt"]:
             checkpoint.save(run, args.workspace / name)
     if first:
         logs.close()
@@ -170,6 +177,15 @@ def check_single(run: Run, loader, images, indices) -> None:
     except ValueError as error:
         text = f"--batch-size: expected a size other than {loader.batch_size}, with which a batch of an epoch has a single image"
         raise ValueError(f"{text}: {error}") from error
+
+
+def check_finite(run: Run, tested: tuple[float, float] | None) -> None:
+    """FloatingPointError if the epoch's last step broke the weights, before they replace those of the checkpoint."""
+    broken = [name for name, p in run.model.named_parameters() if not torch.isfinite(p).all()]
+    if broken:
+        raise FloatingPointError(f"{broken[0]} is not finite after epoch {run.epoch + 1}; the checkpoint is of before it")
+    if tested is not None and not math.isfinite(tested[0]):
+        raise FloatingPointError(f"test loss is {tested[0]} after epoch {run.epoch + 1}; the checkpoint is of before it")
 
 
 def describe(run: Run, step_ms, tested, seconds, peak: PeakMemory, example) -> dict:
@@ -207,4 +223,4 @@ def summary(entry: dict, epochs: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(said(main))

@@ -8,7 +8,7 @@ import torch
 import few_bits
 import learned_bits
 
-MODEL = ("arch", "width", "num_classes", "dataset", "weights")
+MODEL = ("arch", "width", "num_classes", "dataset", "image_size", "weights")
 LOW_BIT = ("weight_bits", "activation_bits", "float_layers", *few_bits.BELONGS, *learned_bits.DEFAULTS, "penalty", "target_size")
 
 

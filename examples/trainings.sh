@@ -41,9 +41,15 @@ stop() {
 trap 'stop 130' INT
 trap 'stop 143' TERM
 
+# begins_from FLAGS...: a sum of the file that --init-from names, if it does.
+begins_from() {
+  while [ $# -gt 0 ] && [ "$1" != --init-from ]; do shift; done
+  if [ $# -gt 1 ] && [ -e "$2" ]; then cksum <"$2"; fi
+}
+
 # train NAME FLAGS...: 0 if the training has come to its end, now or before; 1 if it failed. Anything else ends the script.
 train() {
-  local name=$1 folder=$workspace/$1 flags=("${@:2}" "${more[@]}") resume=() status=0 asked begun
+  local name=$1 folder=$workspace/$1 flags=("${@:2}" "${more[@]}") resume=() status=0 asked begun begins
   asked=$(printf ' %q' "${flags[@]}") # words that zoo.py can take apart, whatever is in them
   asked=${asked# }
   if [ "$processes" -gt 1 ]; then asked+=" # $processes processes"; fi # whose batches add up
@@ -58,11 +64,17 @@ train() {
       "$own" "$folder" "$begun" "$asked" >&2
     exit 2
   fi
+  begins=$(begins_from "${flags[@]}")
+  if [ -e "$folder/last.pt" ] && [ -e "$folder/begins" ] && [ "$(cat "$folder/begins")" != "$begins" ]; then
+    echo "$own: $folder began with other weights than --init-from now holds; delete it or choose another WORKSPACE" >&2
+    exit 2
+  fi
   if [ -e "$folder/done" ] && [ -e "$folder/last.pt" ]; then
     echo "== $name: done"
     return 0
   fi
   echo "$asked" >"$folder/flags"
+  if [ ! -e "$folder/last.pt" ]; then echo "$begins" >"$folder/begins"; fi
   if [ -e "$folder/last.pt" ]; then
     resume=(--resume "$folder/last.pt")
     echo "== $name: goes on"

@@ -86,7 +86,10 @@ def run_of(file: Path, data_path: Path) -> argparse.Namespace:
     """train.py's options: as the scripts called it, or else as the checkpoint has them, which knows no folders."""
     flags = file.with_name("flags")
     if flags.is_file():
-        return options.parse(shlex.split(flags.read_text(), comments=True))
+        try:
+            return options.parse(shlex.split(flags.read_text(), comments=True))
+        except SystemExit as error:
+            raise ValueError(f"FOLDER: expected {flags} to hold flags of train.py; the message above says what is wrong") from error
     return argparse.Namespace(**vars(options.parse([])) | trained.options_of(file) | {"data_path": data_path})
 
 

@@ -94,7 +94,10 @@ def main(arguments=None) -> int:
         return 0
     try:
         print(inspect_file(options.file))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        print(f"inspect: {error.filename}: {error.strerror}" if error.strerror else error, file=sys.stderr)
+        return 1
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -260,12 +260,13 @@ def allocate(
 
 def _number(name: str, value) -> float:
     check_number("allocate", name, value)
-    if math.isnan(value):
-        raise ValueError(f"allocate: {name} must not be NaN")
     try:
-        return float(value)
+        value = float(value)
     except OverflowError:  # an integer beyond all floats
         return math.inf if value > 0 else -math.inf
+    if math.isnan(value):
+        raise ValueError(f"allocate: {name} must not be NaN")
+    return value
 
 
 def _latency_table(latency, sensitivity: Sensitivity) -> Tensor:

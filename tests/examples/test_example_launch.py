@@ -190,3 +190,28 @@ def test_interrupted_and_called_again(train, tmp_path):
     resumed = torch.load(folders[0] / "last.pt", weights_only=True)
     assert resumed["epoch"] == 8
     assert all(torch.equal(resumed["model"][name], value) for name, value in whole["model"].items())
+
+
+def test_short_flags_are_no_values(stand_in):
+    flags = {"SEEDS": "0", "BITS": "4", "QUANTIZERS": "po2", "TRAIN_FLAGS": "--data-path datasets -j 0"}
+    status, output, calls = stand_in("launch.sh", "lenet digits 1 64 0.1 0", QAT_FLAGS="--activation-bits 4 -c quantize", **flags)
+    assert status == 0, output
+    assert "digits-lenet-po2-4-a4-seed0" in calls[-1]
+    assert "-j" not in output.split("next:")[1]
+
+
+def test_flags_that_evaluate_does_not_know(stand_in):
+    status, output, calls = stand_in("launch.sh", "nin_q digits 1 64 0.1 0", QUANTIZERS="xnor", BITS="1", QAT_FLAGS="--rectify 0.99")
+    assert (status, calls) == (2, [])
+    assert "launch.sh: --rectify is for train.py, whose runs zoo.py compares" in output
+
+
+def test_other_weights_to_begin_with_are_noticed(stand_in, tmp_path):
+    flags = {"SEEDS": "0", "BITS": "4", "QUANTIZERS": "po2"}
+    assert stand_in("launch.sh", "lenet digits 1 64 0.1 0", **flags)[0] == 0
+    full = tmp_path / "runs" / "digits-lenet-fp32-seed0" / "last.pt"
+    assert stand_in("launch.sh", "lenet digits 1 64 0.1 0", **flags)[0] == 0
+    full.write_text("another model")
+    status, output, calls = stand_in("launch.sh", "lenet digits 1 64 0.1 0", **flags)
+    assert (status, calls) == (2, [])
+    assert "digits-lenet-po2-4-seed0 began with other weights than --init-from now holds; delete it" in output

@@ -182,3 +182,16 @@ def test_schedules():
     assert cosine == pytest.approx([0, 0.5, 1, 0.5, 0])
     step = [learning_rate("step", 1.0, epoch, 10, milestones=(5, 8)) for epoch in (0, 4.9, 5, 8.5)]
     assert step == pytest.approx([1, 1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize(("epochs", "milestones"), [(1, []), (2, [1]), (3, [1, 2]), (100, [50, 75])])
+def test_default_milestones(epochs, milestones):
+    args = options.parse(["--lr-scheduler", "step", "--epochs", str(epochs)])
+    assert args.lr_milestones == milestones
+    assert options.parse(["--epochs", str(epochs)]).lr_milestones is None
+
+
+def test_variances_need_two_batches(capsys):
+    with pytest.raises(SystemExit):
+        options.parse(["--evaluate", "--training-only", "--resume", "x.pt", "--batches", "1"])
+    assert "--batches must be at least 2; got 1" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import checkpoint
 import engine
 import pytest
 import torch
-from small_runs import COMPRESSIONS, EXAMPLES, SMALL, torchrun
+from small_runs import COMPRESSIONS, EXAMPLES, SMALL, environment, torchrun
 
 TIMES = {"seconds", "step_ms", "peak_mib"}
 
@@ -72,7 +72,7 @@ def test_resume_after_an_epoch(train, tmp_path, compression):
     _, whole, log = train("whole", "--gather-checkpoints", *compression)
     _, resumed, rest = train("rest", "--resume", tmp_path / "whole" / "epoch-0001.pt", *compression)
     assert_same(whole, resumed)
-    assert numbers(log)[1:] == numbers(rest)
+    assert numbers(log) == numbers(rest)  # what came before it, too
 
 
 @pytest.mark.parametrize(
@@ -318,12 +318,104 @@ def test_fewer_images_than_processes():
         script.prepare(options.parse([*SMALL, "--limit-train", "1"]), Processes(0, 2, torch.device("cpu")))
 
 
-def test_beginning_anew_says_so(train, tmp_path):
+def test_a_run_is_not_lost_unasked(train, tmp_path):
     train("run", "--epochs", "1", "--weights", "po2")
-    assert (tmp_path / "run" / "model.safetensors").exists()
-    with pytest.warns(UserWarning, match=r"beginning anew in .*run; to go on with the run that is there: --resume .*last.pt"):
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.is_file()}
+    with pytest.raises(ValueError, match=r"--workspace: .*run holds a run; go on with it \(--resume .*last.pt\), .* \(--overwrite\)"):
         train("run", "--epochs", "1")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.is_file()} == before
+    train("run", "--epochs", "1", "--overwrite")
     assert not (tmp_path / "run" / "model.safetensors").exists()  # the plain run has none
+
+
+def test_going_on_elsewhere_takes_all_along(train, tmp_path):
+    flags = ("--epochs", "2", "--lr", "0.3")
+    _, whole, log = train("first", *flags)
+    _, resumed, taken = train("second", *flags, "--resume", tmp_path / "first" / "last.pt")  # finished already
+    assert numbers(log) == numbers(taken)
+    assert_same(whole, resumed)
+    best = [torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("first", "second")]
+    assert best[0]["epoch"] == best[1]["epoch"]
+    assert json.loads((tmp_path / "second" / "report.json").read_text())["last_top1"] == log[-1]["test_top1"]
+
+
+def test_resuming_with_another_decay(train, tmp_path):
+    train("run", "--epochs", "1")
+    with pytest.warns(UserWarning, match="momentum 0.9 -> 0.1; weight_decay 0.0001 -> 0.5"):
+        _, content, _ = train(
+            "run", "--epochs", "2", "--resume", tmp_path / "run" / "last.pt", "--weight-decay", "0.5", "--momentum", "0.1"
+        )
+    assert [(group["momentum"], group["weight_decay"]) for group in content["optimizer"]["param_groups"]] == [(0.1, 0.5)]
+
+
+def test_resuming_with_a_scaler(train, tmp_path):
+    train("run", "--epochs", "1")
+    with pytest.warns(UserWarning, match="amp off -> fp16"):
+        status, content, _ = train("run", "--epochs", "2", "--resume", tmp_path / "run" / "last.pt", "--amp", "fp16")
+    assert status == 0
+    assert content["epoch"] == 2
+
+
+def test_a_kill_before_the_last_checkpoint(train, monkeypatch, tmp_path):
+    save = checkpoint.save
+
+    def killed(run, file):
+        if file.name == "last.pt" and run.epoch == 2:
+            raise KeyboardInterrupt
+        save(run, file)
+
+    _, _, log = train("whole", "--lr", "0.3", "--gather-checkpoints")
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train("run", "--lr", "0.3", "--gather-checkpoints")
+    monkeypatch.setattr(checkpoint, "save", save)
+    _, _, resumed = train("run", "--lr", "0.3", "--gather-checkpoints", "--resume", tmp_path / "run" / "last.pt")
+    assert numbers(log) == numbers(resumed)
+    for name in ("best.pt", "epoch-0001.pt", "epoch-0002.pt"):
+        one, other = (torch.load(tmp_path / folder / name, weights_only=True) for folder in ("whole", "run"))
+        assert (one["epoch"], one["best"]) == (other["epoch"], other["best"])
+
+
+@pytest.mark.parametrize("flags", [[], ["--training-only"]], ids=["tested", "training only"])
+def test_weights_broken_by_the_last_step_replace_nothing(train, monkeypatch, tmp_path, flags):
+    original, count = engine.train_step, [0]
+
+    def poisoned(run, *batch):
+        original(run, *batch)
+        count[0] += 1
+        if count[0] == 6:  # the second epoch's last
+            run.model.layer1[0].conv1.weight.data[0, 0, 0, 0] = float("nan")
+
+    monkeypatch.setattr(engine, "train_step", poisoned)
+    with pytest.raises(FloatingPointError, match="layer1.0.conv1.weight is not finite after epoch 2; the checkpoint is of before it"):
+        train("run", *flags)
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] == 1
+
+
+def test_evaluation_is_of_the_checkpoint(train, tmp_path, capsys):
+    import train as script
+
+    flags = ["--arch", "resnet20_q", "--weights", "xnor", "--batch-size", "16", "--seed", "3", "--epochs", "1"]
+    _, _, log = train("run", *flags)
+    capsys.readouterr()
+    script.main(["--evaluate", "--resume", str(tmp_path / "run" / "last.pt"), "--limit-test", "37"])
+    assert f"top-1 {log[-1]['test_top1']:.2f} %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "text"),
+    [
+        (["--dataset", "cifar10", "--data-path", "nowhere"], 2, "train.py: dataset cifar10: expected the file"),
+        (["--resume", "nothing.pt"], 2, "train.py: --resume: expected a checkpoint file; there is none at nothing.pt"),
+        (["--lr", "1e30", "--lr-warmup-epochs", "0"], 1, "train.py: "),
+    ],
+)
+def test_what_is_at_fault_is_said_in_a_line(tmp_path, flags, status, text):
+    command = [sys.executable, EXAMPLES / "train.py", *SMALL, "--workspace", tmp_path / "run", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    assert text in done.stderr
 
 
 def test_two_processes(train, tmp_path, capsys):

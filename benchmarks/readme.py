@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from mixed_precision_tables import mixed_precision
-from result_files import measured_on, read
+from result_files import measured_on, others, read
 from result_rows import (
     accuracy,
     binary,
@@ -51,10 +51,10 @@ HEADLINES = {
 HEADER = ["| | compressed | plain | | command |", "|---|---|---|---|---|"]
 
 
-def rows_of(benchmark) -> list[str]:
+def rows_of(benchmark, machine: str = "") -> list[str]:
     """All of a benchmark's rows, with its command."""
     name = benchmark.__name__
-    result = read(name)
+    result = read(name, machine)
     return [f"{row} `python benchmarks/{name}.py` |" for row in benchmark(result)] if result else []
 
 
@@ -79,7 +79,12 @@ def all_results() -> str:
         rows = [row for benchmark in benchmarks for row in rows_of(benchmark)]
         rows += power_of_two_mnist5k() if power_of_two in benchmarks else []
         lines += [f"## {title}", "", *HEADER, *rows, "", measured_on(benchmark.__name__ for benchmark in benchmarks), ""]
-    return "\n".join([*lines, "## Mixed precision", "", mixed_precision("results/"), ""])
+    lines += ["## Mixed precision", "", mixed_precision("results/"), ""]
+    every = [benchmark for benchmarks in SECTIONS.values() for benchmark in benchmarks]
+    for machine in others():
+        rows = [row for benchmark in every for row in rows_of(benchmark, machine)]
+        lines += [f"## A second machine: {machine}", "", *HEADER, *rows, "", measured_on((benchmark.__name__ for benchmark in every), machine), ""]
+    return "\n".join(lines)
 
 
 def main():

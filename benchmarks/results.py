@@ -1,4 +1,7 @@
-"""Where benchmarks leave their figures: results/NAME.json, with the machine they were taken on."""
+"""Where benchmarks leave their figures: results/NAME.json, with the machine they were taken on.
+
+QUANTIZE_RESULTS=zen4 in the environment: results/zen4/NAME.json, for a second machine beside the one that README has.
+"""
 
 import json
 import os
@@ -6,7 +9,7 @@ from pathlib import Path
 
 from machine import describe
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parent / "results" / os.environ.get("QUANTIZE_RESULTS", "")
 
 
 def write(name: str, figures: dict, path: Path | None = None) -> Path:

@@ -154,7 +154,7 @@ def lament(run: Run, value: float, images: Tensor) -> str:
     where = f"loss is {value} at step {run.step + 1} of epoch {run.epoch + 1}"
     if math.isfinite(value):
         return (
-            f"{where}, its scale {run.scaler.get_scale():g}" if run.scaler.is_enabled() else f"{where}, and not finite in another process"
+            f"{where}, its scale {run.scaler.get_scale():g}" if run.scaler.is_enabled() else f"{where}, but not finite in another process"
         )
     with autocast(run):
         return f"{where}; {first_nonfinite(run.model, images)}"

@@ -219,7 +219,12 @@ def test_a_failed_fine_tuning_has_a_row(from_float, monkeypatch, capsys):
     status, report = from_float("--methods uniform gauss_newton --average-bits 2.5")
     assert status == 1 and [row["failed"] for row in report["rows"]] == ["loss is nan at step 2 of epoch 1"] * 2
     assert "top1_before" in report["rows"][0] and "top1_after" not in report["rows"][0]
-    assert "failed: loss is nan" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "failed: loss is nan" in output
+    table = output.split("top1_packed")[1]
+    assert "failed" in table.splitlines()[0]
+    assert table.count("loss is nan at step 2 of epoch 1") == 2
+    assert ".0 " not in table  # whole bytes, gaps or not
 
 
 @pytest.mark.slow

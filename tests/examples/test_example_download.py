@@ -56,7 +56,8 @@ def test_archive_with_another_checksum(archive, tmp_path):
 
 def test_check_of_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"train.bin .*download_data.py --dataset cifar100"):
-        download_data.main(["--dataset", "cifar100", "--data-path", str(tmp_path), "--check"])
+        download_data.main(["--dataset", "cifar100", "--data-path", str(tmp_path / "new"), "--check"])
+    assert not (tmp_path / "new").exists()  # which only looks
 
 
 @pytest.fixture

@@ -230,3 +230,8 @@ def test_foreign_csv(tmp_path, text, message):
     (tmp_path / "results.csv").write_text(text)
     with pytest.raises(ValueError, match=f"--output: expected .*results.csv {message}"):
         evaluate.main([*FLAGS, "--output", str(tmp_path / "results.csv")])
+
+
+def test_what_is_said_twice_counts_once(evaluated, capsys):
+    evaluated("--seeds", "0", "0", "--bits", "4", "4")
+    assert "±" not in capsys.readouterr().out

@@ -429,3 +429,10 @@ def test_two_processes(train, tmp_path, capsys):
     words = capsys.readouterr().out.split()
     assert float(words[-4]) == pytest.approx(log[-1]["test_loss"], abs=1e-3)
     assert float(words[-2]) == pytest.approx(log[-1]["test_top1"], abs=0.01)
+
+
+def test_a_loss_that_another_process_cannot_go_on_from(train, monkeypatch):
+    # The others would wait for it in the backward pass. One process stands in for two.
+    monkeypatch.setattr("processes.Processes.any", lambda self, flag: sys._getframe(1).f_code.co_name == "train_step")
+    with pytest.raises(FloatingPointError, match=r"loss is [\d.]+ at step 1 of epoch 1, but not finite in another process"):
+        train("run")

@@ -106,10 +106,16 @@ def test_folders_of_train_py(train, tmp_path, capsys):
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "last.pt").write_text("no checkpoint")
     call = [*(str(tmp_path / name) for name in ("a", "b", "damaged")), "--output", str(tmp_path / "zoo.csv")]
+    (tmp_path / "bad flags").mkdir()
+    (tmp_path / "bad flags" / "last.pt").write_text("nothing is read of it")
+    (tmp_path / "bad flags" / "flags").write_text("--weights po2 --weight-bits 99")
+    call.insert(0, str(tmp_path / "bad flags"))
     for _ in range(2):
         assert zoo.main(call) == 1
         rows = pandas.read_csv(tmp_path / "zoo.csv")
         assert [Path(file).parent.name for file in rows.checkpoint] == ["a", "b"]
         assert set(rows.config) == {"xnor-1-a1"} and set(rows.width) == {4} and rows.average_bits.tolist() == [1, 1]
         assert rows.top1.tolist() == pytest.approx([log[0]["test_top1"] for log in logs])
-        assert f"{tmp_path / 'damaged' / 'last.pt'} is damaged" in capsys.readouterr().err
+        errors = capsys.readouterr().err
+        assert f"{tmp_path / 'damaged' / 'last.pt'} is damaged" in errors
+        assert f"zoo.py: FOLDER: expected {tmp_path / 'bad flags' / 'flags'} to hold flags of train.py" in errors

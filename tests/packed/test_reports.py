@@ -229,7 +229,7 @@ def test_inspect(tmp_path, capsys):
     assert lines[4].split() == ["fc", "Linear", "power_of_two", "8", "32", "4x6", "0.1"]
     assert lines[5].split()[:4] == ["others", "5", "tensors", "float"] and "3 packed weights; tensors: 0.6 KiB, header: " in lines[-1]
     path.write_bytes(path.read_bytes()[:-1])
-    for file, message in ((path, f"inspect: {path}: tensor"), (tmp_path / "none", "No such file")):
+    for file, message in ((path, f"inspect: {path}: tensor"), (tmp_path / "none", f"inspect: {tmp_path / 'none'}: No such file")):
         assert main(["inspect", str(file)]) == 1
         shown = capsys.readouterr()
         assert not shown.out and message in shown.err

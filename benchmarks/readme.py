@@ -83,7 +83,8 @@ def all_results() -> str:
     every = [benchmark for benchmarks in SECTIONS.values() for benchmark in benchmarks]
     for machine in others():
         rows = [row for benchmark in every for row in rows_of(benchmark, machine)]
-        lines += [f"## A second machine: {machine}", "", *HEADER, *rows, "", measured_on((benchmark.__name__ for benchmark in every), machine), ""]
+        measured = measured_on((benchmark.__name__ for benchmark in every), machine)
+        lines += [f"## A second machine: {machine}", "", *HEADER, *rows, "", measured, ""]
     return "\n".join(lines)
 
 

@@ -53,6 +53,8 @@ def convert(model: nn.Module) -> nn.Module:
     What else compressed training put in is taken out. Prepared weights of other modules (nn.MultiheadAttention, nn.LSTM, subclasses with a
     forward of their own) become decoded float weights, and are packed in files. A tied weight is packed once.
 
+    Other threads may go on meanwhile, with this model too; random numbers that they draw during it may come again.
+
     Args:
         model: of :func:`quantize.prepare`, trained or not; activation quantizers must have seen data.
 

@@ -70,9 +70,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     learned_bits.check(args, parser.error)
     if args.workspace is None:
         args.workspace = Path("runs") / f"{args.dataset}-{args.arch}-{label(args)}-seed{args.seed}"
-        last = args.workspace / "last.pt"
-        if args.resume and not args.evaluate and last.exists() and args.resume.resolve().parent != last.resolve().parent:
-            parser.error(f"--resume: going on from {args.resume} would overwrite another run in {args.workspace}; name a --workspace")
+    last = args.workspace / "last.pt"
+    if args.resume and not args.evaluate and last.exists() and args.resume.resolve().parent != last.resolve().parent:
+        parser.error(f"--resume: going on from {args.resume} would overwrite another run in {args.workspace}; name another --workspace")
     if args.overwrite and (args.resume or args.evaluate):
         parser.error("--overwrite is for beginning anew, without --resume or --evaluate")
     return args

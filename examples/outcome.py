@@ -36,13 +36,15 @@ def take_over(run: Run, resumed: Path) -> None:
     source, workspace = resumed.parent, run.args.workspace
     if source.resolve() == workspace.resolve():
         return
-    if (source / logs.FILE).is_file():
-        shutil.copyfile(source / logs.FILE, workspace / logs.FILE)
-    shutil.copyfile(resumed, workspace / "last.pt")
-    (workspace / "best.pt").unlink(missing_ok=True)
+    taken = {logs.FILE: source / logs.FILE}
     with contextlib.suppress(Exception):  # there is none, or it is damaged
         if torch.load(source / "best.pt", map_location="cpu", weights_only=True, mmap=True)["best"] == run.best:
-            shutil.copyfile(source / "best.pt", workspace / "best.pt")
+            taken["best.pt"] = source / "best.pt"
+    taken["last.pt"] = resumed  # last: a run killed before it has not begun here
+    for name, file in taken.items():
+        if file.is_file():
+            with files.replacing(workspace / name, to_disk=True) as temporary:
+                shutil.copyfile(file, temporary)
 
 
 def finish(run: Run, image: Tensor) -> dict:

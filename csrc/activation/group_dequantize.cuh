@@ -29,9 +29,10 @@ QUANTIZE_DEVICE float decode_word(uint32_t code, float min, float scale) {
   return min + __fmaf_rn(bits_float(0x4b000000u | code), scale, -8388608.f * scale);
 }
 
+// Elements e and e + 1, neither NaN.
 template <typename T>
-QUANTIZE_DEVICE uint32_t round_pair(float low, float high, uint32_t key, uint32_t e) {                       // elements e and e + 1
-  const auto split = [](float x) { return T::scalar == Scalar::bf16 ? float_bits(x) : split_level<T>(x); };  // no NaN comes here
+QUANTIZE_DEVICE uint32_t round_pair(float low, float high, uint32_t key, uint32_t e) {
+  const auto split = [](float x) { return T::scalar == Scalar::bf16 ? float_bits(x) : split_level<T>(x); };
   return byte_permute(split(low) + dither_bits(key, e), split(high) + dither_bits(key, e + 1), 0x7632);
 }
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
@@ -41,3 +43,28 @@ def torchrun(*flags):
     done = subprocess.run([*launch, *SMALL, *flags], capture_output=True, text=True, env=environment(), timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+TIMES = {"seconds", "step_ms", "peak_mib"}
+
+
+def numbers(log):
+    """Entries of a log without what a clock or the machine decides."""
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in log]
+
+
+def assert_same(left, right, where="checkpoint"):
+    """Bitwise equality of two checkpoints, naming the first place that differs."""
+    assert type(left) is type(right), where
+    if isinstance(left, dict):
+        assert list(left) == list(right), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}[{key!r}]")
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right), where
+        for index, (a, b) in enumerate(zip(left, right, strict=True)):
+            assert_same(a, b, f"{where}[{index}]")
+    elif isinstance(left, torch.Tensor):
+        torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{where}: {text}")
+    else:
+        assert left == right, where

@@ -1,5 +1,5 @@
 """Training with --weights xnor|dorefa: which layers, which configuration, and statistics taken anew. (Bit-equal resuming is in
-test_example_training.py, with COMPRESSIONS' `xnor` and `dorefa`; bad flags are in test_example_options.py.)"""
+test_example_resuming.py, with COMPRESSIONS' `xnor` and `dorefa`; bad flags are in test_example_options.py.)"""
 
 import warnings
 

@@ -1,5 +1,5 @@
 """Training with --weights diffq: what it learns, what survives an overflow, and what it says. (Bit-equal resuming, from a checkpoint and
-from inside an epoch, is in test_example_training.py, with COMPRESSIONS' `diffq` and `diffq-same`.)"""
+from inside an epoch, is in test_example_resuming.py, with COMPRESSIONS' `diffq` and `diffq-same`.)"""
 
 import engine
 import learned_bits

@@ -156,10 +156,11 @@ def test_a_resume_does_not_overwrite_another_run(tmp_path, monkeypatch, capsys):
     for folder in (own, Path("other")):
         folder.mkdir(parents=True)
         (folder / "last.pt").touch()
-    with pytest.raises(SystemExit):
-        options.parse(["--resume", "other/last.pt"])
-    assert f"--resume: going on from other/last.pt would overwrite another run in {own}; name a --workspace" in capsys.readouterr().err
-    assert options.parse(["--resume", "other/last.pt", "--workspace", str(own)]).workspace == own
+    for more in ([], ["--workspace", str(own)]):
+        with pytest.raises(SystemExit):
+            options.parse(["--resume", "other/last.pt", *more])
+        text = f"--resume: going on from other/last.pt would overwrite another run in {own}; name another --workspace"
+        assert text in capsys.readouterr().err
     assert options.parse(["--resume", "other/last.pt", "--seed", "1"]).resume == Path("other/last.pt")  # there is no such run yet
     for more in (["--resume", str(tmp_path / own / "epoch-0001.pt")], ["--resume", "other/last.pt", "--evaluate"]):
         assert options.parse(more).workspace == own

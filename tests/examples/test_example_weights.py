@@ -1,6 +1,6 @@
 """Training with --weights: what it begins with, what it may be resumed as, and that two processes are one with the joint batch.
 
-Bit-equal resuming is in test_example_training.py, with COMPRESSIONS' `po2plus` and `both`."""
+Bit-equal resuming is in test_example_resuming.py, with COMPRESSIONS' `po2plus` and `both`."""
 
 import options
 import pytest

@@ -45,6 +45,12 @@ struct Avx2 {
   }
 
   static I zero_int() { return _mm256_setzero_si256(); }
+  static I set32(uint32_t value) { return _mm256_set1_epi32(int(value)); }
+  static I set64(uint64_t value) { return _mm256_set1_epi64x(int64_t(value)); }
+  static I numbers32() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+  static I add32(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I xor_(I a, I b) { return _mm256_xor_si256(a, b); }
+  static I xor_(I a, I b, I c) { return xor_(xor_(a, b), c); }
   static I or_(I a, I b) { return _mm256_or_si256(a, b); }
   static I and_(I a, I b) { return _mm256_and_si256(a, b); }
   static I or_and(I a, I b, I mask) { return or_(a, and_(b, mask)); }
@@ -69,6 +75,7 @@ struct Avx2 {
   static I join_halves(I low, I high) { return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xAA); }
   static I encode8(F t, I u) {
     const I code = _mm256_srli_epi32(_mm256_add_epi32(_mm256_cvttps_epi32(add(t, set(0.5f))), u), 16);
+
     return _mm256_min_epi32(code, _mm256_set1_epi32(255));
   }
 
@@ -79,30 +86,6 @@ struct Avx2 {
     *low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
   }
   static constexpr int ways = 2;
-  static void philox(const uint32_t* counter, const uint32_t* owner, uint32_t group, const RoundKeys& keys, I (*draw)[4]) {
-    const I m0 = _mm256_set1_epi64x(PhiloxTraits::multiplier0), m1 = _mm256_set1_epi64x(PhiloxTraits::multiplier1);
-    for (int w = 0; w < ways; ++w) {
-      const PhiloxStart start = philox_start(group + owner[w], keys.seed);
-      I high, low, *c = draw[w];
-      multiply(_mm256_add_epi32(_mm256_set1_epi32(int(counter[w])), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)), m0, &high, &low);
-      c[2] = _mm256_xor_si256(low, _mm256_set1_epi32(int(start.second_after)));
-      multiply(_mm256_xor_si256(high, _mm256_set1_epi32(int(start.second))), m1, &high, &c[1]);
-      c[0] = _mm256_xor_si256(high, _mm256_set1_epi32(int(start.first_after)));
-      c[3] = _mm256_set1_epi32(int(start.last));
-    }
-#pragma GCC unroll 5
-    for (int round = 2; round < PhiloxTraits::rounds; ++round) {
-#pragma GCC unroll 2
-      for (I* c : {draw[0], draw[1]}) {
-        I high0, low0, high1, low1;
-        multiply(c[0], m0, &high0, &low0);
-        multiply(c[2], m1, &high1, &low1);
-        c[0] = _mm256_xor_si256(_mm256_xor_si256(high1, c[1]), _mm256_set1_epi32(int(keys.first[round])));
-        c[2] = _mm256_xor_si256(_mm256_xor_si256(high0, c[3]), _mm256_set1_epi32(int(keys.second[round])));
-        c[1] = low1, c[3] = low0;
-      }
-    }
-  }
 
   static void store_columns(uint8_t* codes, int, I word) { _mm256_storeu_si256(reinterpret_cast<I*>(codes), word); }
   static void store_one_bit(uint8_t* codes, I word) { store_columns(codes, 0, word); }

@@ -34,6 +34,12 @@ struct Avx512 {
   static float reduce_max(F a) { return Avx2::reduce_max(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))); }
 
   static I zero_int() { return _mm512_setzero_si512(); }
+  static I set32(uint32_t value) { return _mm512_set1_epi32(int(value)); }
+  static I set64(uint64_t value) { return _mm512_set1_epi64(int64_t(value)); }
+  static I numbers32() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+  static I add32(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I xor_(I a, I b) { return _mm512_xor_si512(a, b); }
+  static I xor_(I a, I b, I c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
   static I or_(I a, I b) { return _mm512_or_si512(a, b); }
   static I and_(I a, I b) { return _mm512_and_si512(a, b); }
   static I or_and(I a, I b, I mask) { return _mm512_ternarylogic_epi32(a, b, mask, 0xf8); }
@@ -69,32 +75,6 @@ struct Avx512 {
     *low = _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CCAA);
   }
   static constexpr int ways = 4;
-  static void philox(const uint32_t* counter, const uint32_t* owner, uint32_t group, const RoundKeys& keys, I (*draw)[4]) {
-    const I m0 = _mm512_set1_epi64(PhiloxTraits::multiplier0), m1 = _mm512_set1_epi64(PhiloxTraits::multiplier1);
-    const I lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int w = 0; w < ways; ++w) {
-      const PhiloxStart start = philox_start(group + owner[w], keys.seed);
-      I high, low, *c = draw[w];
-      multiply(_mm512_add_epi32(_mm512_set1_epi32(int(counter[w])), lane), m0, &high, &low);
-      c[2] = _mm512_xor_si512(low, _mm512_set1_epi32(int(start.second_after)));
-      multiply(_mm512_xor_si512(high, _mm512_set1_epi32(int(start.second))), m1, &high, &c[1]);
-      c[0] = _mm512_xor_si512(high, _mm512_set1_epi32(int(start.first_after)));
-      c[3] = _mm512_set1_epi32(int(start.last));
-    }
-#pragma GCC unroll 5
-    for (int round = 2; round < PhiloxTraits::rounds; ++round) {
-#pragma GCC unroll 4
-      for (I* c : {draw[0], draw[1], draw[2], draw[3]}) {
-        I high0, low0, high1, low1;
-        multiply(c[0], m0, &high0, &low0);
-        multiply(c[2], m1, &high1, &low1);
-        // 0x96: exclusive or of three
-        c[0] = _mm512_ternarylogic_epi32(high1, c[1], _mm512_set1_epi32(int(keys.first[round])), 0x96);
-        c[2] = _mm512_ternarylogic_epi32(high0, c[3], _mm512_set1_epi32(int(keys.second[round])), 0x96);
-        c[1] = low1, c[3] = low0;
-      }
-    }
-  }
 
   static void store_columns(uint8_t* codes, int stride, I word) {
     Avx2::store_columns(codes, 0, _mm512_castsi512_si256(word));

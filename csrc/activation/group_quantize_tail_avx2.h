@@ -22,7 +22,7 @@ struct TailAvx2 {
     uint32_t counter[V::ways], owner[V::ways] = {};
     for (int w = 0; w < V::ways; ++w) counter[w] = noise_counter(begin + w * chunk);
     I draw[V::ways][4];
-    V::philox(counter, owner, group, keys, draw);
+    philox<V>(counter, owner, group, keys, draw);
     for (int w = 0; w < V::ways && begin + w * chunk < n; ++w)
       encode_chunk<T, bits>(x + begin + w * chunk, least(chunk, n - begin - w * chunk), range, draw[w], code + w * chunk);
     place_codes<bits>(code, n - begin, codes + begin * bits / 8);
@@ -38,7 +38,7 @@ struct TailAvx2 {
       uint32_t counter[V::ways] = {}, owner[V::ways];
       for (int w = 0; w < V::ways; ++w) owner[w] = uint32_t(first + w);
       I draw[V::ways][4];
-      V::philox(counter, owner, group, keys, draw);
+      philox<V>(counter, owner, group, keys, draw);
       for (int w = 0; w < V::ways && first + w < groups; ++w) {
         alignas(32) uint8_t code[chunk];
         encode_chunk<T, bits>(x + (first + w) * group_size, group_size, range[first + w], draw[w], code);

@@ -22,9 +22,8 @@ struct RoundKeys {
 };
 
 // Philox for V::ways batches of counters side by side. counter: the first of each batch, the others follow it; owner: its group, counted
-// from `group`.
+// from `group`. Inlined: called, it leaves the draws in memory, which costs AVX-512 a tenth of packing.
 template <class V>
-// Inlined: called, it leaves the draws in memory, which costs AVX-512 a tenth of packing.
 __attribute__((always_inline)) inline void philox(const uint32_t* counter, const uint32_t* owner, uint32_t group, const RoundKeys& keys,
                                                   typename V::I (*draw)[4]) {
   using I = typename V::I;

@@ -1,5 +1,5 @@
-// The exact variance of packing each sample at 1, 2, 4 and 8 bits. Each term is group_variance_run.h's; the order of summation is not the
-// CPU's, so the last bits may differ, but it is the same in every run.
+// The exact variance of packing each sample at 1, 2, 4 and 8 bits. Each term's distance is group_variance_run.h's; the order of summation
+// is not the CPU's, nor are the quarters taken together, so the last bits may differ, but they are the same in every run.
 #pragma once
 
 #include "group_plan.cuh"
@@ -16,10 +16,11 @@ QUANTIZE_DEVICE double warp_sum(double value) {
   return value;
 }
 
-// p(1 - p), p the fractional part of (x - min) / scale: below 2^23, so adding 2^23 toward zero is the floor.
+// p(1 - p), p the fractional part of (x - min) / scale: 1/4 - (p - 1/2)^2, in which p - 1/2 is a level's distance less 1/2 from the
+// nearest integer, below 2^22, so that adding 1.5 * 2^23 rounds to it.
 QUANTIZE_DEVICE float spread_of(float distance, float inverse) {
-  const float f = distance * inverse, p = f - (__fadd_rz(f, 8388608.f) - 8388608.f);
-  return p * (1.f - p);
+  const float f = __fmaf_rn(distance, inverse, -0.5f), d = f - ((f + 12582912.f) - 12582912.f);
+  return __fmaf_rn(-d, d, 0.25f);
 }
 
 // A warp sums up every slots-th piece of a sample. Blocks: (slots / warps, samples). x: [samples, elements]. pairs: null, and groups are

@@ -223,6 +223,7 @@ class Run : BinaryPass {
 void run_binary(const BinaryLayer& layer) {
   auto& prepared = scratch_of_thread<BinaryPrepared>();
   if (fits_tiles(layer)) return run_binary_tiles(layer, prepared);
+  if (fits_columns(layer)) return run_binary_columns(layer, prepared);
   Run(layer, prepared)();
 }
 

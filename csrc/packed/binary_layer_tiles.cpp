@@ -95,10 +95,8 @@ class TileRun : BinaryPass {
         const int32_t* sums = acc + row * pitch;
         if (l_.out) {
           float* out = place(at);
-          if (l_.rows)
-            image_kernels().finish(sums, pitch, count, many, none, l_.scales + n, added, out, l_.out_channels, 1);
-          else
-            kernels.finish_planes(sums, pitch, count, many, none, l_.scales + n, added, out, out_pixels);
+          image_kernels().finish(sums, pitch, count, many, none, l_.scales + n, added, out, l_.rows ? l_.out_channels : 1,
+                                 l_.rows ? 1 : out_pixels);
           add_residual(out, count, many);
           return;
         }

@@ -12,7 +12,8 @@ namespace quantize::packed {
 struct BinaryPrepared {
   std::vector<uint64_t> flips, images;
   std::vector<uint8_t> nibbles;           // images for lookups, or of bytes
-  std::vector<int32_t> shift, inside[2];  // inside: how many of a kernel's lines (columns) meet the image
+  std::vector<int32_t> shift, inside[2];  // inside: how many of a kernel's lines (columns) meet the image, or which
+  std::vector<int32_t> starts, offsets;   // binary_layer_columns.cpp
   std::vector<float> bias;
 };
 
@@ -48,5 +49,9 @@ class BinaryPass {
 // Layers whose integer products in tiles are sooner done than popcounts.
 bool fits_tiles(const BinaryLayer& layer);
 void run_binary_tiles(const BinaryLayer& layer, BinaryPrepared& prepared);
+
+// Layers whose weights are sooner multiplied column by column.
+bool fits_columns(const BinaryLayer& layer);
+void run_binary_columns(const BinaryLayer& layer, BinaryPrepared& prepared);
 
 }  // namespace quantize::packed

@@ -1,6 +1,7 @@
 // Packed layers' calls from Python, bound, watched and chosen without Python's help: bound_op.h.
 #include "bound_op.h"
 
+#include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/clone.h>
 #include <ATen/ops/equal.h>

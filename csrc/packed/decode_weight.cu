@@ -4,6 +4,7 @@
 // TF32 is allowed the tensor cores return the CPU's integers (up to 2^24). Under autocast too: its half precision has no room for the sums.
 #include "decode_weight.h"
 
+#include <ATen/ops/add.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>

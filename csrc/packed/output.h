@@ -6,7 +6,6 @@
 
 #include "image_kernels.h"
 #include "panels.h"
-#include "tile_kernels.h"
 
 namespace quantize::packed {
 
@@ -42,10 +41,7 @@ class Output {
     if (along_ == 1 && then_.changes())
       return kernels.finish_clipped(acc, pitch, count, columns, part.correction, part.gain, part.bias, residual, then_.low, then_.high,
                                     floats_ + at, across_);
-    if (along_ > 1 && tile_kernels())
-      tile_kernels()->finish_planes(acc, pitch, count, columns, part.correction, part.gain, part.bias, floats_ + at, along_);
-    else
-      kernels.finish(acc, pitch, count, columns, part.correction, part.gain, part.bias, floats_ + at, across_, along_);
+    kernels.finish(acc, pitch, count, columns, part.correction, part.gain, part.bias, floats_ + at, across_, along_);
     if (then_.changes()) kernels.add_and_clip(floats_ + at, residual, columns, along_, count, then_.low, then_.high);
   }
 

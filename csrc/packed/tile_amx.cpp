@@ -75,45 +75,6 @@ void multiply(const uint8_t* x, int64_t stride, int row_tiles, TileLines lines, 
   chosen(x, stride, lines, levels, acc);
 }
 
-// Rows of four by four dwords change places within lanes, then lanes.
-inline __attribute__((always_inline)) void transpose(__m512i v[16]) {
-  __m512i t[16];
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    const __m512i a = _mm512_unpacklo_epi32(v[i], v[i + 1]), b = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-    const __m512i c = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]), d = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
-    t[i] = _mm512_unpacklo_epi64(a, c), t[i + 1] = _mm512_unpackhi_epi64(a, c);
-    t[i + 2] = _mm512_unpacklo_epi64(b, d), t[i + 3] = _mm512_unpackhi_epi64(b, d);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {  // t[4 k + i]: column 4 l + i of rows 4 k to 4 k + 3 in lane l
-    const __m512i a = _mm512_shuffle_i32x4(t[i], t[4 + i], 0x88), b = _mm512_shuffle_i32x4(t[i], t[4 + i], 0xdd);
-    const __m512i c = _mm512_shuffle_i32x4(t[8 + i], t[12 + i], 0x88), d = _mm512_shuffle_i32x4(t[8 + i], t[12 + i], 0xdd);
-    v[i] = _mm512_shuffle_i32x4(a, c, 0x88), v[8 + i] = _mm512_shuffle_i32x4(a, c, 0xdd);
-    v[4 + i] = _mm512_shuffle_i32x4(b, d, 0x88), v[12 + i] = _mm512_shuffle_i32x4(b, d, 0xdd);
-  }
-}
-
-void finish_planes(const int32_t* acc, int64_t pitch, int64_t rows, int64_t columns, const int32_t* correction, const float* gain,
-                   const float* bias, float* out, int64_t plane) {
-  for (int64_t c = 0; c < columns; c += 16)
-    for (int64_t r = 0; r < rows; r += 16) {
-      const int64_t some = rows - r < 16 ? rows - r : 16, channels = columns - c < 16 ? columns - c : 16;
-      __m512i v[16];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) v[i] = i < some ? _mm512_loadu_si512(acc + (r + i) * pitch + c) : _mm512_setzero_si512();
-      transpose(v);
-      const __mmask16 there = __mmask16((1u << some) - 1);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) {
-        if (i >= channels) break;
-        const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(v[i], _mm512_set1_epi32(correction[c + i])));
-        const __m512 y = _mm512_add_ps(_mm512_mul_ps(sum, _mm512_set1_ps(gain[c + i])), _mm512_set1_ps(bias[c + i]));
-        _mm512_mask_storeu_ps(out + (c + i) * plane + r, there, y);
-      }
-    }
-}
-
 void spread(const uint64_t* words, int64_t pixels, int channels, bool unit, uint8_t* image, int64_t pixel_bytes) {
   const __m512i zero = _mm512_set1_epi8(unit ? 0 : 1), one = _mm512_set1_epi8(unit ? 1 : -1);
   const __mmask64 there = channels < 64 ? (__mmask64(1) << channels) - 1 : ~__mmask64(0);
@@ -153,6 +114,6 @@ void compare(const int32_t* acc, int64_t pitch, int64_t rows, int channels, cons
 
 }  // namespace
 
-const TileKernels tile_amx{begin, end, multiply<false>, multiply<true>, finish_planes, spread, sign_levels, compare};
+const TileKernels tile_amx{begin, end, multiply<false>, multiply<true>, spread, sign_levels, compare};
 
 }  // namespace quantize::packed

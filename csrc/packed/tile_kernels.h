@@ -29,9 +29,6 @@ struct TileKernels {
   // 1 or 2. Rows are unsigned bytes, or signed ones.
   void (*multiply)(const uint8_t* x, int64_t stride, int row_tiles, TileLines lines, const int8_t* levels, int panels, int32_t* acc);
   void (*multiply_signed)(const uint8_t* x, int64_t stride, int row_tiles, TileLines lines, const int8_t* levels, int panels, int32_t* acc);
-  // out[c][i] = float(acc[i][c] - correction[c]) * gain[c] + bias[c]: ImageKernels' finish, to planes. acc's rows hold `pitch` sums.
-  void (*finish_planes)(const int32_t* acc, int64_t pitch, int64_t rows, int64_t columns, const int32_t* correction, const float* gain,
-                        const float* bias, float* out, int64_t plane);
 
   // For binary layers. A pixel's up to 64 bits to bytes, a pixel every pixel_bytes: 1 and -1, or (`unit`) 0 and 1.
   void (*spread)(const uint64_t* words, int64_t pixels, int channels, bool unit, uint8_t* image, int64_t pixel_bytes);

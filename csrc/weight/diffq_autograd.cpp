@@ -1,4 +1,5 @@
 // The differentiable ops over diffq_noise, diffq_round and diffq_bits, for every backend.
+#include <ATen/core/Tensor.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>

@@ -1,6 +1,8 @@
 // Walks over a model's modules by way of their dictionaries, and one wait for all gradients: step.h.
 #include "step.h"
 
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/stack.h>
 #include <c10/util/flat_hash_map.h>

@@ -18,8 +18,8 @@ float reference(const T* x, int64_t n, int64_t group_size, int bits) {
     if (is_poisoned(range)) return NAN;
     if (range.extreme || range.fixed_point == 0.f) continue;
     for (int64_t e = begin; e < end; ++e) {
-      const float f = (to_float(x[e]) - range.min) * (1.f / range.scale), p = f - std::floor(f);
-      total += double(p * (1.f - p)) * double(range.scale) * double(range.scale);
+      const float f = std::fmaf(to_float(x[e]) - range.min, 1.f / range.scale, -0.5f), d = f - std::nearbyintf(f);
+      total += (0.25 - double(d) * double(d)) * double(range.scale) * double(range.scale);
     }
   }
   return float(total);

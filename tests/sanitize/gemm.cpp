@@ -61,6 +61,21 @@ int64_t check_products(Isa isa, Fence fence, int bits, int largest, int64_t chan
   return ++count;
 }
 
+// Sums to planes, which some ISAs turn block by block.
+int64_t check_planes(Isa isa, Fence fence, int64_t rows, int64_t columns) {
+  const int64_t pitch = columns + 1, plane = rows + 3;
+  const Noise<int32_t> acc(rows * pitch, fence, 3), correction(columns, fence, 4);
+  const Buffer<float> gain(columns, fence), bias(columns, fence);
+  for (int64_t i = 0; i < rows * pitch; ++i) acc[i] >>= 9;
+  for (int64_t c = 0; c < columns; ++c) correction[c] >>= 9, gain[c] = 0.37f * float(c - 5), bias[c] = 1.3f * float(c);
+  const Buffer<float> out(columns * plane, fence), want(columns * plane, fence);
+  quantize::set_cpu_isa(isa);
+  image_kernels().finish(acc.data(), pitch, rows, columns, correction.data(), gain.data(), bias.data(), out.data(), 1, plane);
+  image_portable.finish(acc.data(), pitch, rows, columns, correction.data(), gain.data(), bias.data(), want.data(), 1, plane);
+  expect_same(out, want, "image: planes of " + std::to_string(rows) + " rows, " + std::to_string(columns) + " columns");
+  return 1;
+}
+
 int64_t check_images(Isa isa, Fence fence, int64_t channels, int64_t width) {
   constexpr int64_t height = 3;
   const int64_t pixel = (channels + 3) / 4 * 4, plane = height * width;
@@ -141,6 +156,8 @@ int64_t check_gemm(Isa isa, Fence fence) {
         for (int64_t rows : {1, 3, 12}) count += check_products(isa, fence, bits, largest, channels, taps, rows);
   for (int64_t channels : {1, 3, 4, 17, 32})
     for (int64_t width : {1, 15, 16, 33}) count += check_images(isa, fence, channels, width);
+  for (int64_t rows : {1, 15, 16, 17, 32})
+    for (int64_t columns : {1, 16, 23, 32}) count += check_planes(isa, fence, rows, columns);
   for (const auto& [pixel, channels] : {std::pair{1, 1}, {3, 3}, {15, 15}, {16, 16}, {24, 8}, {24, 17}, {40, 5}, {64, 32}})
     for (int64_t pixels : {1, 2, 31, 33, 70}) count += check_pixels(isa, fence, pixel, channels, pixels);
   return count;

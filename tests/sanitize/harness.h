@@ -135,6 +135,7 @@ int64_t check_diffq(quantize::Isa isa, Fence fence);
 int64_t check_weight_binary(quantize::Isa isa, Fence fence);
 int64_t check_gemm(quantize::Isa isa, Fence fence);
 int64_t check_binary(quantize::Isa isa, Fence fence);
+int64_t check_binary_columns(quantize::Isa isa, Fence fence);
 int64_t check_tile(quantize::Isa isa, Fence fence);
 int64_t check_winograd(quantize::Isa isa, Fence fence);
 int64_t check_host_arithmetic();

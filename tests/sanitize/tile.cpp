@@ -5,7 +5,6 @@
 #include <new>
 
 #include "harness.h"
-#include "packed/image_kernels.h"
 #include "packed/tile_rows.h"
 
 namespace sanitize {
@@ -43,20 +42,6 @@ int64_t check_products(const TileKernels& tiles, Fence fence, int row_tiles, int
     expect_same(acc, want, what);
   }
   return 2;
-}
-
-// ImageKernels' finish of the portable ISA is what finish_planes must be.
-int64_t check_finish(const TileKernels& tiles, Fence fence, int64_t rows, int64_t columns) {
-  const int64_t pitch = 32, plane = rows + 3;
-  const Noise<int32_t> acc(32 * pitch, fence, 3), correction(32, fence, 4);
-  const Buffer<float> gain(32, fence), bias(32, fence);
-  for (int64_t i = 0; i < 32 * pitch; ++i) acc[i] >>= 9;
-  for (int64_t c = 0; c < 32; ++c) correction[c] >>= 9, gain[c] = 0.37f * float(c - 5), bias[c] = 1.3f * float(c);
-  const Buffer<float> out(columns * plane, fence), want(columns * plane, fence);
-  tiles.finish_planes(acc.data(), pitch, rows, columns, correction.data(), gain.data(), bias.data(), out.data(), plane);
-  image_portable.finish(acc.data(), pitch, rows, columns, correction.data(), gain.data(), bias.data(), want.data(), 1, plane);
-  expect_same(out, want, "tiles: planes of " + std::to_string(rows) + " rows, " + std::to_string(columns) + " columns");
-  return 1;
 }
 
 int64_t check_bits(const TileKernels& tiles, Fence fence, int64_t pixels, int channels) {
@@ -163,8 +148,6 @@ int64_t check_tile(Isa isa, Fence fence) {
     for (int panels : {1, 2})
       for (int64_t lines : {1, 3})
         for (int64_t chunks : {1, 2, 5}) count += check_products(tiles, fence, row_tiles, panels, lines, chunks);
-  for (int64_t rows : {1, 15, 16, 17, 32})
-    for (int64_t columns : {1, 16, 23, 32}) count += check_finish(tiles, fence, rows, columns);
   for (int64_t pixels : {1, 16, 33})
     for (int channels : {1, 3, 16, 40, 64}) count += check_bits(tiles, fence, pixels, channels);
   for (int64_t quads : {1, 3, 4, 18})

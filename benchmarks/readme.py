@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import result_tables
 from mixed_precision_tables import mixed_precision
 from result_files import measured_on, others, read
 from result_rows import (
@@ -58,6 +59,15 @@ def rows_of(benchmark, machine: str = "") -> list[str]:
     return [f"{row} `python benchmarks/{name}.py` |" for row in benchmark(result)] if result else []
 
 
+def tables_of(benchmarks, machine: str = "") -> list[str]:
+    """The tables of those benchmarks that have some."""
+    lines = []
+    for name in (benchmark.__name__ for benchmark in benchmarks):
+        make, result = getattr(result_tables, name, None), read(name, machine)
+        lines += make(result) if make and result else []
+    return lines
+
+
 def headlines() -> str:
     """README's table."""
     rows = [row for benchmark, chosen in HEADLINES.items() for i, row in enumerate(rows_of(benchmark)) if i in chosen]
@@ -67,7 +77,7 @@ def headlines() -> str:
             *rows,
             "",
             measured_on(benchmark.__name__ for benchmark in HEADLINES),
-            "All figures: [benchmarks/RESULTS.md](benchmarks/RESULTS.md).",
+            "More figures: [benchmarks/RESULTS.md](benchmarks/RESULTS.md). All that were taken: `benchmarks/results/`.",
         ]
     )
 
@@ -78,13 +88,15 @@ def all_results() -> str:
     for title, benchmarks in SECTIONS.items():
         rows = [row for benchmark in benchmarks for row in rows_of(benchmark)]
         rows += power_of_two_mnist5k() if power_of_two in benchmarks else []
-        lines += [f"## {title}", "", *HEADER, *rows, "", measured_on(benchmark.__name__ for benchmark in benchmarks), ""]
+        lines += [f"## {title}", "", *HEADER, *rows, "", *tables_of(benchmarks)]
+        lines += [measured_on(benchmark.__name__ for benchmark in benchmarks), ""]
+    lines += ["## What bounds the kernels", "", result_tables.LIMITS, ""]
     lines += ["## Mixed precision", "", mixed_precision("results/"), ""]
     every = [benchmark for benchmarks in SECTIONS.values() for benchmark in benchmarks]
     for machine in others():
         rows = [row for benchmark in every for row in rows_of(benchmark, machine)]
         measured = measured_on((benchmark.__name__ for benchmark in every), machine)
-        lines += [f"## A second machine: {machine}", "", *HEADER, *rows, "", measured, ""]
+        lines += [f"## A second machine: {machine}", "", *HEADER, *rows, "", *tables_of(every, machine), measured, ""]
     return "\n".join(lines)
 
 

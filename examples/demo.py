@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train a ResNet-20 on 4,000 handwritten digits twice, plain and with activations kept at 2 bits for backward, and compare.
 
-    python examples/demo.py        # about four minutes on two cores; ends with a table and demo/demo.png
+    python examples/demo.py        # about two minutes on two cores; ends with a table and demo/demo.png
 
 Each training is a process of its own, so that its memory is its own: the growth of its resident set from just before the first step to the
 highest point. Steps are timed afterwards, plain and compressed in turn, so that both meet the same machine.

@@ -15,7 +15,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of learned bits."""
     add = parser.add_argument_group("learned bits, of --weights diffq").add_argument
     add("--group-size", type=int, metavar="G", help="weights in a row that share their bits, 0: a whole layer's; 8 if not given")
-    add("--penalty", type=float, metavar="P", help="loss per MiB of the model's file; 5 if not given, with --target-size 10")
+    add("--penalty", type=float, metavar="P", help="loss per MiB of the file less its header; 5 if not given, with --target-size 10")
     add("--target-size", type=float, metavar="MIB", help="penalize the distance to this size instead of the size")
     add("--min-bits", type=float, metavar="B", help="fewest bits of a weight; 2 if not given")
     add("--max-bits", type=float, metavar="B", help="most bits of a weight; 15 if not given")
@@ -122,7 +122,7 @@ def make_optimizers(args: argparse.Namespace, net: nn.Module) -> tuple[torch.opt
 
 @torch.no_grad()
 def numbers(model: nn.Module) -> dict[str, float]:
-    """MiB of the file that `model` would be saved to now, and the average bits of its prepared weights."""
+    """MiB of the file that `model` would be saved to now, less its header, and the average bits of its prepared weights."""
     training = model.training
     model.eval()  # whole bits, as the file has them
     found = {"size_mib": float(quantize.size_penalty(model)), "bits": average_bits(model)}

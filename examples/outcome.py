@@ -119,6 +119,6 @@ def text(numbers: dict) -> str:
     if "target_size" in numbers:
         asked, reached = numbers["target_size"].values()
         far = "" if abs(reached - asked) <= 0.02 * asked else "; not reached: more epochs or a higher --bits-lr bring it nearer"
-        lines["target size"] = f"{asked:.3f} MiB asked for, {reached:.3f} MiB{far}"
+        lines["target size"] = f"{asked:.3f} MiB asked for, {reached:.3f} MiB reached, the file's header not counted{far}"
     lines["duration"] = f"{numbers['duration_seconds']:.1f} s"
     return "\n".join(f"{name:11} {value}" for name, value in lines.items())

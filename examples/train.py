@@ -213,7 +213,7 @@ def describe(run: Run, step_ms, tested, seconds, peak: PeakMemory, example) -> d
 def summary(entry: dict, epochs: int) -> str:
     """A line for the terminal."""
     tested = "" if entry["test_top1"] is None else f"  test loss {entry['test_loss']:.4f} top-1 {entry['test_top1']:.2f} %"
-    size = f"  file {entry['size_mib']:.3f} MiB, {entry['bits']:.2f} bits" if "bits" in entry else ""
+    size = f"  file {entry['size_mib']:.3f} MiB, {entry['bits']:.2f} bits (its header not counted)" if "bits" in entry else ""
     skipped = f"  skipped {entry['skipped_steps']}" if entry["skipped_steps"] else ""
     return (
         f"epoch {entry['epoch'] + 1:>{len(str(epochs))}}/{epochs}  train loss {entry['train_loss']:.4f} top-1 {entry['train_top1']:.2f} %"

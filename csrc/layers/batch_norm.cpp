@@ -16,7 +16,7 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     const PackedArguments packed{codes, ranges, sample_bits, bits, group_size, seed, energy};
     NumberWriter numbers(ctx);
     save_packed(ctx, numbers, input, packed);
-    numbers.put(int64_t(training)).save();
+    numbers.put(int64_t(training)).put(int64_t(bias.has_value())).save();
     ctx->saved_data["eps"] = eps;
     at::AutoDispatchBelowADInplaceOrView below;
     auto [output, mean, inverse_std] = at::native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps);
@@ -38,9 +38,11 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     const OptionalTensor weight = optional(4), running_mean = optional(5), running_var = optional(6);
     NumberReader numbers(ctx);
     const SavedActivation kept(numbers);
-    const bool training = numbers.get_bool();
+    const bool training = numbers.get_bool(), has_bias = numbers.get_bool();
     const double eps = ctx->saved_data["eps"].toDouble();
-    const std::array<bool, 3> mask{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2)};
+    // Arguments that are None have no number.
+    const std::array<bool, 3> mask{ctx->needs_input_grad(0), weight && ctx->needs_input_grad(1),
+                                   has_bias && ctx->needs_input_grad(weight ? 2 : 1)};
     if (!saved[0].defined()) {  // fixed statistics and a frozen weight: the layer is linear, and its input was not kept
       if (mask[0]) {
         Tensor gain = (*running_var + eps).rsqrt();

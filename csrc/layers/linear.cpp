@@ -15,9 +15,9 @@ struct Linear : torch::autograd::Function<Linear> {
     const PackedArguments packed{codes, ranges, sample_bits, bits, group_size, seed, energy};
     NumberWriter numbers(ctx);
     save_packed(ctx, numbers, input, packed);
-    numbers.save();
+    numbers.put(int64_t(bias.has_value())).save();
     variable_list saved = packed_tensors(packed);
-    saved.push_back(weight);
+    saved.push_back(input.requires_grad() ? weight : Tensor());  // autocast's copy would be kept for nothing
     ctx->save_for_backward(std::move(saved));
     at::AutoDispatchBelowADInplaceOrView below;
     return at::linear(input, weight, bias);
@@ -29,13 +29,14 @@ struct Linear : torch::autograd::Function<Linear> {
     variable_list result(10);
     if (!grad.defined()) return result;
     const variable_list saved = ctx->get_saved_variables();
-    const Tensor& weight = saved[4];
-    const Tensor rows = grad.reshape_symint({-1, weight.sym_size(0)});
-    if (ctx->needs_input_grad(0)) result[0] = grad.matmul(weight);
+    NumberReader numbers(ctx);
+    const SavedActivation kept(numbers);
+    const bool has_bias = numbers.get_bool();
+    const Tensor rows = grad.reshape_symint({-1, grad.sym_size(-1)});
+    if (ctx->needs_input_grad(0)) result[0] = grad.matmul(saved[4]);
     if (ctx->needs_input_grad(1)) {
-      NumberReader numbers(ctx);
-      const Tensor input = SavedActivation(numbers).unpack(saved.data());
-      result[1] = rows.t().mm(input.reshape_symint({-1, weight.sym_size(1)}));
+      const Tensor input = kept.unpack(saved.data());
+      result[1] = rows.t().mm(input.reshape_symint({-1, input.sym_size(-1)}));
       if (const OptionalTensor energy = saved_energy(ctx)) {
         const bool batched = grad.dim() > 1;
         const double positions = batched ? double(rows.size(0)) / double(grad.size(0)) : 1.;
@@ -44,7 +45,7 @@ struct Linear : torch::autograd::Function<Linear> {
         energy->select(1, 1).copy_(sample_energy(batched ? input : input.unsqueeze(0)) * own);
       }
     }
-    if (ctx->needs_input_grad(2)) result[2] = rows.sum(0);
+    if (has_bias && ctx->needs_input_grad(2)) result[2] = rows.sum(0);
     return result;
   }
 };

@@ -89,7 +89,7 @@ Tensor packed_conv2d_cpu(const Tensor& input, const Tensor& step, const Tensor& 
   float* floats = then.codes ? nullptr : out.data_ptr<float>();
   const auto done = [&] {
     if (!on_the_way) out = asked.after(out, g, rows);
-    return out.scalar_type() == at::kFloat ? out.contiguous(format) : out;
+    return out.scalar_type() == at::kFloat && out.dim() == 4 ? out.contiguous(format) : out;  // a sum may have more
   };
 
   if (planes) {

@@ -15,6 +15,7 @@
 #include "../core/grid.h"
 #include "../core/launch.h"
 #include "packed_call.h"
+#include "stem_call.h"
 
 namespace quantize::packed {
 namespace {
@@ -110,9 +111,18 @@ Tensor packed_linear_float_cuda(const Tensor& x, const Tensor& codes, const Tens
   return at::linear(x, decode_weight_cuda(codes, levels, scales, storage_bits, x.size(1)), bias);
 }
 
+// cuDNN has minimal filtering of its own.
+Tensor stem_conv2d_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& panels, IntArrayRef stride,
+                        IntArrayRef padding) {
+  stem_call::sizes<int64_t>(x.sizes(), weight, stride, padding);
+  stem_call::check(x, weight, bias, panels);
+  return at::conv2d(x, weight, bias, stride, padding);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(quantize, CUDA, m) {
+  m.impl("stem_conv2d", stem_conv2d_cuda);
   m.impl("decode_weight", decode_weight_cuda);
   m.impl("packed_conv2d", packed_conv2d_cuda);
   m.impl("packed_linear", packed_linear_cuda);

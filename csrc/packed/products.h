@@ -24,7 +24,8 @@ struct Product {
   int64_t quads;  // of a tap
   int64_t group_channels;
 
-  bool one_row() const { return rows.size() == 1 && taps.size() == 1; }
+  // A panel that is filled up to bytes would be multiplied by what lies behind the pixel.
+  bool one_row() const { return rows.size() == 1 && taps.size() == 1 && panels.quads == quads; }
   int64_t together() const { return one_row() ? GemmTraits::streams : pair; }
   int64_t parts() const { return (panels.tiles + together() - 1) / together(); }
 

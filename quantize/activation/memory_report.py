@@ -20,6 +20,7 @@ from ..weight.lsq import ActivationQuantizer, alone
 from .module import Control, controls_of
 from .state import LayerState, note_op, noted_op, override
 
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # of which oneDNN and cuDNN keep bytes of their own making
 SMALL = 4096  # bytes: what a channel-wise statistic or a loss takes, not worth a reason
 
 
@@ -187,8 +188,8 @@ def _rows(model: nn.Module, live: dict[int, tuple[int, list[_Saved]]]) -> list[L
     for nbytes, holders in live.values():
         first = holders[0]
         module, tensor = modules.get(first.name), first.tensor
-        compressed = tensor.dtype in (torch.uint8, torch.int16)
         op = module.plain.__name__ if isinstance(module, CompressedLayer) else first.op
+        compressed = tensor.dtype in (torch.uint8, torch.int16) and op not in RECURRENT
         reason = "" if compressed else _reason(controls, module, first.name, tensor, op)
         bits = tensor.element_size() * 8 if not compressed else _bits_of(controls, module, first.name, op)
         entry = totals.setdefault((first.name, op, reason), [bits, 0])
@@ -224,6 +225,8 @@ def _bits_of(controls: dict[str, Control], module, name: str, op: str) -> float:
 
 
 def _reason(controls: dict[str, Control], module, name: str, tensor: Tensor, op: str) -> str:
+    if tensor.dtype == torch.uint8:
+        return f"workspace of PyTorch's {op}, kept as it is"
     if tensor.dtype not in FLOATS:
         return f"{str(tensor.dtype).removeprefix('torch.')} is kept as it is"
     control, name = _control_of(controls, name)

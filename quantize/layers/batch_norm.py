@@ -77,6 +77,8 @@ class QBatchNorm3d(_QBatchNorm, nn.BatchNorm3d):
 class QSyncBatchNorm(_QBatchNorm, nn.SyncBatchNorm):
     """nn.SyncBatchNorm that keeps its input packed for the backward pass; the same arguments and ``config=``.
 
+    Over several processes its backward decodes the whole input at once, where QBatchNorm's on CPUs goes piece by piece.
+
     Also for CPU tensors and gloo, and for ranks with unequal or empty batches. Without an initialised process group of more than one
     process it is a batch norm over the local batch. On CPUs DistributedDataParallel refuses every nn.SyncBatchNorm, this one too: put it
     in (or QModule around the model's ones) after that has looked at the model.

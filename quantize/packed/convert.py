@@ -23,6 +23,7 @@ from .replace import (
     become_identity,
     become_packed,
     feed,
+    filter_stems,
     float_bytes,
     mark_staying,
     packed_class,
@@ -43,7 +44,11 @@ def convert(model: nn.Module) -> nn.Module:
     than float32 and DiffQ's range="group" prevent it). Before inputs that become signs the batch norm goes into the signs' thresholds, with
     a ReLU before it and a clip behind it; a layer whose output nothing but such signs see hands on bits instead of floats. Where inputs are
     integers or signs, a residual sum and a ReLU, ReLU6 or Hardtanh right behind a convolution become part of it, and one whose output
-    nothing but the next such convolution sees hands on 8-bit codes: the same results to the bit.
+    nothing but the next such convolution sees hands on 8-bit codes: the same results to the bit. A first convolution that stays float, with
+    a large kernel in steps of two, goes by minimal filtering on CPUs: other roundings.
+
+    A BatchNorm1d behind an nn.Linear, or before one whose input becomes signs, is folded for two-dimensional inputs, and the layer refuses
+    others; with a configuration of None it stays float and takes them.
 
     Hooks registered later, on a layer or on what is between it and the next, see floats, with folded batch norms in them; so does who
     calls a part of the copy by itself (``packed[:2]``). But a forward that takes another branch than when it was traced may meet bits
@@ -129,6 +134,7 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
     find_chains(result)
     without_fused_path(result)
     pool_without_indices(result)
+    filter_stems(result)
     return result
 
 

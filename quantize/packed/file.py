@@ -16,7 +16,16 @@ from .header import DTYPES, Bad, layers_checksum, metadata_text, read_header, re
 from .modules import PackedLayer
 from .plain import refuse_wrappers
 from .plan import Plan, Step, make_plan
-from .replace import become_decoded, become_identity, become_packed, feed, mark_staying, pool_without_indices, without_fused_path
+from .replace import (
+    become_decoded,
+    become_identity,
+    become_packed,
+    feed,
+    filter_stems,
+    mark_staying,
+    pool_without_indices,
+    without_fused_path,
+)
 from .weight import PackedWeight
 
 
@@ -200,3 +209,4 @@ def _apply(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], weights: li
     find_chains(model)
     without_fused_path(model)
     pool_without_indices(model)
+    filter_stems(model)

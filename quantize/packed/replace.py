@@ -15,6 +15,7 @@ from .modules import PACKED, TENSORS, InputQuantizer, PackedLayer
 from .plain import forward_of_its_own, plain_class
 from .pools import PackedMaxPool2d
 from .region import region_of
+from .stems import PackedStemConv2d, is_stem
 from .trace import containers
 from .weight import PackedWeight
 
@@ -96,6 +97,13 @@ def pool_without_indices(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.MaxPool2d and not forward_of_its_own(module):
             module.__class__ = PackedMaxPool2d
+
+
+def filter_stems(model: nn.Module) -> None:
+    """First convolutions that stay float go by minimal filtering."""
+    for module in model.modules():
+        if is_stem(module) and not forward_of_its_own(module):
+            module.__class__ = PackedStemConv2d
 
 
 FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer)

@@ -14,8 +14,9 @@ from .plain import shell
 from .trace import Calls, collected, hooked_around, unwatched
 
 # What gives no number below zero if it is given none: a ReLU before these is one before the sign.
-_POSITIVE = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-_POSITIVE += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Dropout, nn.Identity, nn.Flatten)
+_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_POOLS += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+_POSITIVE = (*_POOLS, nn.Dropout, nn.Identity, nn.Flatten)
 _POSITIVE_CALLS = {F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool2d, F.dropout, torch.flatten}
 _NEVER_NEGATIVE = {F.relu, F.relu6, torch.relu, torch.relu_, torch.sigmoid, F.sigmoid, "relu", "relu_", "sigmoid"}
 # Whose output shares no memory with the input, and with the first input at most (a trace says "+" of "+=").
@@ -76,7 +77,7 @@ def _graph_paths(root: nn.Module, graph: fx.Graph, signs: dict[nn.Module, str], 
             clip = None
         norm = calls.link(above)
         if norm not in unseen or type(norm) not in BATCH_NORMS or not _only_signs(calls, above, clip, kind, kinds):
-            if clip is None and kind == "sign" and _never_negative(root, node.args[0]):
+            if clip is None and kind == "sign" and _never_negative(calls, node):
                 found.append((layer, None, None, None, None, True, root))
             continue
         single_consumer = len(above.users) == len(node.args[0].users) == 1
@@ -113,18 +114,25 @@ def _clips(module: nn.Module, kind: str) -> bool:
     return type(module) is nn.ReLU and kind == "unit"
 
 
-def _never_negative(root: nn.Module, node) -> bool:
+def _never_negative(calls: Calls, layer: fx.Node) -> bool:
+    """Whether the input of the call `layer` is. Not where something else sees it before, and may change it in place."""
+    user, node = layer, layer.args[0]
     while isinstance(node, fx.Node):
+        if not all(other is user or layer < other or _only_reads(calls, other) for other in node.users):
+            return False
         if node.op == "call_module":
-            module = root.get_submodule(node.target)
-            if isinstance(module, (nn.ReLU, nn.Sigmoid)) or (isinstance(module, nn.Hardtanh) and module.min_val >= 0):
-                return True
+            module = calls.module(node)
+            positive = isinstance(module, (nn.ReLU, nn.Sigmoid)) or (isinstance(module, nn.Hardtanh) and module.min_val >= 0)
             passes = isinstance(module, _POSITIVE)
         else:
-            if node.op in ("call_function", "call_method") and node.target in _NEVER_NEGATIVE:
-                return True
+            positive = node.op in ("call_function", "call_method") and node.target in _NEVER_NEGATIVE
             passes = node.op == "call_function" and node.target in _POSITIVE_CALLS
-        if not passes or not node.args:
-            return False
-        node = node.args[0]
+        if positive or not passes or not node.args:
+            return positive
+        user, node = node, node.args[0]
     return False
+
+
+def _only_reads(calls: Calls, node: fx.Node) -> bool:
+    """Whether the call `node` changes nothing and gives memory of its own: layers and pools. Of functions a trace does not say."""
+    return node.op == "call_module" and isinstance(calls.module(node), (*_FRESH, *_POOLS))

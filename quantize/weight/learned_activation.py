@@ -66,9 +66,9 @@ class LearnedBitsQuantizer(ActivationQuantizer):
         if x.numel():
             self.features = x.shape[1:].numel() if x.dim() > 1 else x.numel()
         if not self.initialized:
-            started = super().forward(x)
+            own = self._start_from(x)  # records nothing: a checkpoint's second forward, which starts no more, must save as many tensors
             if not self.initialized:  # nothing but zeros, which get no noise
-                return started
+                return self._on_grid(x, own)
         part = 1 / math.sqrt(max(self.features or 1, 1) * (2**self.most - 1))
         bound = self.bound.float()
         # Straight through: a bound that training drove to zero or below can come back.

@@ -67,8 +67,12 @@ class ActivationQuantizer(nn.Module):
         if self.observer is not None:
             self.observer.observe(x)
             return x
-        own = None if self.initialized else self._start_from(x)
+        return self._on_grid(x, None if self.initialized else self._start_from(x))
+
+    def _on_grid(self, x: Tensor, own: tuple[Tensor, Tensor] | None) -> Tensor:
         step, zero_point = own or (self.step.float(), self.zero_point.float())  # model.half() takes them along
+        if not self.initialized and own is None:  # zeros: the start fills both in place, and this call's graph may still hold them
+            step, zero_point = step.clone(), zero_point.clone()
         features = x.shape[1:].numel() if x.dim() > 1 else x.numel()
         return torch.ops.quantize.lsq(x, step, zero_point, self.levels, 1 / math.sqrt(max(features, 1) * self.levels))
 

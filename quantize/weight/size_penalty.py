@@ -19,12 +19,12 @@ _others: weakref.WeakKeyDictionary[nn.Module, tuple[tuple, int]] = weakref.WeakK
 
 
 def size_penalty(model: nn.Module, target_size: float | None = None) -> Tensor:
-    """The size of the file that the model would be saved to, in MiB, as a function of its learned bits; to be added to the loss.
+    """The payload of the file that the model would be saved to, in MiB, as a function of its learned bits; to be added to the loss.
 
     In training it counts the bits of the noise, in evaluation the rounded ones of the file: then it is ``size_report(model).bytes`` to
-    within a byte a tensor. Everything else of the file is a constant, found by converting a copy at the first call and again when tensors
-    come or go; what later keeps a batch norm from being folded, such as a hook, is not seen. No other call waits for the device, and none
-    raises because of values: a logit that is NaN counts as max_bits, without a gradient.
+    within a byte a tensor, without the file's header. Everything else is a constant, found by converting a copy at the first call and again
+    when tensors come or go; what later keeps a batch norm from being folded, such as a hook, is not seen. No other call waits for the
+    device, and none raises because of values: a logit that is NaN counts as max_bits, without a gradient.
 
     Args:
         model: prepared with :class:`quantize.DiffQ`, DistributedDataParallel around it or not.

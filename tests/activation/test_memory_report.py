@@ -188,6 +188,16 @@ def test_rows_name_layer_op_bits_and_reason():
     assert quantize.memory_report(model.double(), torch.randn(8, 3, 32, 32).double()).layers[0].reason == "float64 is kept as it is"
 
 
+@pytest.mark.parametrize("convert", [QModule, nn.Sequential])
+def test_workspaces_of_recurrent_layers_are_not_taken_for_compressed(convert):
+    for layer in (nn.LSTM(32, 64), nn.GRU(32, 64)):
+        report = quantize.memory_report(convert(nn.Sequential(layer)), torch.randn(40, 16, 32))
+        assert report.saved_bytes == report.baseline_bytes
+        assert all(row.reason for row in report.layers if row.bytes > 4096)
+        for row in report.layers:
+            assert row.bits == 32 or row.reason == "workspace of PyTorch's lstm, kept as it is"
+
+
 def test_the_table_prints():
     report = quantize.memory_report(QModule(network(), FIXED), torch.randn(8, 3, 32, 32))
     lines = str(report).splitlines()

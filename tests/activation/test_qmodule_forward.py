@@ -310,7 +310,7 @@ def test_frozen_parts_keep_nothing():
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         model(levels(3, 6, 8, 8)).sum().backward()
-    assert {t.dtype for t in saved if t.numel() > 3 * 128 // 8} == {torch.uint8, torch.float32}
+    assert {t.dtype for t in saved if t.numel() > 3 * 128 // 8} == {torch.uint8}  # nobody asks for the gradient that weights are for
     assert sum(t.nbytes for t in saved if t.dtype == torch.uint8) == 3 * 128 * 2 // 8
 
 

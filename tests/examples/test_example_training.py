@@ -65,6 +65,16 @@ def test_variants_train(train, flags):
     assert log[-1]["train_loss"] < 3
 
 
+def test_tensorboard_has_the_numbers_of_the_log(train, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, _, log = train("run", "--epochs", "2")
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for tag in ("train_loss", "train_top1", "test_loss", "test_top1"):
+        found = events.Scalars(tag)
+        assert [event.step for event in found] == [0, 1]
+        assert [event.value for event in found] == pytest.approx([entry[tag] for entry in log], rel=1e-6)
+
+
 def test_saved_bytes_shrink(train):
     """Fixed 2 bits with groups of 256 are an eighth of the plain model's bytes at least; batch norm and ReLU included."""
     _, _, plain = train("plain", "--epochs", "1", "--width", "16")

@@ -71,6 +71,18 @@ def test_frozen_weight(cls, shape, mode):
         assert bool([t for t in saved if t.numel() > shape[1]]) == (not linear)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("only", ["weight", "bias"])
+def test_one_of_weight_and_bias(only, training):
+    plain, ours = twins(QBatchNorm2d, 8)
+    x = levels(4, 8, 5, 5)
+    for layer in (plain, ours):
+        setattr(layer, "bias" if only == "weight" else "weight", None)
+        layer.train(training)
+    (got,), (want,) = (torch.autograd.grad(layer(x).square().sum(), getattr(layer, only)) for layer in (ours, plain))
+    torch.testing.assert_close(got, want)
+
+
 def test_channels_last_and_strided():
     for x in (
         levels(4, 6, 5, 7).to(memory_format=torch.channels_last),

@@ -45,6 +45,23 @@ def test_only_the_bias_trains():
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_pass_frozen_weights(bias):
+    plain, ours = twins(QLinear, 40, 7, bias=bias)
+    x, grad = torch.randn(5, 40, requires_grad=True), torch.randn(5, 7)
+    for layer in (plain, ours):
+        layer.requires_grad_(False)
+    (got,), (want,) = (torch.autograd.grad(layer(x), x, grad) for layer in (ours, plain))
+    assert torch.equal(got, want)
+
+
+def test_autocasts_copy_of_the_weight_is_kept_where_it_is_needed():
+    model = quantize.QModule(torch.nn.Sequential(torch.nn.Linear(256, 256, bias=False)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert quantize.memory_report(model, torch.randn(3, 256)).saved_bytes < 256 * 3
+        assert quantize.memory_report(model, torch.randn(3, 256, requires_grad=True)).saved_bytes >= 256 * 256 * 2
+
+
 @pytest.mark.parametrize("features", [1, 2, 3])
 def test_tiny_samples_never_take_more_than_fp32(features):
     plain, ours = twins(QLinear, features, 4, config=quantize.ActivationConfig(bits=2, max_bits=2))

@@ -214,3 +214,20 @@ def test_changed_buffers_are_seen():
             layer.step.mul_(1.5), layer.scales.mul_(0.5)
         assert torch.equal(model(x), one_by_one(model)(x))
         assert model(x[:0]).shape == (0, 10) and model.half()(x.half()).dtype == torch.float16
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_a_sum_of_more_dimensions(form):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x, more):
+            return self.conv(x) + more
+
+    model = quantize.prepare(Sum().eval(), quantize.Uniform(8, 8))
+    x, more = torch.randn(2, 8, 6, 7).to(memory_format=form), torch.randn(3, 1, 8, 6, 7)
+    with torch.no_grad():
+        want = model(x, more)
+        torch.testing.assert_close(quantize.convert(model)(x, more), want)

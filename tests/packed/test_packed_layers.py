@@ -9,7 +9,7 @@ from torch import nn
 
 from quantize.packed.convert import convert
 from quantize.packed.modules import PACKED, PackedConv2d, PackedLayer, PackedLinear
-from quantize.weight.config import XNOR, DiffQ, PowerOfTwo, Uniform
+from quantize.weight.config import XNOR, DiffQ, DoReFa, PowerOfTwo, Uniform
 from quantize.weight.prepare import prepare
 
 # channels in, channels out, kernel, keyword arguments
@@ -240,3 +240,14 @@ def test_encoders_with_nothing_packed_keep_their_fused_path():
     packed = convert(prepare(nn.Sequential(encoder, nn.Linear(8, 4)).eval(), {"1": Uniform(4)}))
     assert packed[0].use_nested_tensor
     assert not any(layer._forward_pre_hooks for layer in packed[0].layers)
+
+
+@pytest.mark.parametrize("bits", [(2, 4), (1, 2), (4, 8), (2, 1)], ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 17, 20, 33])
+def test_one_pixel_of_one_tap(channels, bits, each_isa):
+    """Whose row of weights is multiplied as it lies: not by what is filled up to whole bytes, which is no zero in DoReFa's codes."""
+    layer = nn.Conv2d(channels, 5, 1)
+    model = prepare(nn.Sequential(nn.AdaptiveAvgPool2d(1), layer), DoReFa(*bits)).eval()
+    x = torch.rand(3, channels, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(convert(model)(x), model(x))

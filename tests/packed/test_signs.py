@@ -3,6 +3,7 @@
 import operator
 
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -109,6 +110,41 @@ def test_inputs_that_are_never_negative(forward):
     modules = {"relu": nn.ReLU(), "pool": nn.MaxPool2d(2), "conv": conv()}
     assert paths(forward, **modules) == {"conv": Path("conv", constant=True)}
     assert paths(forward, {"conv": "unit"}, **modules) == {}  # a half is a fair threshold there
+
+
+def less(x, by):
+    x -= by  # a trace says "-"
+    return x
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m, y: y.sub_(0.5),
+        lambda m, y: y.view(-1).sub_(0.5),
+        lambda m, y: less(y, 0.5),
+        lambda m, y: torch.sub(y, 0.5, out=y),
+        lambda m, y: torch.sub(torch.ones(1), 0.5, out=y),
+        lambda m, y: m.change(y),
+        lambda m, y: m.drop(y).sub_(0.5),
+    ],
+)
+@pytest.mark.parametrize("between", ["", "drop", "pool"])
+def test_inputs_that_are_changed_in_place_can_be_negative(change, between):
+    def forward(m, x):
+        y = F.relu(x)
+        change(m, y)
+        return m.conv(getattr(m, between)(y) if between else y)
+
+    def after(m, x):
+        y = F.relu(x)
+        z = m.conv(y) + m.other(y)
+        change(m, y)
+        return z
+
+    modules = {"change": Net(lambda m, y: y.sub_(0.5)), "drop": nn.Dropout(), "pool": nn.MaxPool2d(2), "conv": conv(), "other": conv()}
+    assert paths(forward, **modules) == {}
+    assert paths(after, **modules) == {"conv": Path("conv", constant=True)}
 
 
 def test_what_cannot_be_traced_keeps_its_norm():

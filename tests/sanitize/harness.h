@@ -138,6 +138,7 @@ int64_t check_binary(quantize::Isa isa, Fence fence);
 int64_t check_binary_columns(quantize::Isa isa, Fence fence);
 int64_t check_tile(quantize::Isa isa, Fence fence);
 int64_t check_winograd(quantize::Isa isa, Fence fence);
+int64_t check_stem(quantize::Isa isa, Fence fence);
 int64_t check_host_arithmetic();
 int64_t check_allocate();
 int64_t check_tile_rows();

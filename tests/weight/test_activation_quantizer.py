@@ -89,6 +89,14 @@ def test_nothing_is_learned_from_zeros(config, training):
     assert quantizer.initialized and quantizer.seen
 
 
+def test_zeros_before_the_start_in_one_graph():
+    # The layer's bias starts the grid in the second call; the first call's graph needs the grid of before.
+    model = quantize.prepare(nn.Sequential(layer := nn.Linear(8, 8), layer), quantize.Uniform(4, activation_bits=8))
+    model(torch.zeros(4, 8)).sum().backward()
+    quantizer = model[0].activation_quantizer
+    assert quantizer.initialized and quantizer.step.grad.isfinite() and model[0].bias.grad.any()
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_the_first_tensor_must_be_finite(bad):
     quantizer = ActivationQuantizer(4)

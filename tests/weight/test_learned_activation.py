@@ -6,6 +6,7 @@ import pytest
 import torch
 from same_bits import assert_isas_agree
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import quantize
 from quantize import DiffQ, Uniform
@@ -144,6 +145,18 @@ def test_calibrate_and_half():
     assert model[0].activation_quantizer.initialized and model[0].activation_quantizer.is_signed
     assert model.half().train()(torch.randn(4, 8).half()).dtype == torch.float16
     assert model.eval()(torch.randn(4, 8).half()).isfinite().all()
+
+
+def test_starts_inside_a_checkpoint():
+    new, results = quantize.prepare(nn.Sequential(nn.Linear(8, 8)), DiffQ(activation_bits="learned")), []
+    x, started = torch.randn(4, 8), copy.deepcopy(new)
+    started(x)
+    for model in (started, new):
+        torch.manual_seed(0)
+        own = x.clone().requires_grad_()
+        checkpoint(model, own, use_reentrant=False).sum().backward()
+        results.append([own.grad, *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_a_bound_below_zero_comes_back():

@@ -1,0 +1,92 @@
+"""First convolutions that stay in floats: of a binary network they can take as long as all that is packed behind them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from .. import _C
+from .kernels import value_only
+from .symbolic import as_node
+
+COLUMNS = 16  # output channels of a panel
+POINTS = (0, 1, -1, 2, -2, 0.5)  # and infinity: csrc/packed/stem_kernels.h
+TAPS = 4  # of even pixels, and of odd ones
+MOST_CHANNELS, MOST_LINES, FEWEST_TAPS, MOST_TAPS = 4, 16, 5, 2 * TAPS
+
+
+def stem_panels(weight: Tensor) -> Tensor:
+    """float32 [M, C, kH, kW] of 5 to 8 columns to float32 [ceil(M / 16), steps, 16]: point by point, line by line, then even pixels'
+    channels before odd ones'.
+
+    A point's weights are the value there of the polynomial whose coefficients are the taps, over the product of its distances from the
+    other points; at infinity the last coefficient, which is left out where no kernel of this width has one.
+    """
+    outputs, channels, lines, width = weight.shape
+    points = torch.tensor(POINTS, dtype=torch.float64, device=weight.device)
+    apart = points[:, None] - points
+    apart.fill_diagonal_(1)
+    at = points[:, None] ** torch.arange(TAPS, device=weight.device) / apart.prod(1, keepdim=True)
+    taps = F.pad(weight.double(), (0, MOST_TAPS - width)).unflatten(-1, (TAPS, 2))  # [M, C, kH, taps, odd]
+    finite = torch.einsum("pt,mchto->phocm", at, taps).flatten(0, 3)
+    last = taps[..., -1, : max(width - 2 * (TAPS - 1), 0)].permute(2, 3, 1, 0).flatten(0, 2)
+    steps = F.pad(torch.cat([finite, last]), (0, -outputs % COLUMNS))
+    return steps.unflatten(-1, (-1, COLUMNS)).transpose(0, 1).contiguous().float()
+
+
+def is_stem(module: nn.Module) -> bool:
+    """Whether `module` is a float convolution that csrc/packed/stem_kernels.h computes: a large kernel in steps of two over an image."""
+    return (
+        type(module) is nn.Conv2d
+        and module.in_channels <= MOST_CHANNELS
+        and module.groups == 1
+        and module.stride[1] == 2
+        and tuple(module.dilation) == (1, 1)
+        and module.kernel_size[0] <= MOST_LINES
+        and FEWEST_TAPS <= module.kernel_size[1] <= MOST_TAPS
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
+
+
+class PackedStemConv2d(nn.Conv2d):
+    """nn.Conv2d for inference, by minimal filtering: its weight stays float, and sums are rounded otherwise."""
+
+    plain = nn.Conv2d
+    _panels: tuple | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the plain layer's."""
+        if isinstance(input, fx.Proxy):
+            return as_node(self, input)
+        if not self._takes(input):
+            return super().forward(input)
+        return torch.ops.quantize.stem_conv2d(input, self.weight, self.bias, self._made(), self.stride, self.padding)
+
+    def _takes(self, input: Tensor) -> bool:
+        return (
+            type(input) is Tensor
+            and input.device.type == "cpu"
+            and input.dim() == 4
+            and input.shape[1] == self.in_channels
+            and input.dtype == self.weight.dtype == torch.float32
+            and not torch.compiler.is_compiling()
+            and value_only(input)
+            and not (torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (self.weight, self.bias)))
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def _made(self) -> Tensor:
+        """The weight's panels, as long as it is the same."""
+        if self._panels is None or not self._panels[0].unchanged():
+            with torch.no_grad():
+                made = stem_panels(self.weight)
+            if _C.in_transform():
+                return made
+            vars(self)["_panels"] = (_C.Watch([(self._parameters, "weight", self.weight)]), made)
+        return self._panels[1]
+
+    def __getstate__(self):
+        """Without what is made of the weight at the first use."""
+        return {key: value for key, value in super().__getstate__().items() if key != "_panels"}

@@ -7,6 +7,7 @@
 
 #include "activation/packed_strides.h"
 #include "core/cpu_isa.h"
+#include "core/without_cuda.h"
 #include "layers/direct.h"
 #include "mixed_precision/bind.h"
 #include "packed/bound_op.h"
@@ -52,6 +53,9 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+#ifndef QUANTIZE_WITH_CUDA
+  quantize::refuse_cuda();
+#endif
   quantize::packed::define_bound_op(m);
   quantize::mixed_precision::define_allocate(m);
   quantize::weight::define_step(m);

@@ -150,7 +150,9 @@ class XNOR(WeightConfig):
     """Binary weights (XNOR-Net, arXiv 1603.05279): ``scale * {-1, 1}`` with a scale for each output channel, stored in 1 bit.
 
     The weights are centred over the input channels and clamped, the scale is the channel's mean magnitude; see :func:`quantize.binary`. The
-    layer's input is binary, too: its sign, +1 for zero. Put a batch norm before it: BN, sign, convolution is the block of the paper.
+    layer's input is binary, too: its sign, +1 for zero. Put a batch norm before it: BN, sign, convolution is the block of the paper. Right
+    behind another binary layer, whose sums are often zero, a float sum of its scaled weights may miss zero by a rounding while a packed one
+    does not: signs of such a pair differ between the prepared and the converted model.
 
     Args:
         activation_bits: 1, or None for binary weights alone (the paper's Binary-Weight-Networks).

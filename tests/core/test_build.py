@@ -151,3 +151,13 @@ def test_gpu_check_goes_on_after_failures(tmp_path):
     ran = log.read_text()
     assert done.returncode != 0 and "pytest" in ran
     assert all(f"{script.name} --output {tmp_path}" in ran for script in ROOT.glob("benchmarks/gpu_*.py"))
+
+
+@pytest.mark.skipif(_C.build_info()["cuda"] is not None, reason="this build has CUDA")
+def test_a_build_without_cuda_that_is_asked_for_it_names_the_command():
+    asked = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)  # what a CUDA tensor would bring
+    x = torch.randn(2, 8)
+    for op, arguments in (("group_variance", (x, 4)), ("pack_mask", (x > 0,)), ("round_power_of_two", (x, False))):
+        message = f"quantize::{op}: tensors must be on the CPU, .* no CUDA kernels; .* QUANTIZE_CUDA=1 pip install"
+        with pytest.raises(NotImplementedError, match=message):
+            getattr(torch.ops.quantize, op).default.redispatch(asked, *arguments)

@@ -27,6 +27,12 @@ void with_type(Scalar scalar, const F& body) {
   }
 }
 
+// A size that kernels count in 32 bits, and sums of a few of them.
+inline int size_on_device(const char* op, const char* what, int64_t value) {
+  TORCH_CHECK_VALUE(value < (int64_t(1) << 28), op, ": ", what, " must be less than 2^28; got ", value);
+  return int(value);
+}
+
 // Launches on the current stream of a tensor's device for as long as it lives. Kernels are chosen by code that sees no torch header and
 // takes any launcher: tests/cuda_on_host has one that runs them on the CPU.
 class Launcher {

@@ -33,7 +33,7 @@ struct Layer {
   }
 
   // Kernels read words of 64 bits.
-  static Tensor aligned(const Tensor& bytes) { return is_aligned_to(bytes.const_data_ptr(), 8) ? bytes : bytes.clone(); }
+  static Tensor aligned(const Tensor& bytes) { return is_aligned(bytes.const_data_ptr(), 8) ? bytes : bytes.clone(); }
 
   Tensor operator()(BinaryCall c, const Tensor& input, IntArrayRef out_sizes, IntArrayRef bit_sizes, at::MemoryFormat format) const {
     const bool bits_in = input.scalar_type() == at::kByte;
@@ -71,11 +71,6 @@ struct Layer {
   }
 };
 
-int size(const char* op, const char* what, int64_t value) {
-  TORCH_CHECK_VALUE(value < (int64_t(1) << 28), op, ": ", what, " must be less than 2^28; got ", value);
-  return int(value);
-}
-
 Tensor conv2d_cuda(const Tensor& x, const OptionalTensor& threshold, const OptionalTensor& flip, bool unit, const Tensor& codes,
                    const Tensor&, const Tensor& sums, const Tensor& scales, const OptionalTensor& bias,
                    const OptionalTensor& next_threshold, const OptionalTensor& next_flip, int64_t channels, IntArrayRef kernel,
@@ -85,13 +80,14 @@ Tensor conv2d_cuda(const Tensor& x, const OptionalTensor& threshold, const Optio
   const auto g =
       conv_sizes<int64_t>(op, x.sizes(), x.scalar_type() == at::kByte, scales.numel(), channels, kernel, stride, padding, dilation, groups);
   BinaryCall c;
-  c.batch = size(op, "x's batch", g.batch), c.channels = size(op, "channels", channels), c.groups = int(groups);
-  c.height = size(op, "x's height", g.height), c.width = size(op, "x's width", g.width);
-  c.out_channels = size(op, "scales' length", g.out_channels);
-  c.out_height = size(op, "the output's height", g.out_height), c.out_width = size(op, "the output's width", g.out_width);
+  c.batch = size_on_device(op, "x's batch", g.batch), c.channels = size_on_device(op, "channels", channels), c.groups = int(groups);
+  c.height = size_on_device(op, "x's height", g.height), c.width = size_on_device(op, "x's width", g.width);
+  c.out_channels = size_on_device(op, "scales' length", g.out_channels);
+  c.out_height = size_on_device(op, "the output's height", g.out_height),
+  c.out_width = size_on_device(op, "the output's width", g.out_width);
   for (int d = 0; d < 2; ++d) {
-    c.kernel[d] = size(op, "kernel", kernel[d]), c.stride[d] = size(op, "stride", stride[d]);
-    c.padding[d] = size(op, "padding", padding[d]), c.dilation[d] = size(op, "dilation", dilation[d]);
+    c.kernel[d] = size_on_device(op, "kernel", kernel[d]), c.stride[d] = size_on_device(op, "stride", stride[d]);
+    c.padding[d] = size_on_device(op, "padding", padding[d]), c.dilation[d] = size_on_device(op, "dilation", dilation[d]);
   }
   const int64_t length = kernel[0] * kernel[1] * (channels / groups);
   TORCH_CHECK_VALUE(length < (int64_t(1) << 30), op, ": codes must have rows of less than 2^30 bits; got ", length);
@@ -107,8 +103,8 @@ Tensor linear_cuda(const Tensor& x, const OptionalTensor& threshold, const Optio
   const char* op = "packed_binary_linear";
   check_input(op, x, threshold, flip, channels, linear_floats, linear_bits, 2);
   BinaryCall c;
-  c.batch = size(op, "x's batch", x.size(0)), c.channels = size(op, "channels", channels);
-  c.out_channels = size(op, "scales' length", scales.numel());
+  c.batch = size_on_device(op, "x's batch", x.size(0)), c.channels = size_on_device(op, "channels", channels);
+  c.out_channels = size_on_device(op, "scales' length", scales.numel());
   c.together = true;
   return Layer{op, threshold, flip, unit, codes, sums, scales, bias, next_threshold, next_flip, {}}(
       c, x, {x.size(0), scales.numel()}, {x.size(0), bits_bytes(scales.numel())}, at::MemoryFormat::Contiguous);

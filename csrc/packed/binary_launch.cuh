@@ -13,8 +13,8 @@ inline bool takes(const BinaryCall& c, BinaryPath path) {
       return c.taps() == 1 && !c.padded() && c.height * c.width == 1 && c.groups == 1 && c.batch <= DeviceBinary::most_rows;
     case BinaryPath::small_tiles:
     case BinaryPath::wide_tiles:  // whole words of inputs, and of outputs where these are bits
-      return (c.groups == 1 || (c.inputs() % 64 == 0 && (c.out || c.outputs() % 64 == 0))) && c.outputs() >= TileTraits::least_outputs &&
-             c.kernel[0] < TileTraits::most_taps && c.kernel[1] < TileTraits::most_taps;
+      return (c.groups == 1 || (c.inputs() % 64 == 0 && (c.out || c.outputs() % 64 == 0))) && c.outputs() >= BinaryTiles::least_outputs &&
+             c.kernel[0] < BinaryTiles::most_taps && c.kernel[1] < BinaryTiles::most_taps;
     case BinaryPath::direct:
       return true;
   }
@@ -46,8 +46,6 @@ inline bool is_countable(const BinaryCall& c) {
          direct_units(c) < most;
 }
 
-inline bool is_aligned_to(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
-
 // The image of `c.floats`.
 template <typename Launcher>
 const uint32_t* pack_binary(const BinaryCall& c, Launcher& launch) {
@@ -65,7 +63,7 @@ const uint32_t* pack_binary(const BinaryCall& c, Launcher& launch) {
   return image;
 }
 
-template <typename T, int warp_m, int warp_n, typename Launcher>
+template <typename Tile, typename Launcher>
 void launch_tiles(const BinaryCall& c, Launcher& launch) {
   const int64_t weight_words = int64_t(c.out_channels) * c.taps() * tap_words(c), totals_words = totals_size(c);
   const auto grid = [&](int64_t items) {
@@ -84,9 +82,8 @@ void launch_tiles(const BinaryCall& c, Launcher& launch) {
     totals = target;
   }
   const TileDividers by{Divider(c.out_pixels()), Divider(c.out_width), Divider(tap_words(c)), Divider(c.kernel[1])};
-  const bool wide = tap_words(c) % 4 == 0 && c.pixel_words() % 4 == 0 && is_aligned_to(c.image, 16) && is_aligned_to(weights, 16);
-  launch(wide ? binary_tiles<warp_m, warp_n, 4> : binary_tiles<warp_m, warp_n, 2>, dim3(unsigned(tiles<T>(c))), TileTraits::threads, c, by,
-         weights, totals);
+  const bool wide = tap_words(c) % 4 == 0 && c.pixel_words() % 4 == 0 && is_aligned(c.image, 16) && is_aligned(weights, 16);
+  launch(wide ? binary_tiles<Tile, 4> : binary_tiles<Tile, 2>, dim3(unsigned(tiles<Tile>(c))), MmaTraits::threads, c, by, weights, totals);
 }
 
 template <typename Launcher>
@@ -111,12 +108,12 @@ void launch_binary(BinaryCall c, BinaryPath path, Launcher& launch) {
   if (c.image == nullptr) c.image = pack_binary(c, launch);
   switch (path) {
     case BinaryPath::rows:
-      return c.code_words() % 4 == 0 && is_aligned_to(c.codes, 16) && is_aligned_to(c.image, 16) ? launch_rows<uint4>(c, launch)
-                                                                                                 : launch_rows<uint64_t>(c, launch);
+      return c.code_words() % 4 == 0 && is_aligned(c.codes, 16) && is_aligned(c.image, 16) ? launch_rows<uint4>(c, launch)
+                                                                                           : launch_rows<uint64_t>(c, launch);
     case BinaryPath::small_tiles:
-      return launch_tiles<SmallTile, 1, 2>(c, launch);
+      return launch_tiles<SmallTile>(c, launch);
     case BinaryPath::wide_tiles:
-      return launch_tiles<WideTile, 4, 4>(c, launch);
+      return launch_tiles<WideTile>(c, launch);
     case BinaryPath::direct:
       return launch_direct(c, launch);
   }

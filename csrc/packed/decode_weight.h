@@ -1,17 +1,12 @@
-// Codes in rows, the canonical layout that files hold (quantize/packed/layout.py).
+// The arguments of decode_weight.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include "../core/checks.h"
+#include "row_codes.h"
 
 namespace quantize::packed {
-
-QUANTIZE_HOST_DEVICE int code_at(const uint8_t* row, int64_t k, int bits) {
-  if (bits == 16) return row[2 * k] | row[2 * k + 1] << 8;
-  const int64_t place = k * bits;
-  return (row[place / 8] >> (place % 8)) & ((1 << bits) - 1);
-}
 
 inline void check_decode(const at::Tensor& codes, const at::Tensor& levels, const at::Tensor& scales, int64_t bits, int64_t columns) {
   const char* op = "decode_weight";

@@ -198,7 +198,7 @@ def _make_plan(layer) -> _Plan:
         unit = layer.grid.kind == "unit"
         if unit and threshold is None:
             threshold, flip = _above_half(channels * groups, codes.device)
-        weight = (unit, codes, binary_panels(codes, length, groups), tap_sums(codes, taps, channels), scales, bias)
+        weight = (unit, codes, _cpu_only(binary_panels, codes, length, groups), tap_sums(codes, taps, channels), scales, bias)
         op, rest = ("packed_binary_conv2d", (channels * groups, *geometry, None)) if geometry else ("packed_binary_linear", (channels,))
         following, inputs, outputs = _following(layer), {False: (threshold, flip), True: (None, None)}, {False: (None, None)}
         if following is not None:
@@ -211,7 +211,7 @@ def _make_plan(layer) -> _Plan:
         return _Plan("", pad=pad, bits=calls)
     weight, half = integers(codes, layer.method, layer.bits, length), None
     if layer.activation_bits is None:
-        made = panels(weight.codes, weight.width, taps, channels, groups)
+        made = _cpu_only(panels, weight.codes, weight.width, taps, channels, groups)
         return _Plan("", _bound("packed_linear_float", (weight.codes, made, weight.levels, scales, bias, weight.width)), floats=True)
     if weight.ones:
         half = scales.view(-1, *[1] * layer.spatial)
@@ -223,7 +223,7 @@ def _make_plan(layer) -> _Plan:
     elif planes:
         made = plane_panels(codes, layer.bits, length, groups)
     else:
-        made = panels(weight.codes, weight.width, taps, channels, groups)
+        made = _cpu_only(panels, weight.codes, weight.width, taps, channels, groups)
     arguments = (
         step, zero_point, layer.activation_bits, weight.codes, made, weight.levels, scales, sums(weight, length), bias, weight.width,
     )  # fmt: skip
@@ -232,6 +232,11 @@ def _make_plan(layer) -> _Plan:
     return _Plan(
         "", _bound("packed_conv2d" if geometry else "packed_linear", (*arguments, *geometry)), pad, False, half, None, chained, grid
     )
+
+
+def _cpu_only(make: Callable[..., Tensor], codes: Tensor, *sizes: int) -> Tensor:
+    """What `make` makes of the codes for the CPU's kernels; a GPU's read the codes themselves, and are spared the memory."""
+    return codes.new_empty(0) if codes.is_cuda else make(codes, *sizes)
 
 
 def _depthwise(layer) -> bool:

@@ -127,5 +127,6 @@ int64_t check_weight_binary();
 int64_t check_weight_dorefa();
 int64_t check_packed();
 int64_t check_binary();
+int64_t check_integer();
 
 }  // namespace cuda_on_host

@@ -17,4 +17,5 @@ int main() {
   report("weight_dorefa", check_weight_dorefa());
   report("packed", check_packed());
   report("binary", check_binary());
+  report("integer", check_integer());
 }

@@ -48,6 +48,9 @@ DiffQDeviceTensor begin(const char* op, Call& call, Made& made, const DiffQLists
   made.extremes.push_back(at::empty_like(made.ranges[i], made.ranges[i].options().dtype(at::kInt)));
   DiffQDeviceTensor own{diffq_tensor(op, lists, i, w, made.ranges[i].mutable_data_ptr<float>(), seed, quantiles)};
   own.source = call.keep<void>(w), own.target = made.y[i].mutable_data_ptr(), own.extremes = made.extremes[i].mutable_data_ptr<int32_t>();
+  if (const int64_t parts = parts_of_row(own.t); parts > 1)
+    own.parts = reinterpret_cast<DiffQRangePart*>(
+        call.keep<float>(floats(rows_of(own.t) * parts * int64_t(sizeof(DiffQRangePart) / sizeof(float)), w)));
   return own;
 }
 

@@ -12,8 +12,15 @@ namespace quantize::weight {
 
 struct DiffQDeviceTraits {
   static constexpr int threads = 128, team = 16, teams = threads / team;
-  static constexpr int tensors = 20;  // of a launch, whose arguments have 4 KB
+  static constexpr int tensors = 20;    // of a launch, whose arguments have 4 KB
+  static constexpr int part = 1 << 13;  // of a row of ranges: a warp's share
   static_assert(threads * DiffQTraits::slots == DiffQTraits::piece && Warp::lanes % team == 0);
+};
+
+// What a part of a row has: the first of its lowest and highest weights. poison: NaN if a weight is not finite, else 0.
+struct DiffQRangePart {
+  float low, high, poison;
+  int32_t lowest, highest;
 };
 
 // A tensor of a launch; what a kernel does not need is null.
@@ -24,7 +31,12 @@ struct DiffQDeviceTensor {
   int32_t* extremes;
   float *logits, *rows, *cut_groups, *cut_rows;  // as DiffQSums; cut: [pieces, 2]
   float *bits, *piece_bits;                      // [2], as DiffQBits; [pieces, 2]
+  DiffQRangePart* parts;                         // [rows, parts_of_row]; null where that is 1
 };
+
+QUANTIZE_HOST_DEVICE int64_t parts_of_row(const DiffQTensor& t) {
+  return ((t.span < t.n ? t.span : t.n) + DiffQDeviceTraits::part - 1) / DiffQDeviceTraits::part;
+}
 
 struct DiffQBatch {
   DiffQDeviceTensor tensor[DiffQDeviceTraits::tensors];
@@ -68,7 +80,27 @@ QUANTIZE_DEVICE float team_sum(float value) {
   return value;
 }
 
-// Work items: rows of ranges, a warp each.
+QUANTIZE_DEVICE void take_extremes(DiffQRangePart& own, const DiffQRangePart& other) {
+  if (other.low < own.low || (other.low == own.low && other.lowest < own.lowest)) own.low = other.low, own.lowest = other.lowest;
+  if (other.high > own.high || (other.high == own.high && other.highest < own.highest)) own.high = other.high, own.highest = other.highest;
+  own.poison += other.poison;
+}
+
+QUANTIZE_DEVICE void share_extremes(DiffQRangePart& own) {
+  for (int mask = Warp::lanes / 2; mask > 0; mask /= 2)
+    take_extremes(own, {__shfl_xor_sync(Warp::all, own.low, mask), __shfl_xor_sync(Warp::all, own.high, mask),
+                        __shfl_xor_sync(Warp::all, own.poison, mask), __shfl_xor_sync(Warp::all, own.lowest, mask),
+                        __shfl_xor_sync(Warp::all, own.highest, mask)});
+}
+
+QUANTIZE_DEVICE void store_range(const DiffQDeviceTensor& own, int64_t row, const DiffQRangePart& found) {
+  const bool sound = found.poison == 0.f;
+  const int begin = int(row * own.t.span);
+  own.t.ranges[2 * row] = sound ? found.low : found.poison, own.t.ranges[2 * row + 1] = sound ? found.high - found.low : found.poison;
+  own.extremes[2 * row] = sound ? found.lowest : begin, own.extremes[2 * row + 1] = sound ? found.highest : begin;
+}
+
+// Work items: parts of rows of ranges, a warp each.
 template <typename T>
 __global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_ranges(DiffQBatch batch) {
   constexpr int warps = DiffQDeviceTraits::threads / Warp::lanes;
@@ -78,26 +110,41 @@ __global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_ranges(DiffQ
     const DiffQItem work = find_item(batch, item);
     const DiffQTensor& t = work.own.t;
     const T* w = static_cast<const T*>(work.own.source);
-    const int64_t begin = work.index * t.span, end = begin + t.span < t.n ? begin + t.span : t.n;
-    float low = to_float_device(w[begin]), high = low, poison = 0.f;
-    int lowest = int(begin), highest = lowest;
+    const int64_t parts = parts_of_row(t), row = work.index / parts, row_end = std::min((row + 1) * t.span, t.n);
+    const int64_t begin = std::min(row * t.span + (work.index - row * parts) * DiffQDeviceTraits::part, row_end - 1);
+    const int64_t end = std::min(begin + DiffQDeviceTraits::part, row_end);  // the last row may be short: parts of its last weight
+    const float first = to_float_device(w[begin]);
+    DiffQRangePart own{first, first, 0.f, int(begin), int(begin)};
     for (int64_t i = begin + lane; i < end; i += Warp::lanes) {
       const float v = to_float_device(w[i]);
-      if (v < low) low = v, lowest = int(i);
-      if (v > high) high = v, highest = int(i);
-      poison += v * 0.f;
+      if (v < own.low) own.low = v, own.lowest = int(i);
+      if (v > own.high) own.high = v, own.highest = int(i);
+      own.poison += v * 0.f;
     }
-    for (int mask = Warp::lanes / 2; mask > 0; mask /= 2) {
-      const float other_low = __shfl_xor_sync(Warp::all, low, mask), other_high = __shfl_xor_sync(Warp::all, high, mask);
-      const int low_at = __shfl_xor_sync(Warp::all, lowest, mask), high_at = __shfl_xor_sync(Warp::all, highest, mask);
-      if (other_low < low || (other_low == low && low_at < lowest)) low = other_low, lowest = low_at;
-      if (other_high > high || (other_high == high && high_at < highest)) high = other_high, highest = high_at;
-      poison += __shfl_xor_sync(Warp::all, poison, mask);
-    }
+    share_extremes(own);
     if (lane != 0) continue;
-    const bool sound = poison == 0.f;
-    t.ranges[2 * work.index] = sound ? low : poison, t.ranges[2 * work.index + 1] = sound ? high - low : poison;
-    work.own.extremes[2 * work.index] = sound ? lowest : int(begin), work.own.extremes[2 * work.index + 1] = sound ? highest : int(begin);
+    if (parts == 1)
+      store_range(work.own, row, own);
+    else
+      work.own.parts[work.index] = own;
+  }
+}
+
+// Work items: rows of several parts, a warp each.
+template <typename T>
+__global__ void __launch_bounds__(DiffQDeviceTraits::threads) diffq_join_ranges(DiffQBatch batch) {
+  constexpr int warps = DiffQDeviceTraits::threads / Warp::lanes;
+  const int lane = threadIdx.x % Warp::lanes;
+  for (int64_t item = int64_t(blockIdx.x) * warps + threadIdx.x / Warp::lanes; item < batch.first[batch.count];
+       item += int64_t(gridDim.x) * warps) {
+    const DiffQItem work = find_item(batch, item);
+    const int64_t parts = parts_of_row(work.own.t);
+    const DiffQRangePart* all = work.own.parts + work.index * parts;
+    DiffQRangePart own = all[0];
+    own.poison = 0.f;
+    for (int64_t i = lane; i < parts; i += Warp::lanes) take_extremes(own, all[i]);
+    share_extremes(own);
+    if (lane == 0) store_range(work.own, work.index, own);
   }
 }
 
@@ -277,8 +324,18 @@ void launch_diffq(Kernel kernel, const std::vector<DiffQDeviceTensor>& tensors, 
 }
 
 template <typename T, typename Launcher>
+void launch_diffq_ranges(const std::vector<DiffQDeviceTensor>& tensors, Launcher& launch) {
+  constexpr int warps = DiffQDeviceTraits::threads / Warp::lanes;
+  launch_diffq(
+      diffq_ranges<T>, tensors, [](const DiffQTensor& t) { return rows_of(t) * parts_of_row(t); }, warps, launch);
+  const auto joined = [](const DiffQTensor& t) { return parts_of_row(t) > 1 ? rows_of(t) : 0; };
+  if (std::any_of(tensors.begin(), tensors.end(), [&](const DiffQDeviceTensor& own) { return joined(own.t) > 0; }))
+    launch_diffq(diffq_join_ranges<T>, tensors, joined, warps, launch);
+}
+
+template <typename T, typename Launcher>
 void launch_diffq_noise(const std::vector<DiffQDeviceTensor>& tensors, Launcher& launch) {
-  launch_diffq(diffq_ranges<T>, tensors, rows_of, DiffQDeviceTraits::threads / Warp::lanes, launch);
+  launch_diffq_ranges<T>(tensors, launch);
   launch_diffq(diffq_add_noise<T>, tensors, pieces_of, 1, launch);
   launch_diffq(
       diffq_join_bits<T>, tensors, [](const DiffQTensor&) -> int64_t { return 1; }, 1, launch);
@@ -286,7 +343,7 @@ void launch_diffq_noise(const std::vector<DiffQDeviceTensor>& tensors, Launcher&
 
 template <typename T, typename Launcher>
 void launch_diffq_round(const std::vector<DiffQDeviceTensor>& tensors, Launcher& launch) {
-  launch_diffq(diffq_ranges<T>, tensors, rows_of, DiffQDeviceTraits::threads / Warp::lanes, launch);
+  launch_diffq_ranges<T>(tensors, launch);
   launch_diffq(diffq_round_to_grid<T>, tensors, pieces_of, 1, launch);
 }
 

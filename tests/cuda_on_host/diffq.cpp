@@ -30,13 +30,15 @@ struct Side {
         cut_rows(2 * pieces, 0),
         extremes(2 * row_count, 0),
         bits(2, 0),
-        piece_bits(2 * pieces, 0) {}
+        piece_bits(2 * pieces, 0),
+        parts(row_count * (std::min(s.n, s.span) / DiffQDeviceTraits::part + 1), 0) {}
 
   int64_t groups, row_count, pieces;
   Buffer<T> y, rounded, grad;
   Buffer<float> ranges, grad_logits, rows, cut_groups, cut_rows;
   Buffer<int32_t> extremes;
   Buffer<float> bits, piece_bits;
+  Buffer<DiffQRangePart> parts;
 };
 
 // As diffq.cpp's join_cut.
@@ -119,8 +121,9 @@ int64_t check(const std::vector<Shape>& shapes, Pattern pattern, const float* qu
     const DiffQTensor t{s.n,         s.group_size, s.span, logits[i]->data(), own.ranges.data(), bounds[i % 3], {0x123456789abcdefull, 77},
                         uint32_t(i), quantiles};
     noise.push_back({t, weights[i]->data(), own.y.data(), own.extremes.data(), nullptr, nullptr, nullptr, nullptr, own.bits.data(),
-                     own.piece_bits.data()});
+                     own.piece_bits.data(), own.parts.data()});
     round.push_back({t, weights[i]->data(), own.rounded.data(), own.extremes.data()});
+    round.back().parts = own.parts.data();
     gradients.push_back({t, own.grad.data(), own.grad.data(), own.extremes.data(), own.grad_logits.data(), own.rows.data(),
                          own.cut_groups.data(), own.cut_rows.data()});
     on_cpu<T>(t, weights[i]->data(), *host[i]);
@@ -170,6 +173,9 @@ int64_t check_all(const std::vector<Pattern>& patterns) {
   // They straddle teams, blocks of noise and pieces; more of them than a launch has room for.
   std::vector<Shape> shapes = {{1, 1, 1},       {7, 3, 7},       {27, 8, 9},         {129, 1, 43},      {257, 17, 257},  {300, 8, 8},
                                {2049, 8, 2049}, {2049, 64, 683}, {4500, 4500, 2250}, {4500, 100, 4500}, {4200, 700, 700}};
+  const int64_t part = DiffQDeviceTraits::part;  // rows of several, and a last row of fewer
+  for (const Shape& s : {Shape{part + 1, 8, part + 1}, Shape{2 * part, 8, part}, Shape{5 * part - 7, 64, 3 * part - 64}})
+    shapes.push_back(s);
   for (int64_t n = 2; n < 14; ++n) shapes.push_back({n, 4, n});
   std::vector<float> quantiles(65536);
   for (int i = 0; i < 65536; ++i) quantiles[i] = (float(i) - 32767.5f) * 2e-5f;

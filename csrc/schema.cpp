@@ -48,6 +48,11 @@ TORCH_LIBRARY(quantize, m) {
   m.def("smooth_quantize(Tensor input, str function, int bits, int group_size, Tensor seed) -> (Tensor codes, Tensor ranges)");
   m.def("smooth_backward(Tensor grad, Tensor codes, Tensor ranges, Tensor? sample_bits, int bits, int group_size, Tensor seed) -> Tensor");
 
+  // (x - mean) * inverse_std * weight + bias of an unpacked x [N, C, ...], 0 where the mask has none: what a batch norm and a ReLU made of
+  // it.
+  m.def(
+      "norm_dequantize(Tensor codes, Tensor ranges, Tensor? sample_bits, int bits, int group_size, SymInt[] size, SymInt[] stride, "
+      "ScalarType dtype, Tensor seed, Tensor mean, Tensor inverse_std, Tensor? weight, Tensor? bias, Tensor? mask) -> Tensor");
   // The batch norm's backward from its packed input; the other arguments are native_batch_norm_backward's. energy: float32 [N, 2], or
   // [0, 2] unless wanted.
   m.def(
@@ -183,15 +188,27 @@ TORCH_LIBRARY(quantize, m) {
       "conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] "
       "output_padding, SymInt groups, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, Tensor? "
       "energy) -> Tensor");
+  // conv whose input is what a batch norm and a ReLU (`mask`) made of the packed tensor: norm_dequantize.
+  m.def(
+      "conv_of_norm(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, "
+      "SymInt[] output_padding, SymInt groups, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, "
+      "Tensor? energy, Tensor mean, Tensor inverse_std, Tensor? norm_weight, Tensor? norm_bias, Tensor? mask) -> Tensor");
   m.def(
       "linear(Tensor input, Tensor weight, Tensor? bias, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, "
       "Tensor? seed, Tensor? energy) -> Tensor");
   m.def(
       "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, float momentum, "
       "float eps, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, Tensor? energy) -> Tensor");
-  // As clip_mask: the ReLU family and hardtanh.
+  // That, and what it normalizes with: float32 [C], or the weight's dtype where the input's is no more.
+  m.def(
+      "batch_norm_and_statistics(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, "
+      "float momentum, float eps, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, Tensor? "
+      "energy) -> (Tensor output, Tensor mean, Tensor inverse_std)");
+  // As clip_mask: the ReLU family and hardtanh. Two of them give the mask too.
   m.def("clip(Tensor input, float low, float high, float negative_slope) -> Tensor");
   m.def("clip_(Tensor(a!) input, float low, float high, float negative_slope) -> Tensor(a!)");
+  m.def("clip_and_mask(Tensor input, float low, float high, float negative_slope) -> (Tensor output, Tensor mask)");
+  m.def("clip_and_mask_(Tensor(a!) input, float low, float high, float negative_slope) -> Tensor");
   m.def("dropout(Tensor input, float p) -> Tensor");
   m.def("max_pool(Tensor input, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> Tensor");
   m.def(

@@ -1,4 +1,5 @@
-// batch_norm: statistics and output from the full-precision input, which is kept packed for the backward.
+// batch_norm: statistics and output from the full-precision input, which is kept packed for the backward. batch_norm_and_statistics: also
+// gives what it normalized with.
 #include <ATen/ops/native_batch_norm.h>
 #include <torch/library.h>
 
@@ -8,11 +9,13 @@
 namespace quantize::layers {
 namespace {
 
-struct BatchNorm : torch::autograd::Function<BatchNorm> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                        const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training, double momentum, double eps,
-                        const OptionalTensor& codes, const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits,
-                        int64_t group_size, const OptionalTensor& seed, const OptionalTensor& energy) {
+// statistics: whether mean and inverse deviation go out with the output.
+template <bool statistics>
+struct BatchNorm : torch::autograd::Function<BatchNorm<statistics>> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                               const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training, double momentum,
+                               double eps, const OptionalTensor& codes, const OptionalTensor& ranges, const OptionalTensor& sample_bits,
+                               int64_t bits, int64_t group_size, const OptionalTensor& seed, const OptionalTensor& energy) {
     const PackedArguments packed{codes, ranges, sample_bits, bits, group_size, seed, energy};
     NumberWriter numbers(ctx);
     save_packed(ctx, numbers, input, packed);
@@ -25,7 +28,11 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
       saved.push_back(t.value_or(Tensor()));
     saved.insert(saved.end(), {mean, inverse_std});
     ctx->save_for_backward(std::move(saved));
-    return output;
+    if constexpr (!statistics) return {output};
+    ctx->set_materialize_grads(false);
+    if (!training) mean = running_mean->clone(), inverse_std = running_var->add(eps).rsqrt_();
+    ctx->mark_non_differentiable({mean, inverse_std});
+    return {output, mean, inverse_std};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -71,7 +78,8 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
   }
 };
 
-Tensor batch_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
+template <bool statistics>
+variable_list run(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
                   const OptionalTensor& running_var, bool training, double momentum, double eps, const OptionalTensor& codes,
                   const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits, int64_t group_size,
                   const OptionalTensor& seed, const OptionalTensor& energy) {
@@ -81,12 +89,34 @@ Tensor batch_norm(const Tensor& input, const OptionalTensor& weight, const Optio
   for (const auto& [name, t] : per_channel)
     TORCH_CHECK_VALUE(!t || t->sym_numel() == input.sym_size(1), "batch_norm: ", name, " must have ", input.sym_size(1), " elements; got ",
                       t->sym_sizes());
-  return BatchNorm::apply(input, weight, bias, running_mean, running_var, training, momentum, eps, codes, ranges, sample_bits, bits,
-                          group_size, seed, energy);
+  TORCH_CHECK_VALUE(training || (running_mean && running_var), "batch_norm: running_mean and running_var must be given in evaluation");
+  return BatchNorm<statistics>::apply(input, weight, bias, running_mean, running_var, training, momentum, eps, codes, ranges, sample_bits,
+                                      bits, group_size, seed, energy);
+}
+
+Tensor batch_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
+                  const OptionalTensor& running_var, bool training, double momentum, double eps, const OptionalTensor& codes,
+                  const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits, int64_t group_size,
+                  const OptionalTensor& seed, const OptionalTensor& energy) {
+  return run<false>(input, weight, bias, running_mean, running_var, training, momentum, eps, codes, ranges, sample_bits, bits, group_size,
+                    seed, energy)[0];
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_and_statistics(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                                             const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                                             bool training, double momentum, double eps, const OptionalTensor& codes,
+                                                             const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits,
+                                                             int64_t group_size, const OptionalTensor& seed, const OptionalTensor& energy) {
+  const variable_list made = run<true>(input, weight, bias, running_mean, running_var, training, momentum, eps, codes, ranges, sample_bits,
+                                       bits, group_size, seed, energy);
+  return {made[0], made[1], made[2]};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) { m.impl("batch_norm", batch_norm); }
+TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) {
+  m.impl("batch_norm", batch_norm);
+  m.impl("batch_norm_and_statistics", batch_norm_and_statistics);
+}
 
 }  // namespace quantize::layers

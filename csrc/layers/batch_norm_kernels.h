@@ -1,4 +1,5 @@
-// CPU kernels of the batch norm's backward: sums over a run of decoded elements, then the input's gradient. Torch-free.
+// CPU kernels of the batch norm's backward: sums over a run of decoded elements, then the input's gradient; or its output again.
+// Torch-free.
 //
 // A run is `count` consecutive elements of one sample, in memory order, from number `first` on. Element e belongs to
 //   planes (inner > 0): channel e / inner; one channel's elements lie together (contiguous tensors);
@@ -35,6 +36,8 @@ struct ChannelTerms {
 struct BatchNormKernels {
   void (*reduce)(const void* x, const void* grad, ChannelRun run, const float* mean, ChannelSums sums);
   void (*apply)(const void* x, const void* grad, ChannelRun run, ChannelTerms terms, void* grad_input);
+  // (x - mean) * gain + offset. x and y may be the same memory.
+  void (*normalize)(const void* x, ChannelRun run, ChannelTerms terms, void* y);
 };
 
 // Indexed by Scalar.

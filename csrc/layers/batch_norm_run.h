@@ -125,10 +125,29 @@ void apply(const void* source, const void* gradient, ChannelRun run, ChannelTerm
   });
 }
 
-#define QUANTIZE_BATCH_NORM_KERNELS                                                     \
-  {                                                                                     \
-    {reduce<F32>, apply<F32>}, {reduce<F16>, apply<F16>}, { reduce<BF16>, apply<BF16> } \
-  }
+template <typename T>
+void normalize(const void* source, ChannelRun run, ChannelTerms terms, void* target) {
+  const T* x = static_cast<const T*>(source);
+  T* y = static_cast<T*>(target);
+  for_each_stretch(run, [&](int64_t begin, int64_t at, int64_t count) {
+    // One channel's terms, or those of the columns from `at` on.
+    const auto term = [&](const float* terms, int64_t i) __attribute__((always_inline)) {
+      return run.inner ? Lanes(terms[at]) : load_lanes(terms + at + i);
+    };
+    const auto value = [&](Lanes v, int64_t i) __attribute__((always_inline)) {
+      return (v - term(terms.mean, i)) * term(terms.gain, i) + term(terms.offset, i);
+    };
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) store_lanes(value(load_lanes(x + begin + i), i), y + begin + i);
+    if (const int64_t n = count - i) store_part(value(load_part(x + begin + i, n), i), y + begin + i, n);
+  });
+}
+
+template <typename T>
+constexpr BatchNormKernels batch_norm_of_type{reduce<T>, apply<T>, normalize<T>};
+
+#define QUANTIZE_BATCH_NORM_KERNELS \
+  { batch_norm_of_type<F32>, batch_norm_of_type<F16>, batch_norm_of_type<BF16> }
 
 }  // namespace
 }  // namespace quantize::layers

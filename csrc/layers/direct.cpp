@@ -63,6 +63,14 @@ void define_direct(pybind11::module_& m) {
   define<Packed<Tensor&, Tensor&, c10::string_view>>(direct, "smooth_");
   define<Tensor(const Tensor&, double, double, double)>(direct, "clip");
   define<Tensor&(Tensor&, double, double, double)>(direct, "clip_");
+  define<Two(const Tensor&, double, double, double)>(direct, "clip_and_mask");
+  define<Tensor(Tensor&, double, double, double)>(direct, "clip_and_mask_");
+  define<Packed<std::tuple<Tensor, Tensor, Tensor>, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                const OptionalTensor&, bool, double, double>>(direct, "batch_norm_and_statistics");
+  define<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, SymIntArrayRef, SymIntArrayRef, SymIntArrayRef, bool, SymIntArrayRef,
+                SymInt, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, const OptionalTensor&,
+                const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&)>(
+      direct, "conv_of_norm");
 }
 
 }  // namespace quantize::layers

@@ -21,23 +21,26 @@ void save_mask(AutogradContext* ctx, const Tensor& x, const Tensor& mask) {
   ctx->save_for_backward({mask});
 }
 
-template <bool in_place>
-struct Clip : torch::autograd::Function<Clip<in_place>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, double low, double high, double negative_slope) {
+// with_mask: the mask goes out with the output.
+template <bool in_place, bool with_mask>
+struct Clip : torch::autograd::Function<Clip<in_place, with_mask>> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, double low, double high, double negative_slope) {
     ctx->saved_data["slope"] = negative_slope;
     at::AutoDispatchBelowADInplaceOrView below;
+    Tensor y = input, mask;
     if constexpr (in_place) {
       static const auto op = find_op<Tensor(Tensor&, double, double, double)>("quantize::clip_mask_");
-      Tensor x = input;
-      save_mask(ctx, x, op.call(x, low, high, negative_slope));
-      ctx->mark_dirty({x});
-      return x;
+      mask = op.call(y, low, high, negative_slope);
+      ctx->mark_dirty({y});
     } else {
       static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor&, double, double, double)>("quantize::clip_mask");
-      auto [y, mask] = op.call(input, low, high, negative_slope);
-      save_mask(ctx, input, mask);
-      return y;
+      std::tie(y, mask) = op.call(input, low, high, negative_slope);
     }
+    save_mask(ctx, input, mask);
+    if constexpr (!with_mask) return {y};
+    ctx->set_materialize_grads(false);
+    ctx->mark_non_differentiable({mask});
+    return {y, mask};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -86,12 +89,23 @@ struct Dropout : torch::autograd::Function<Dropout> {
 };
 
 Tensor clip(const Tensor& input, double low, double high, double negative_slope) {
-  return Clip<false>::apply(input, low, high, negative_slope);
+  return Clip<false, false>::apply(input, low, high, negative_slope)[0];
 }
 
 Tensor& clip_(Tensor& input, double low, double high, double negative_slope) {
-  input = Clip<true>::apply(input, low, high, negative_slope);
+  input = Clip<true, false>::apply(input, low, high, negative_slope)[0];
   return input;
+}
+
+std::tuple<Tensor, Tensor> clip_and_mask(const Tensor& input, double low, double high, double negative_slope) {
+  const variable_list made = Clip<false, true>::apply(input, low, high, negative_slope);
+  return {made[0], made[1]};
+}
+
+Tensor clip_and_mask_(Tensor& input, double low, double high, double negative_slope) {
+  const variable_list made = Clip<true, true>::apply(input, low, high, negative_slope);
+  input = made[0];
+  return made[1];
 }
 
 Tensor dropout(const Tensor& input, double p) {
@@ -104,6 +118,8 @@ Tensor dropout(const Tensor& input, double p) {
 TORCH_LIBRARY_IMPL(quantize, CompositeImplicitAutograd, m) {
   m.impl("clip", clip);
   m.impl("clip_", clip_);
+  m.impl("clip_and_mask", clip_and_mask);
+  m.impl("clip_and_mask_", clip_and_mask_);
   m.impl("dropout", dropout);
 }
 

@@ -30,6 +30,25 @@ class Packed(NamedTuple):
     energy: Tensor | None
 
 
+class NormOutput(NamedTuple):
+    """How to make a batch norm's output, or that of a ReLU behind it, of the norm's packed input (csrc/layers/norm_input.h)."""
+
+    config: ActivationConfig
+    owner: LayerState
+    packed: Packed
+    record: Record | None
+    mean: Tensor
+    inverse_std: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    mask: Tensor | None = None
+
+    @property
+    def arguments(self) -> tuple[Tensor | None, ...]:
+        """What conv_of_norm takes after the packed tensor."""
+        return self[4:]
+
+
 LEARNED = ("budget", "curve", "updates", "steps", "sample_weight", "elements")  # what a checkpoint keeps of a LayerState
 NOT_KEPT = Packed(None, None, None, 0, 0, None, None)
 
@@ -119,6 +138,13 @@ class LayerState:
             session.remember(x, config, self, packed, record)
         return packed
 
+    def reuse(self, norm: NormOutput) -> Packed:
+        """The packed tensor behind an input that is not packed itself."""
+        self.draw_seed()  # as in pack()
+        self.order = current_session().count()
+        self.used, self.elements = norm.owner.used, 0
+        return norm.packed._replace(energy=_join(norm.record, False))
+
     def pack_derivative(self, x: Tensor, function: str) -> Packed:
         """What smooth_derivative makes of `x`, which is nobody else's, packed."""
         config = self.config
@@ -195,6 +221,7 @@ class Session:
         self.indices, self.learning = indices, learning
         self.owed = 0.0  # bits that the layers so far got too little by rounding; of a batch of few samples that adds up
         self._packed: dict[int, list[tuple]] = {}  # by the tensor's id
+        self._norms: dict[int, tuple] = {}
         self._count = 0
 
     def count(self) -> int:
@@ -225,6 +252,20 @@ class Session:
             if reference() is x and version == x._version and (asked is config or asked == config):
                 return found
         return None
+
+    @property
+    def has_norms(self) -> bool:
+        """Whether :meth:`norm_behind` may find any."""
+        return bool(self._norms)
+
+    def remember_norm(self, y: Tensor, norm: NormOutput) -> None:
+        """Offers a way to make `y`."""
+        self._norms[id(y)] = (weakref.ref(y), y._version, norm)
+
+    def norm_behind(self, y: Tensor) -> NormOutput | None:
+        """How to make `y`, if it is a norm's output and unchanged since."""
+        reference, version, norm = self._norms.get(id(y), (None, None, None))
+        return norm if reference is not None and reference() is y and version == y._version else None
 
     def remember(self, x: Tensor, config: ActivationConfig, owner: LayerState, packed: Packed, record: Record | None) -> None:
         """Offers `packed` to later consumers of `x`."""
@@ -268,6 +309,12 @@ def swap_session(session: Session | None) -> Session | None:
     """Makes `session` the current one and returns the previous."""
     previous, _local.session = _local.session, session
     return previous
+
+
+def session_to_reuse() -> Session | None:
+    """The current session, where a convolution's input may be made of a batch norm's."""
+    session = _local.session
+    return None if session is None or torch.compiler.is_compiling() or under_checkpoint() else session
 
 
 def under_checkpoint() -> bool:

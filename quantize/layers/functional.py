@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..activation.state import NOT_KEPT, LayerState, Packed
+from ..activation.state import NOT_KEPT, LayerState, NormOutput, Packed, current_session, session_to_reuse
 from ..dtypes import FLOATS
 from ..ops import ops_for
 
@@ -101,14 +101,24 @@ def conv(
         if input.dtype == weight_dtype and input.device == weight.device:
             unbatched = input.dim() == n + 1
             x = input.unsqueeze(0) if unbatched else input
-            packed = _pack(state, x) if weight.requires_grad else NOT_KEPT
+            norm = _norm_behind(state, x) if weight.requires_grad else None
+            packed = NOT_KEPT if not weight.requires_grad else _pack(state, x) if norm is None else state.reuse(norm)
             if packed is not None:
                 window = numbers_of(stride, n), numbers_of(padding, n), numbers_of(dilation, n)
-                y = ops_for(x, weight, bias).conv(x, weight, bias, *window, transposed, numbers_of(output_padding, n), groups, *packed)
+                arguments = (x, weight, bias, *window, transposed, numbers_of(output_padding, n), groups, *packed)
+                ops = ops_for(x, weight, bias)
+                y = ops.conv(*arguments) if norm is None else ops.conv_of_norm(*arguments, *norm.arguments)
                 return y.squeeze(0) if unbatched else y
     if transposed:
         return plain(input, weight, bias, stride, padding, output_padding, groups, dilation)
     return plain(input, weight, bias, stride, padding, dilation, groups)
+
+
+def _norm_behind(state: LayerState, x: Tensor) -> NormOutput | None:
+    """How to make `x` in the backward without keeping it; None where it must be packed."""
+    session = session_to_reuse() if state.config.compress_once else None
+    norm = None if session is None else session.norm_behind(x)
+    return norm if norm is not None and norm.config == state.config else None
 
 
 def _resolve_padding(input: Tensor, weight: Tensor, padding: str, dilation: list[int], stride: list[int]):
@@ -145,8 +155,16 @@ def batch_norm(state, input, running_mean, running_var, weight=None, bias=None, 
         needed = training or (weight is not None and weight.requires_grad)
         packed = _pack(state, input, is_norm=True) if needed else NOT_KEPT
         if packed is not None:
-            run = ops_for(input, weight, bias, running_mean, running_var).batch_norm
-            return run(input, weight, bias, running_mean, running_var, training, momentum, eps, *packed)
+            ops = ops_for(input, weight, bias, running_mean, running_var)
+            arguments = (input, weight, bias, running_mean, running_var, training, momentum, eps, *packed)
+            session = session_to_reuse() if state.config.compress_once and needed else None
+            kept = None if session is None else session.lookup(input, state.config)
+            if kept is None:
+                return ops.batch_norm(*arguments)
+            y, mean, inverse_std = ops.batch_norm_and_statistics(*arguments)
+            if y.stride() == input.stride() and y.dtype == input.dtype:
+                session.remember_norm(y, NormOutput(state.config, *kept, mean, inverse_std, weight, bias))
+            return y
     return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
@@ -161,11 +179,19 @@ def clip(input, low=0.0, high=math.nan, negative_slope=0.0, inplace=False, *, pl
     be kept."""
     if not tracks(input) or compressible(input) is not None or negative_slope < 0:
         return plain()
-    if not inplace:
-        return ops_for(input).clip(input, low, high, negative_slope)
-    if not _is_packed_order(input):
+    if inplace and not _is_packed_order(input):
         return plain()
-    return ops_for(input).clip_(input, low, high, negative_slope)
+    ops, relu = ops_for(input), low == 0.0 and high != high and negative_slope == 0.0
+    session = session_to_reuse() if relu and (session := current_session()) is not None and session.has_norms else None
+    norm = None if session is None else session.norm_behind(input)
+    if norm is None or norm.mask is not None:
+        return (ops.clip_ if inplace else ops.clip)(input, low, high, negative_slope)
+    if inplace:
+        y, mask = input, ops.clip_and_mask_(input, low, high, negative_slope)
+    else:
+        y, mask = ops.clip_and_mask(input, low, high, negative_slope)
+    session.remember_norm(y, norm._replace(mask=mask))
+    return y
 
 
 def _is_packed_order(x: Tensor) -> bool:

@@ -29,6 +29,17 @@ def conv(x, w, bias=True, stride=1, transposed=False, groups=1):
     return x, w, bias, [stride] * n, [1] * n, [1] * n, transposed, [0] * n, groups, *packed(x)
 
 
+def conv_of_norm(x, w, mask=True):
+    """The convolution of what a batch norm, and a ReLU, made of `x`."""
+    c = x.shape[1]
+    weight, bias = leaf(c), leaf(c)
+    made = ops.batch_norm_and_statistics(x, weight, bias, None, None, True, 0.1, 1e-5, *packed(x))
+    y, *statistics = [t.detach() for t in made]
+    y, bits = ops.clip_and_mask(y, 0.0, float("nan"), 0.0) if mask else (y, None)
+    tail = (*packed(x), *statistics, weight.detach(), bias.detach(), bits)
+    return y.requires_grad_(), w, None, [1] * 2, [1] * 2, [1] * 2, False, [0] * 2, 1, *tail
+
+
 NOT_KEPT = (None, None, None, 0, 0, None, None)
 
 
@@ -48,6 +59,13 @@ SAMPLES = {  # of ops that write into their input, no leaves
         lambda: ((x := leaf(2, 3, 20)), leaf(3, 20), None, *packed(x)),
     ],
     "batch_norm": [lambda: norm(leaf(4, 3, 5, 5)), lambda: norm(leaf(4, 3, 20), training=False)],
+    "conv_of_norm": [
+        lambda: conv_of_norm(leaf(4, 3, 6, 7), leaf(4, 3, 3, 3)),
+        lambda: conv_of_norm(leaf(4, 3, 6, 7), leaf(4, 3, 1, 1), mask=False),
+    ],
+    "batch_norm_and_statistics": [lambda: norm(leaf(4, 3, 5, 5)), lambda: norm(leaf(4, 3, 20), training=False)],
+    "clip_and_mask": [lambda: (leaf(4, 9), 0.0, float("nan"), 0.0), lambda: (leaf(2, 3, 4, 4), -1.0, 1.0, 0.0)],
+    "clip_and_mask_": [lambda: (leaf(4, 9).clone(), 0.0, float("nan"), 0.0)],
     "clip": [lambda: (leaf(4, 9), 0.0, float("nan"), 0.1), lambda: (leaf(2, 3, 4, 4), -1.0, 1.0, 0.0)],
     "clip_": [lambda: (leaf(4, 9).clone(), 0.0, float("nan"), 0.1), lambda: (leaf(2, 3, 4, 4).clone(), -1.0, 1.0, 0.0)],
     "dropout": [lambda: (leaf(4, 9), 0.3)],

@@ -1,0 +1,117 @@
+// norm_dequantize: what a batch norm, and a ReLU behind it, made of the norm's packed input. On the CPU in one pass over pieces that a
+// cache holds; elsewhere, and for layouts the kernels do not know, by way of the decoded tensor and ATen.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <torch/library.h>
+
+#include "../activation/sign_mask_kernels.h"
+#include "channel_shape.h"
+#include "norm_input.h"
+#include "packed_chunks.h"
+
+namespace quantize::layers {
+namespace {
+
+struct Arguments {
+  const Tensor &codes, &ranges;
+  const OptionalTensor& sample_bits;
+  int64_t bits, group_size;
+  c10::SymIntArrayRef size, stride;
+  at::ScalarType dtype;
+  const Tensor &seed, &mean, &inverse_std;
+  const OptionalTensor &weight, &bias, &mask;
+};
+
+Tensor masked(const Tensor& y, const OptionalTensor& mask) {
+  static const auto op = find_op<Tensor(const Tensor&, const Tensor&, double, double)>("quantize::apply_mask");
+  return mask ? op.call(y, *mask, 1., 0.) : y;
+}
+
+Tensor generic(const Arguments& a) {
+  const Tensor x = group_dequantize().call(a.codes, a.ranges, a.sample_bits, a.bits, a.group_size, a.size, a.stride, a.dtype, a.seed);
+  const auto shape = channel_shape(x);
+  Tensor y = x.to(at::kFloat).sub(a.mean.view(shape)).mul_(norm_gain(a.inverse_std, a.weight).view(shape));
+  if (a.bias) y.add_(a.bias->to(at::kFloat).view(shape));
+  return masked(y.to(a.dtype), a.mask);
+}
+
+// Of float32 [channels], for the kernels.
+std::vector<float> spread(const Tensor& values, int64_t width) {
+  const Tensor own = values.to(at::kFloat).contiguous();
+  return spread_channels({own.const_data_ptr<float>(), own.const_data_ptr<float>() + own.numel()}, width);
+}
+
+class Normalized : PackedChunks {
+ public:
+  Normalized(const Arguments& a, const PackedTensor& packed, int64_t inner) : PackedChunks(packed, a.size[1].expect_int(), inner), a_(a) {}
+
+  void run(void* target) const {
+    const auto mean = spread(a_.mean, run_.width), gain = spread(norm_gain(a_.inverse_std, a_.weight), run_.width);
+    const auto offset = a_.bias ? spread(*a_.bias, run_.width) : std::vector<float>(mean.size(), 0.f);
+    const uint8_t* mask = a_.mask ? a_.mask->const_data_ptr<uint8_t>() : nullptr;
+    for_each_unit([&](int64_t unit, void* buffer) {
+      for_each_chunk(unit, buffer, [&](int64_t sample, const void* x, ChannelRun run) {
+        void* y = static_cast<uint8_t*>(target) + bytes_before(sample, run);
+        batch_norm_kernels(cpu_isa(), p_.scalar).normalize(x, run, {mean.data(), offset.data(), nullptr, gain.data()}, mask ? buffer : y);
+        const int64_t bit = sample * p_.layout.elements + run.first;  // of a byte the first: groups are eights
+        if (mask) activation::mask_kernels(cpu_isa(), p_.scalar).apply(buffer, mask + bit / 8, run.count, 1.f, 0.f, y);
+      });
+    });
+  }
+
+ private:
+  const Arguments& a_;
+};
+
+Tensor packed(const Arguments& a) {
+  const char* op = "norm_dequantize";
+  const Scalar scalar = check_scalar(op, "dtype", a.dtype);
+  const auto size = C10_AS_INTARRAYREF_SLOW(a.size), stride = C10_AS_INTARRAYREF_SLOW(a.stride);
+  if (!a.sample_bits) check_bits(op, a.bits);
+  const auto layout = activation::group_layout<int64_t>(op, size, a.group_size);
+  check_dtype(op, "codes", a.codes, at::kByte);
+  check_dtype(op, "ranges", a.ranges, at::kShort);
+  check_numel(op, "ranges", a.ranges, 2 * layout.total_groups());
+  const auto inner = elements_together(size, stride);
+  const bool fits = inner && layout.elements > 0 && layout.samples == size[0] && layout.group_size <= activation::piece_elements;
+  if (!fits || (a.mask && (layout.elements % 8 != 0 || (layout.groups > 1 && layout.group_size % 8 != 0)))) return generic(a);
+  Tensor y = at::empty_strided(size, stride, a.codes.options().dtype(a.dtype));
+  const PackedTensor own(op, layout, scalar, a.seed, a.codes, a.ranges, a.bits, a.sample_bits);
+  Normalized(a, own, *inner).run(y.data_ptr());
+  return y;
+}
+
+template <Tensor (*run)(const Arguments&)>
+Tensor checked(const Arguments& a) {
+  const char* op = "norm_dequantize";
+  const auto size = C10_AS_INTARRAYREF_SLOW(a.size), stride = C10_AS_INTARRAYREF_SLOW(a.stride);
+  TORCH_CHECK_VALUE(size.size() >= 2 && stride.size() == size.size() && activation::packed_strides(size, stride) == stride.vec(), op,
+                    ": size must be [N, C, ...] and stride dense with samples outermost; got ", size, " and ", stride);
+  const std::pair<const char*, const OptionalTensor> per_channel[] = {
+      {"mean", a.mean}, {"inverse_std", a.inverse_std}, {"weight", a.weight}, {"bias", a.bias}};
+  for (const auto& [name, t] : per_channel)
+    if (t) check_numel(op, name, *t, size[1]);
+  if (a.mask) {
+    check_dtype(op, "mask", *a.mask, at::kByte);
+    check_numel(op, "mask", *a.mask, activation::mask_bytes(c10::multiply_integers(size)));
+    check_contiguous(op, "mask", *a.mask);
+  }
+  return run(a);
+}
+
+Tensor meta(const Arguments& a) { return at::empty_strided_symint(a.size, a.stride, a.codes.options().dtype(a.dtype)); }
+
+template <Tensor (*run)(const Arguments&)>
+Tensor norm_dequantize(const Tensor& codes, const Tensor& ranges, const OptionalTensor& sample_bits, int64_t bits, int64_t group_size,
+                       c10::SymIntArrayRef size, c10::SymIntArrayRef stride, at::ScalarType dtype, const Tensor& seed, const Tensor& mean,
+                       const Tensor& inverse_std, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& mask) {
+  return run({codes, ranges, sample_bits, bits, group_size, size, stride, dtype, seed, mean, inverse_std, weight, bias, mask});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(quantize, CPU, m) { m.impl("norm_dequantize", norm_dequantize<checked<packed>>); }
+TORCH_LIBRARY_IMPL(quantize, CUDA, m) { m.impl("norm_dequantize", norm_dequantize<checked<generic>>); }
+TORCH_LIBRARY_IMPL(quantize, Meta, m) { m.impl("norm_dequantize", norm_dequantize<meta>); }
+
+}  // namespace quantize::layers

@@ -6,7 +6,8 @@
     python benchmarks/accuracy.py --seeds 0           # print the table of what is there
 
 The bar: the 95 % interval of the difference of means to fp32 must not lie wholly below -0.3 points, for the configurations with
-several seeds. The configurations are those of ActNN's CIFAR table: bits / most bits, group or sample range, what adapts.
+several seeds. The configurations are those of ActNN's CIFAR table: bits / most bits, group or sample range, what adapts; and
+compress_once (`once`).
 """
 
 import argparse
@@ -31,8 +32,11 @@ CONFIGURATIONS = {
     "2/8 group gradient": "-c quantize --cabits 2 --ibits 8 --no-perlayer --usegradient",
     "2/8 group layer": "-c quantize --cabits 2 --ibits 8",
     "2/8 group layer gradient": "-c quantize --cabits 2 --ibits 8 --usegradient",
+    "2/2 group once": "-c quantize --cabits 2 --ibits 2 --no-perlayer --once",
+    "4/4 group once": "-c quantize --cabits 4 --ibits 4 --no-perlayer --once",
 }
-BARRED = ("2/2 group", "2/8 group layer")  # fixed and adaptive 2 bits: these and fp32 get every seed, the others one
+# Fixed and adaptive 2 bits, and nothing kept for convolutions behind norms: these and fp32 get every seed, the others one.
+BARRED = ("2/2 group", "2/8 group layer", "2/2 group once", "4/4 group once")
 
 
 def main() -> int:

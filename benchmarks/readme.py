@@ -15,6 +15,7 @@ from result_rows import (
     binary,
     binary_accuracy,
     binary_models,
+    compress_once,
     diffq_accuracy,
     diffq_reliability,
     diffq_step,
@@ -39,15 +40,25 @@ MARKS = {name: (f"<!-- {name}: begin (benchmarks/readme.py) -->", f"<!-- {name}:
 
 
 SECTIONS = {
-    "Activation-compressed training": [memory, step_time, layers, accuracy, gradient_variance, kernels, other_models, other_steps],
+    "Activation-compressed training": [
+        memory,
+        compress_once,
+        step_time,
+        layers,
+        accuracy,
+        gradient_variance,
+        kernels,
+        other_models,
+        other_steps,
+    ],
     "Packed weights": [packed, packed_models, fake_quantize, power_of_two],
     "Learned bits": [diffq_step, diffq_reliability, diffq_accuracy],
     "One bit": [binary, few_bits, binary_models, binary_accuracy],
 }
 # The rows that README opens with.
 HEADLINES = {
-    memory: [0], step_time: [0, 1], accuracy: [0], other_models: [0], other_steps: [0], packed: [0, 1], packed_models: [2, 3],
-    diffq_reliability: [0], binary: [0], binary_models: [1, 5],
+    memory: [0], compress_once: [0, 1], step_time: [0, 1], accuracy: [0], other_models: [0], other_steps: [0], packed: [0, 1],
+    packed_models: [2, 3], diffq_reliability: [0], binary: [0], binary_models: [1, 5],
 }  # fmt: skip
 HEADER = ["| | compressed | plain | | command |", "|---|---|---|---|---|"]
 

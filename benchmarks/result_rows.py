@@ -72,7 +72,12 @@ def accuracy(r: dict) -> list[str]:
     """Of ResNet-20 on mnist5k."""
     by_name = {row["configuration"]: row for row in r["table"]}
     plain, rows = by_name["fp32"], []
-    for name, words in (("2/2 group", "2 bits"), ("2/8 group layer", "2 bits, adaptive")):
+    for name, words in (
+        ("2/2 group", "2 bits"),
+        ("2/8 group layer", "2 bits, adaptive"),
+        ("2/2 group once", "2 bits, `compress_once`"),
+        ("4/4 group once", "4 bits, `compress_once`"),
+    ):
         row = by_name.get(name)
         if row and row["interval"]:
             low, high = row["interval"]
@@ -94,6 +99,20 @@ def gradient_variance(r: dict) -> list[str]:
         f"| Gradient variance added, preact ResNet-56, mnist5k, adaptive 2 bits | {values['2/8 group layer']} | 0 | a range a sample "
         f"{values['2/2']}, a range a group {values['2/2 group']}, gradients without layers {values['2/8 group gradient']}, with layers "
         f"{values['2/8 group layer gradient']}; {gain}; the batches' own {sample:.2g} |"
+    ]
+
+
+def compress_once(r: dict) -> list[str]:
+    """Memory, and variance in the same memory."""
+    arch, variance = r["arch"], r["variance"]
+    own, name = r["memory"][arch], arch.replace("preact_resnet", "preact ResNet-")
+    plain, saved = own["plain_mib"], own["saved_mib"]
+    return [
+        f"| Saved for backward, {name}, `compress_once`, 2 bits, MiB an image | {saved['2 bits, once']:.3f} | {plain:.2f} | "
+        f"{plain / saved['2 bits, once']:.1f} times less; without {plain / saved['2 bits']:.1f} |",
+        f"| Gradient variance added, {name}, mnist5k, `compress_once`, 4 bits | {variance['4 bits, once']:.2g} | 0 | in "
+        f"{saved['4 bits, once']:.3f} MiB an image; 2 bits without it: {variance['2 bits']:.2g} in {saved['2 bits']:.3f}; 2 bits with it "
+        f"{variance['2 bits, once']:.2g} |",
     ]
 
 

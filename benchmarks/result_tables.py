@@ -34,7 +34,8 @@ def accuracy(r: dict) -> list[str]:
         "95 %",
         "saved for backward, MiB an image",
     )
-    text = "`group`: a range for each 256 elements, not for each sample; `layer`, `gradient`: bits move between layers, follow gradients."
+    text = "`group`: a range for each 256 elements, not for each sample; `layer`, `gradient`: bits move between layers, follow gradients; "
+    text += "`once`: `compress_once`."
     return [*table(header, rows), f"{text} Of one seed nothing follows: `python benchmarks/accuracy.py`.", ""]
 
 
@@ -60,6 +61,18 @@ def gradient_variance(r: dict) -> list[str]:
     header = (f"{r['arch']}, mnist5k: average / most bits", "added by compression", "of the batches", "overall", "times less than (row)")
     text = f"Groups of 256 over a range a sample, by the layers whose gradient it is: {stages}. `range bound`: bits by ActNN's bound."
     return [*table((*header, "ActNN's table, on CIFAR-10"), rows), f"{text} `python benchmarks/gradient_variance.py`.", ""]
+
+
+def compress_once(r: dict) -> list[str]:
+    """All networks."""
+    rows = []
+    for arch, own in r["memory"].items():
+        plain = own["plain_mib"]
+        rows.append((arch, str(own["pixels"]), f"{plain:.2f}", *(f"{mib:.3f} ({plain / mib:.1f})" for mib in own["saved_mib"].values())))
+    sides = next(iter(r["memory"].values()))["saved_mib"]
+    header = ("saved for backward, MiB an image (times less)", "pixels", "plain", *sides)
+    text = "`once`: `compress_once`. Of random weights, on which bytes do not depend."
+    return [*table(header, rows), f"{text} `python benchmarks/compress_once.py`.", ""]
 
 
 def kernels(r: dict) -> list[str]:

@@ -22,7 +22,7 @@ PLACES = (
     "data", "data_path", "num_workers", "device", "workspace", "init_from", "resume", "resume2", "evaluate", "batches", "draws",
     "overwrite", "gather_checkpoints", "print_freq",
 )  # fmt: skip
-COMPRESSION = ("ca", "cabits", "ibits", "pergroup", "perlayer", "usegradient")
+COMPRESSION = ("ca", "cabits", "ibits", "pergroup", "perlayer", "usegradient", "once")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,6 +57,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--evaluate needs --resume CHECKPOINT, the model to evaluate")
     if args.resume2 and not (args.evaluate and args.training_only):
         parser.error("--resume2 belongs to --evaluate --training-only: it has the sensitivities that adaptive bits settle from")
+    if args.once and args.compress == "qlinear":
+        parser.error("--once belongs to -c quantize: with -c qlinear batch norms keep nothing packed")
     if args.cabits < 1:
         parser.error(f"--cabits must be at least 1; got {args.cabits}")
     if args.ibits not in (1, 2, 4, 8):
@@ -154,6 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     _switch(add, "pergroup", True, "a range for each group of 256 elements, or else for each sample")
     _switch(add, "perlayer", True, "adapt bits between layers too")
     _switch(add, "usegradient", False, "adapt bits by each sample's gradient magnitude")
+    _switch(add, "once", False, "make a convolution's input of its batch norm's packed input in the backward")
 
     weights.add_flags(parser)
     learned_bits.add_flags(parser)
@@ -192,6 +195,7 @@ def compression(args: argparse.Namespace, model: nn.Module):
         group_size=256 if args.pergroup else "sample",
         per_layer=args.perlayer,
         use_gradient=args.usegradient,
+        compress_once=args.once,
         enabled=args.ca,
     )
     if args.compress == "quantize":
@@ -213,8 +217,9 @@ def _compression_label(args):
     if not args.ca:
         return "-".join([args.compress, "off", *amp])
     adaptive = args.ibits > args.cabits
-    switches = (("group", args.pergroup), ("layer", adaptive and args.perlayer), ("gradient", adaptive and args.usegradient))
-    return "-".join([args.compress, str(args.cabits), str(args.ibits), *(name for name, on in switches if on), *amp])
+    learned = {"layer": adaptive and args.perlayer, "gradient": adaptive and args.usegradient}
+    switches = {"group": args.pergroup, **learned, "once": args.once}
+    return "-".join([args.compress, str(args.cabits), str(args.ibits), *(name for name, on in switches.items() if on), *amp])
 
 
 def _switch(add, name, default, text):

@@ -13,7 +13,7 @@ from quantize.patterns import resolve
 
 def test_defaults_and_equality():
     config = ActivationConfig()
-    assert dataclasses.astuple(config) == (2, 8, 256, True, False, True)
+    assert dataclasses.astuple(config) == (2, 8, 256, True, False, True, False)
     assert config == ActivationConfig(bits=2)
     assert hash(config) == hash(ActivationConfig(bits=2))
     with pytest.raises(dataclasses.FrozenInstanceError):

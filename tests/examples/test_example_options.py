@@ -24,6 +24,7 @@ def config(*flags):
         ("--ca yes --cabits 2 --ibits 8 --no-perlayer --usegradient", {"per_layer": False, "use_gradient": True}),
         ("--cabits 2 --ibits 8 --perlayer --usegradient True", {"use_gradient": True}),
         ("--cabits 3 --no-usegradient", {"bits": 3}),
+        ("--cabits 4 --ibits 4 --once", {"bits": 4, "max_bits": 4, "compress_once": True}),
         ("--no-ca", {"enabled": False}),
         ("--ca False", {"enabled": False}),
         ("", {}),
@@ -137,6 +138,8 @@ def test_workspace_tells_runs_apart():
         ("--cabits 4", r"--cabits belongs to -c quantize\|qlinear"),
         ("--no-perlayer", r"--perlayer belongs to -c quantize\|qlinear"),
         ("--usegradient", r"--usegradient belongs to -c quantize\|qlinear"),
+        ("--once", r"--once belongs to -c quantize\|qlinear"),
+        ("-c qlinear --once", "--once belongs to -c quantize: with -c qlinear"),
         ("--ibits 8", r"--ibits belongs to -c quantize\|qlinear"),  # what it is anyway
         ("--lr-milestones 1", "--lr-milestones belongs to --lr-scheduler step"),
         ("--image-size 224", "--image-size belongs to --dataset imagenet"),

@@ -82,6 +82,27 @@ def test_opcheck(shape):
     opcheck(ops.norm_dequantize.default, sample(shape, mask=False))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_on_a_gpu(shape, mask):
+    """To a rounding: the multiplication and the sum are ATen's there."""
+    arguments = sample(shape, mask)
+    want = ops.norm_dequantize(*arguments)
+    moved = [a.cuda() if torch.is_tensor(a) and a.dtype != torch.int64 else a for a in arguments]
+    torch.testing.assert_close(ops.norm_dequantize(*moved).cpu(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["relu", "in place", "no relu", "functional"])
+def test_gradients_on_a_gpu(kind):
+    x, plain = torch.randn(8, 16, 12, 12).cuda(), MADE[kind]().cuda()
+    model = QModule(copy.deepcopy(plain), ActivationConfig(8, 8, compress_once=True))
+    assert torch.equal(model(x), plain(x))
+    for a, b in zip(gradients(model, x), gradients(plain, x), strict=True):
+        assert float((a - b).norm()) <= 0.02 * float(b.norm()) + 1e-3
+
+
 def test_errors():
     arguments = list(sample((4, 5, 6, 7)))
     for place, value, message in (

@@ -36,15 +36,20 @@ int64_t check(Isa isa, Fence fence) {
                       "batch_norm reduce: inner " + std::to_string(inner) + ", width " + std::to_string(width) + ", first " +
                           std::to_string(first) + ", " + kPatternNames[int(pattern)]);
         }
+        const quantize::layers::ChannelTerms terms{mean.data(), offset.data(), slope.data(), gain.data()};
+        const std::string what = ": inner " + std::to_string(inner) + ", width " + std::to_string(width) + ", first " +
+                                 std::to_string(first) + ", " + kPatternNames[int(pattern)];
         Buffer<T> got(length, fence), want(length, fence);
-        batch_norm_kernels(isa, T::scalar)
-            .apply(x.data(), grad.data(), run, {mean.data(), offset.data(), slope.data(), gain.data()}, got.data());
-        batch_norm_kernels(Isa::portable, T::scalar)
-            .apply(x.data(), grad.data(), run, {mean.data(), offset.data(), slope.data(), gain.data()}, want.data());
-        expect_same(got, want,
-                    "batch_norm apply: inner " + std::to_string(inner) + ", width " + std::to_string(width) + ", first " +
-                        std::to_string(first) + ", " + kPatternNames[int(pattern)]);
-        count += 3;
+        const auto &own = batch_norm_kernels(isa, T::scalar), &portable = batch_norm_kernels(Isa::portable, T::scalar);
+        own.apply(x.data(), grad.data(), run, terms, got.data());
+        portable.apply(x.data(), grad.data(), run, terms, want.data());
+        expect_same(got, want, "batch_norm apply" + what);
+        own.normalize(x.data(), run, terms, got.data());
+        portable.normalize(x.data(), run, terms, want.data());
+        expect_same(got, want, "batch_norm normalize" + what);
+        own.normalize(x.data(), run, terms, x.data());
+        expect_same(x, want, "batch_norm normalize in place" + what);
+        count += 5;
       }
     }
   }

@@ -33,6 +33,12 @@ inline int size_on_device(const char* op, const char* what, int64_t value) {
   return int(value);
 }
 
+// Bytes that kernels read in words of 64 bits, contiguous.
+inline at::Tensor aligned_bytes(const at::Tensor& bytes) {
+  const at::Tensor own = bytes.contiguous();
+  return reinterpret_cast<uintptr_t>(own.const_data_ptr()) % 8 == 0 ? own : own.clone();
+}
+
 // Launches on the current stream of a tensor's device for as long as it lives. Kernels are chosen by code that sees no torch header and
 // takes any launcher: tests/cuda_on_host has one that runs them on the CPU.
 class Launcher {

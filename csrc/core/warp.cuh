@@ -119,6 +119,21 @@ QUANTIZE_DEVICE uint4 pack_vector(const float (&values)[VectorTraits<T>::element
           value_word<T>(values + 3 * per_word)};
 }
 
+// Sums of the lanes, of R rows and of the `some` columns that a warp has of a block's: to all[row][column].
+template <int R, int some, typename T>
+QUANTIZE_DEVICE void share_sums(T (&sums)[R][some], T (*all)[Warp::lanes]) {
+  const int lane = threadIdx.x % Warp::lanes, first = threadIdx.x / Warp::lanes * some;
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int j = 0; j < some; ++j) {
+#pragma unroll
+      for (int mask = Warp::lanes / 2; mask > 0; mask /= 2) sums[r][j] += __shfl_xor_sync(Warp::all, sums[r][j], mask);
+      if (lane == 0) all[r][first + j] = sums[r][j];
+    }
+  __syncthreads();
+}
+
 inline bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 }  // namespace quantize

@@ -15,7 +15,6 @@
 namespace quantize::layers {
 namespace {
 
-using activation::PackedTensor;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of input, weight, bias; energies
 
 struct Arguments {
@@ -223,21 +222,15 @@ Gradients packed_backward(const Arguments& a) {
   const char* op = "batch_norm_backward";
   const Scalar scalar = check_scalar(op, "grad", a.grad.scalar_type());
   const auto size = C10_AS_INTARRAYREF_SLOW(a.size), stride = C10_AS_INTARRAYREF_SLOW(a.stride);
-  if (!a.sample_bits) check_bits(op, a.bits);
-  const auto layout = activation::group_layout<int64_t>(op, size, a.group_size);
-  check_dtype(op, "codes", a.codes, at::kByte);
-  check_dtype(op, "ranges", a.ranges, at::kShort);
-  check_numel(op, "ranges", a.ranges, 2 * layout.total_groups());
-  const auto inner = elements_together(size, stride);
-  if (!inner || layout.elements == 0 || layout.samples != size[0] || layout.group_size > activation::piece_elements)
-    return generic_backward(a);
+  const ChunkLayout layout(op, size, stride, a.group_size, a.codes, a.ranges, a.bits, a.sample_bits);
+  if (!layout.inner) return generic_backward(a);
   Tensor grad = a.grad;
   if (grad.strides() != stride) grad = at::empty_strided(size, stride, grad.options()).copy_(grad);
   const Arguments own{grad,   a.codes,       a.ranges,   a.sample_bits, a.bits,         a.group_size,
                       a.size, a.stride,      a.seed,     a.weight,      a.running_mean, a.running_var,
                       a.mean, a.inverse_std, a.training, a.eps,         a.mask,         a.wants_energy};
-  const PackedTensor packed(op, layout, scalar, a.seed, a.codes, a.ranges, a.bits, a.sample_bits);
-  return PackedBackward(own, packed, size, stride, *inner).run();
+  const PackedTensor packed(op, layout.groups, scalar, a.seed, a.codes, a.ranges, a.bits, a.sample_bits);
+  return PackedBackward(own, packed, size, stride, *layout.inner).run();
 }
 
 template <Gradients (*backward)(const Arguments&)>

@@ -67,17 +67,13 @@ Tensor packed(const Arguments& a) {
   const char* op = "norm_dequantize";
   const Scalar scalar = check_scalar(op, "dtype", a.dtype);
   const auto size = C10_AS_INTARRAYREF_SLOW(a.size), stride = C10_AS_INTARRAYREF_SLOW(a.stride);
-  if (!a.sample_bits) check_bits(op, a.bits);
-  const auto layout = activation::group_layout<int64_t>(op, size, a.group_size);
-  check_dtype(op, "codes", a.codes, at::kByte);
-  check_dtype(op, "ranges", a.ranges, at::kShort);
-  check_numel(op, "ranges", a.ranges, 2 * layout.total_groups());
-  const auto inner = elements_together(size, stride);
-  const bool fits = inner && layout.elements > 0 && layout.samples == size[0] && layout.group_size <= activation::piece_elements;
-  if (!fits || (a.mask && (layout.elements % 8 != 0 || (layout.groups > 1 && layout.group_size % 8 != 0)))) return generic(a);
+  const ChunkLayout layout(op, size, stride, a.group_size, a.codes, a.ranges, a.bits, a.sample_bits);
+  const auto& groups = layout.groups;  // masks go on from byte to byte
+  const bool eights = groups.elements % 8 == 0 && (groups.groups == 1 || groups.group_size % 8 == 0);
+  if (!layout.inner || (a.mask && !eights)) return generic(a);
   Tensor y = at::empty_strided(size, stride, a.codes.options().dtype(a.dtype));
-  const PackedTensor own(op, layout, scalar, a.seed, a.codes, a.ranges, a.bits, a.sample_bits);
-  Normalized(a, own, *inner).run(y.data_ptr());
+  const PackedTensor own(op, groups, scalar, a.seed, a.codes, a.ranges, a.bits, a.sample_bits);
+  Normalized(a, own, *layout.inner).run(y.data_ptr());
   return y;
 }
 

@@ -45,6 +45,22 @@ inline std::vector<float> spread_channels(const std::vector<double>& values, int
   return result;
 }
 
+// A packed tensor's layout and `inner` of its runs, checked; `inner` is missing where kernels do not know the layout.
+struct ChunkLayout {
+  activation::GroupLayout<int64_t> groups;
+  std::optional<int64_t> inner;
+
+  ChunkLayout(const char* op, at::IntArrayRef size, at::IntArrayRef stride, int64_t group_size, const at::Tensor& codes,
+              const at::Tensor& ranges, int64_t bits, const std::optional<at::Tensor>& sample_bits)
+      : groups(activation::group_layout<int64_t>(op, size, group_size)), inner(elements_together(size, stride)) {
+    if (!sample_bits) check_bits(op, bits);
+    check_dtype(op, "codes", codes, at::kByte);
+    check_dtype(op, "ranges", ranges, at::kShort);
+    check_numel(op, "ranges", ranges, 2 * groups.total_groups());
+    if (groups.elements == 0 || groups.samples != size[0] || groups.group_size > activation::piece_elements) inner = std::nullopt;
+  }
+};
+
 // The work is cut into units, several samples or some groups of one. Their number depends on the shape alone, so that the order of
 // additions does not depend on threads.
 class PackedChunks {

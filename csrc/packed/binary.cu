@@ -32,9 +32,6 @@ struct Layer {
     return data;
   }
 
-  // Kernels read words of 64 bits.
-  static Tensor aligned(const Tensor& bytes) { return is_aligned(bytes.const_data_ptr(), 8) ? bytes : bytes.clone(); }
-
   Tensor operator()(BinaryCall c, const Tensor& input, IntArrayRef out_sizes, IntArrayRef bit_sizes, at::MemoryFormat format) const {
     const bool bits_in = input.scalar_type() == at::kByte;
     const int64_t n = c.out_channels, length = int64_t(c.taps()) * c.inputs();
@@ -54,7 +51,7 @@ struct Layer {
     Tensor out = c.next_threshold ? at::empty(bit_sizes, input.options().dtype(at::kByte))
                                   : at::empty(out_sizes, input.options().dtype(at::kFloat), format);
     if (out.numel() == 0) return given(residual) ? at::add(out, *residual) : out;
-    const Tensor x = bits_in ? aligned(input.contiguous()) : input.contiguous(format), rows = aligned(codes);
+    const Tensor x = bits_in ? aligned_bytes(input) : input.contiguous(format), rows = aligned_bytes(codes);
     if (bits_in)
       c.image = reinterpret_cast<const uint32_t*>(x.const_data_ptr<uint8_t>());
     else

@@ -225,15 +225,7 @@ __global__ void __launch_bounds__(DeviceBinary::threads) binary_rows(BinaryCall 
       for (int j = 0; j < some; ++j) counts[r][j] += distance(x, weights[j]);
     }
   }
-#pragma unroll
-  for (int r = 0; r < R; ++r)
-#pragma unroll
-    for (int j = 0; j < some; ++j) {
-#pragma unroll
-      for (int mask = Warp::lanes / 2; mask > 0; mask /= 2) counts[r][j] += __shfl_xor_sync(Warp::all, counts[r][j], mask);
-      if (lane == 0) dots[r][warp * some + j] = counts[r][j];
-    }
-  __syncthreads();
+  share_sums(counts, dots);
   if (warp >= c.batch) return;
   const int n = std::min(int(blockIdx.x) * 32 + lane, c.out_channels - 1), length = c.length();
   const int32_t offset = c.unit ? -binary_ones(length, c.sums[n]) : length;

@@ -107,10 +107,6 @@ QUANTIZE_DEVICE int32_t weights_inside(const BinaryCall& c, const int32_t* total
   return sum;
 }
 
-struct TileDividers {
-  Divider out_pixels, out_width, tap_words, kernel_width;
-};
-
 // A block a tile, channels first. weights: [out_channels, taps, tap words]. V: words of a copy, 2 or 4.
 template <typename Tile, int V>
 __global__ void __launch_bounds__(MmaTraits::threads)

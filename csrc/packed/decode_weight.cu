@@ -61,7 +61,7 @@ Tensor packed_linear_float_cuda(const Tensor& x, const Tensor& codes, const Tens
     return at::linear(x, decode_weight_cuda(codes, levels, scales, storage_bits, columns), bias);
   }
   Launcher launch(x);
-  const Tensor dense = x.contiguous(), own = is_aligned(codes.const_data_ptr(), 8) ? codes.contiguous() : codes.clone();
+  const Tensor dense = x.contiguous(), own = aligned_bytes(codes);
   Tensor out = at::empty({rows, out_channels}, x.options());
   FloatRowsCall c{};
   c.x = dense.const_data_ptr<float>(), c.codes = own.const_data_ptr<uint8_t>();

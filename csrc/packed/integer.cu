@@ -44,7 +44,7 @@ struct IntegerLayer {
     }
     const bool on_the_way = !asked || added.defined();
     if (out.numel() > 0) {
-      const Tensor x = input.contiguous(format), rows = is_aligned(codes.const_data_ptr(), 8) ? codes.contiguous() : codes.clone();
+      const Tensor x = input.contiguous(format), rows = aligned_bytes(codes);
       c.floats = x.const_data_ptr<float>(), c.out = out.mutable_data_ptr<float>();
       c.step = step.const_data_ptr<float>(), c.zero_point = zero_point.const_data_ptr<float>();
       c.most_code = (1 << activation_bits) - 1, c.bits = int(storage_bits);

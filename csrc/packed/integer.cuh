@@ -226,15 +226,7 @@ __global__ void __launch_bounds__(DeviceInteger::threads)
       }
     });
   }
-#pragma unroll
-  for (int r = 0; r < R; ++r)
-#pragma unroll
-    for (int j = 0; j < some; ++j) {
-#pragma unroll
-      for (int mask = Warp::lanes / 2; mask > 0; mask /= 2) sums[r][j] += __shfl_xor_sync(Warp::all, sums[r][j], mask);
-      if (lane == 0) dots[r][warp * some + j] = sums[r][j];
-    }
-  __syncthreads();
+  share_sums(sums, dots);
   const int n = blockIdx.x * 32 + lane;
   if (warp >= c.batch || n >= c.out_channels) return;
   IntegerOutput(InputGrid(c))(c, int64_t(warp) * c.out_channels + n, n, dots[warp][lane]);

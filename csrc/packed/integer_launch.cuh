@@ -54,7 +54,7 @@ void launch_tiles(const IntegerCall& c, Launcher& launch) {
   uint32_t* weights = launch.template scratch<uint32_t>(words);
   launch(decode_bytes, dim3(unsigned(grid_size(launch.processors(), DeviceInteger::blocks, words, DeviceInteger::threads))),
          DeviceInteger::threads, c, Divider(c.row_words()), Divider(c.tap_words()), c.code_bytes(), int(words), weights);
-  const IntegerDividers by{Divider(c.out_pixels()), Divider(c.out_width), Divider(c.tap_words()), Divider(c.kernel[1])};
+  const TileDividers by{Divider(c.out_pixels()), Divider(c.out_width), Divider(c.tap_words()), Divider(c.kernel[1])};
   const auto kernel = c.tap_words() % 4 == 0   ? integer_tiles<Tile, 4>
                       : c.tap_words() % 2 == 0 ? integer_tiles<Tile, 2>
                                                : integer_tiles<Tile, 1>;

@@ -6,14 +6,10 @@
 
 namespace quantize::packed {
 
-struct IntegerDividers {
-  Divider out_pixels, out_width, tap_words, kernel_width;
-};
-
 // A block a tile, channels first. image: of pack_integer_planes or _rows. weights: of decode_bytes. V: words of a copy.
 template <typename Tile, int V>
 __global__ void __launch_bounds__(MmaTraits::threads)
-    integer_tiles(IntegerCall c, IntegerDividers by, const uint32_t* __restrict__ image, const uint32_t* __restrict__ weights) {
+    integer_tiles(IntegerCall c, TileDividers by, const uint32_t* __restrict__ image, const uint32_t* __restrict__ weights) {
   alignas(16) __shared__ uint32_t memory[Tile::memory];
   __shared__ int32_t starts[Tile::m];  // of windows, in words of the image
   const int outputs = c.outputs(), across = (outputs + Tile::n - 1) / Tile::n;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "../core/divider.h"
 #include "../core/warp.cuh"
 
 namespace quantize::packed {
@@ -25,6 +26,10 @@ struct TileShape {
 };
 using WideTile = TileShape<4, 4>;
 using SmallTile = TileShape<1, 2>;
+
+struct TileDividers {
+  Divider out_pixels, out_width, tap_words, kernel_width;
+};
 
 // ---- Instructions; on the CPU, lanes exchange what the hardware would.
 

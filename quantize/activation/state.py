@@ -221,7 +221,7 @@ class Session:
         self.indices, self.learning = indices, learning
         self.owed = 0.0  # bits that the layers so far got too little by rounding; of a batch of few samples that adds up
         self._packed: dict[int, list[tuple]] = {}  # by the tensor's id
-        self._norms: dict[int, tuple] = {}
+        self.norms: dict[int, tuple] = {}  # likewise
         self._count = 0
 
     def count(self) -> int:
@@ -253,19 +253,9 @@ class Session:
                 return found
         return None
 
-    @property
-    def has_norms(self) -> bool:
-        """Whether :meth:`norm_behind` may find any."""
-        return bool(self._norms)
-
     def remember_norm(self, y: Tensor, norm: NormOutput) -> None:
         """Offers a way to make `y`."""
-        self._norms[id(y)] = (weakref.ref(y), y._version, norm)
-
-    def norm_behind(self, y: Tensor) -> NormOutput | None:
-        """How to make `y`, if it is a norm's output and unchanged since."""
-        reference, version, norm = self._norms.get(id(y), (None, None, None))
-        return norm if reference is not None and reference() is y and version == y._version else None
+        self.norms[id(y)] = (weakref.ref(y), y._version, norm)
 
     def remember(self, x: Tensor, config: ActivationConfig, owner: LayerState, packed: Packed, record: Record | None) -> None:
         """Offers `packed` to later consumers of `x`."""
@@ -315,6 +305,15 @@ def session_to_reuse() -> Session | None:
     """The current session, where a convolution's input may be made of a batch norm's."""
     session = _local.session
     return None if session is None or torch.compiler.is_compiling() or under_checkpoint() else session
+
+
+def norm_behind(y: Tensor) -> NormOutput | None:
+    """How to make `y` in the backward, if it is a norm's output and unchanged since."""
+    session = _local.session
+    reference, version, norm = (None, None, None) if session is None else session.norms.get(id(y), (None, None, None))
+    if reference is None or reference() is not y or version != y._version:
+        return None
+    return None if session_to_reuse() is None else norm
 
 
 def under_checkpoint() -> bool:

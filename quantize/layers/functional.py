@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..activation.state import NOT_KEPT, LayerState, NormOutput, Packed, current_session, session_to_reuse
+from ..activation.state import NOT_KEPT, LayerState, NormOutput, Packed, current_session, norm_behind, session_to_reuse
 from ..dtypes import FLOATS
 from ..ops import ops_for
 
@@ -116,8 +116,7 @@ def conv(
 
 def _norm_behind(state: LayerState, x: Tensor) -> NormOutput | None:
     """How to make `x` in the backward without keeping it; None where it must be packed."""
-    session = session_to_reuse() if state.config.compress_once else None
-    norm = None if session is None else session.norm_behind(x)
+    norm = norm_behind(x) if state.config.compress_once else None
     return norm if norm is not None and norm.config == state.config else None
 
 
@@ -182,15 +181,14 @@ def clip(input, low=0.0, high=math.nan, negative_slope=0.0, inplace=False, *, pl
     if inplace and not _is_packed_order(input):
         return plain()
     ops, relu = ops_for(input), low == 0.0 and high != high and negative_slope == 0.0
-    session = session_to_reuse() if relu and (session := current_session()) is not None and session.has_norms else None
-    norm = None if session is None else session.norm_behind(input)
+    norm = norm_behind(input) if relu else None
     if norm is None or norm.mask is not None:
         return (ops.clip_ if inplace else ops.clip)(input, low, high, negative_slope)
     if inplace:
         y, mask = input, ops.clip_and_mask_(input, low, high, negative_slope)
     else:
         y, mask = ops.clip_and_mask(input, low, high, negative_slope)
-    session.remember_norm(y, norm._replace(mask=mask))
+    current_session().remember_norm(y, norm._replace(mask=mask))
     return y
 
 

@@ -51,7 +51,8 @@ def is_stem(module: nn.Module) -> bool:
 
 
 class PackedStemConv2d(nn.Conv2d):
-    """nn.Conv2d for inference, by minimal filtering: its weight stays float, and sums are rounded otherwise."""
+    """nn.Conv2d for inference, by minimal filtering: its weight stays float, and sums are rounded otherwise. Outputs come in fours along a
+    line: a pixel that is NaN or infinite makes NaN of all four where the plain layer does of those that see it."""
 
     plain = nn.Conv2d
     _panels: tuple | None = None

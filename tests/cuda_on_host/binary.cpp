@@ -2,18 +2,14 @@
 #include "packed/binary_launch.cuh"
 
 #include "harness.h"
+#include "layers.h"
 
 namespace cuda_on_host {
 namespace {
 
 using namespace quantize::packed;
 
-struct Layer {
-  int batch, inputs, outputs, kernel[2], stride, padding, dilation, groups, height, width;
-};
-
 int sign(uint32_t i) { return quantize::hash32(i) & 1 ? -1 : 1; }
-int size(int in, int kernel, const Layer& l) { return (in + 2 * l.padding - l.dilation * (kernel - 1) - 1) / l.stride + 1; }
 void set_bit(uint32_t* row, int64_t at) { row[at / 32] |= 1u << (at % 32); }
 float input_value(size_t i) { return i % 13 == 5 ? 0.f : i % 13 == 7 ? -0.f : pattern_value(Pattern::poisoned, i); }
 
@@ -150,16 +146,8 @@ int64_t check_countable() {
 }  // namespace
 
 int64_t check_binary() {
-  // batch, inputs, outputs, kernel, stride, padding, dilation, groups, height, width
-  const Layer layers[] = {
-      {1, 1, 8, {3, 3}, 1, 1, 1, 1, 12, 12},   {1, 3, 16, {3, 3}, 2, 1, 1, 1, 9, 7},    {1, 16, 33, {3, 3}, 1, 1, 1, 1, 6, 6},
-      {1, 17, 70, {1, 1}, 2, 0, 1, 1, 6, 5},   {1, 63, 9, {3, 3}, 1, 0, 2, 1, 7, 8},    {1, 64, 64, {3, 3}, 1, 1, 1, 1, 7, 7},
-      {1, 65, 8, {3, 3}, 1, 1, 2, 1, 5, 6},    {2, 128, 40, {3, 3}, 2, 1, 1, 1, 5, 5},  {1, 128, 128, {1, 1}, 1, 1, 1, 2, 3, 4},
-      {1, 34, 6, {3, 3}, 1, 1, 1, 2, 4, 4},    {1, 64, 64, {3, 3}, 1, 1, 1, 64, 4, 5},  {1, 128, 20, {1, 3}, 1, 2, 1, 2, 1, 9},
-      {1, 256, 65, {1, 1}, 1, 0, 1, 1, 1, 1},  {7, 65, 3, {1, 1}, 1, 0, 1, 1, 1, 1},    {3, 200, 40, {1, 1}, 1, 0, 1, 1, 1, 1},
-      {5, 1100, 33, {1, 1}, 1, 0, 1, 1, 1, 1}, {9, 1700, 66, {1, 1}, 1, 0, 1, 1, 1, 1}, {1, 16, 8, {1, 1}, 3, 1, 1, 1, 1, 1}};
   int64_t count = check_few_grid_rows() + check_countable(), number = 0;
-  for (const Layer& layer : layers)
+  for (const Layer& layer : kLayers)
     for (const bool unit : {false, true})
       for (const bool bits_out : {false, true}) {
         // The rest takes turns: it meets every layer and both kinds, not each of their pairs.

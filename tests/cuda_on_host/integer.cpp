@@ -3,17 +3,13 @@
 #include "packed/integer_launch.cuh"
 
 #include "harness.h"
+#include "layers.h"
 
 namespace cuda_on_host {
 namespace {
 
 using namespace quantize::packed;
 
-struct Layer {
-  int batch, inputs, outputs, kernel[2], stride, padding, dilation, groups, height, width;
-};
-
-int size(int in, int kernel, const Layer& l) { return (in + 2 * l.padding - l.dilation * (kernel - 1) - 1) / l.stride + 1; }
 void set_code(uint8_t* row, int64_t k, int bits, uint32_t code) { row[k * bits / 8] |= uint8_t(code << (k * bits % 8)); }
 
 // Powers of two at 2 and 4 bits, whose last code is as far from zero as any; minus zero does not occur.
@@ -181,16 +177,8 @@ int64_t check_countable() {
 }  // namespace
 
 int64_t check_integer() {
-  // batch, inputs, outputs, kernel, stride, padding, dilation, groups, height, width
-  const Layer layers[] = {
-      {1, 1, 8, {3, 3}, 1, 1, 1, 1, 12, 12},   {1, 3, 16, {3, 3}, 2, 1, 1, 1, 9, 7},    {1, 16, 33, {3, 3}, 1, 1, 1, 1, 6, 6},
-      {1, 17, 70, {1, 1}, 2, 0, 1, 1, 6, 5},   {1, 63, 9, {3, 3}, 1, 0, 2, 1, 7, 8},    {1, 64, 64, {3, 3}, 1, 1, 1, 1, 7, 7},
-      {1, 65, 8, {3, 3}, 1, 1, 2, 1, 5, 6},    {2, 24, 40, {3, 3}, 2, 1, 1, 1, 5, 5},   {1, 64, 96, {1, 1}, 1, 1, 1, 2, 3, 4},
-      {1, 34, 6, {3, 3}, 1, 1, 1, 2, 4, 4},    {1, 12, 12, {3, 3}, 1, 1, 1, 12, 4, 5},  {1, 40, 20, {1, 3}, 1, 2, 1, 2, 1, 9},
-      {1, 256, 65, {1, 1}, 1, 0, 1, 1, 1, 1},  {7, 65, 3, {1, 1}, 1, 0, 1, 1, 1, 1},    {3, 200, 40, {1, 1}, 1, 0, 1, 1, 1, 1},
-      {5, 1100, 33, {1, 1}, 1, 0, 1, 1, 1, 1}, {9, 1700, 66, {1, 1}, 1, 0, 1, 1, 1, 1}, {1, 16, 8, {1, 1}, 3, 1, 1, 1, 1, 1}};
   int64_t count = check_few_grid_rows() + check_countable(), number = 0;
-  for (const Layer& layer : layers)
+  for (const Layer& layer : kLayers)
     for (const int bits : {2, 4, 8}) {
       // The rest takes turns: it meets every layer and all bits, not each of their pairs.
       const int64_t turn = number + number / 3;

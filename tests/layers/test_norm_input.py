@@ -331,6 +331,77 @@ def test_both_read_the_packing_in_any_order():
     assert torch.equal(both[0], first) and torch.equal(both[1], second)
 
 
+def test_layers_used_twice_in_one_forward():
+    """Each use has its own input, and the sum of their gradients is unbiased as one is: compared at 8 bits."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.conv = nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(F.relu(self.norm(self.conv(F.relu(self.norm(x))))))
+
+    x, plain = torch.randn(4, 16, 12, 12), Twice()
+    model = QModule(copy.deepcopy(plain), ActivationConfig(8, 8, compress_once=True))
+    assert packings(model, x)[0] == 2
+    for a, b in zip(gradients(model, x), gradients(plain, x), strict=True):
+        assert float((a - b).norm()) <= 0.02 * float(b.norm()) + 1e-2
+
+
+def test_two_convolutions_of_one_relu():
+    """Both read the norm's packing, and nothing else is kept."""
+
+    class Fork(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.a, self.b = nn.BatchNorm2d(16), nn.Conv2d(16, 8, 3, padding=1), nn.Conv2d(16, 8, 1)
+
+        def forward(self, x):
+            y = F.relu(self.norm(x))
+            return self.a(y) * self.b(y)
+
+    x, plain = torch.randn(4, 16, 12, 12), Fork()
+    model = QModule(copy.deepcopy(plain), ActivationConfig(8, 8, compress_once=True))
+    assert packings(model, x)[0] == 1
+    for a, b in zip(gradients(model, x), gradients(plain, x), strict=True):
+        assert float((a - b).norm()) <= 0.02 * float(b.norm()) + 1e-2
+
+
+def test_inputs_of_other_strides():
+    x = torch.randn(4, 12, 16, 12)
+    plain = block()
+    for view in (x.transpose(1, 2), torch.randn(8, 16, 12, 12)[::2], torch.randn(16, 12, 12).expand(4, -1, -1, -1)):
+        model = QModule(copy.deepcopy(plain), ActivationConfig(8, 8, compress_once=True))
+        assert torch.equal(model(view), plain(view))
+        for a, b in zip(gradients(model, view), gradients(plain, view), strict=True):
+            assert float((a - b).norm()) <= 0.02 * float(b.norm()) + 1e-2
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_so(value):
+    """In the gradients that see it: of fixed statistics, so that it does not reach every output."""
+    x, plain = torch.randn(4, 16, 12, 12), block().eval()
+    x[1, 3, 5, 5] = value
+    model = QModule(copy.deepcopy(plain), ActivationConfig(8, 8, compress_once=True))
+    for layer in (model, plain):
+        y = layer(x)
+        (own,) = torch.autograd.grad(y[1].nan_to_num(0.0, 0.0, 0.0).sum(), [layer[2].weight])
+        assert not own[:, 3].isfinite().all()
+
+
+def test_empty_batches_and_single_values():
+    model = QModule(block(), ONCE)
+    y = model.eval()(torch.randn(0, 16, 12, 12))
+    assert y.shape == (0, 8, 10, 10)
+    y.sum().backward()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        QModule(nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 1)), ONCE).train()(torch.randn(1, 16, 1, 1))
+    one = QModule(nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 1)), ONCE).eval()
+    one(torch.randn(1, 16, 1, 1)).sum().backward()
+    assert one[2].weight.grad.isfinite().all()
+
+
 def test_bits_are_learned_of_both_consumers():
     """The packing belongs to the norm; the convolution's noise counts for it."""
     model, x = QModule(block(), ActivationConfig(2, 8, compress_once=True)), torch.randn(16, 16, 12, 12).requires_grad_()

@@ -157,3 +157,15 @@ def test_bad_arguments_are_named(changes, message):
         arguments[place] = value
     with pytest.raises((TypeError, ValueError), match=f"stem_conv2d: {message}"):
         op(*arguments)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_reaches_its_tiles_and_no_more(each_isa, value):
+    """Fours of outputs of which one sees the pixel; what plain gives NaN or infinity for is not finite here either."""
+    x, weight, bias = random_stem(16, 3, (7, 7), (40, 64), 2)
+    x[1, 2, 20, 30] = value
+    found, plain = op(x, weight, bias, stem_panels(weight), (2, 2), (3, 3)), F.conv2d(x, weight, bias, 2, 3)
+    sees = ~plain.isfinite()
+    tiles = sees.unflatten(-1, (-1, 4)).any(-1, keepdim=True).expand(-1, -1, -1, -1, 4).flatten(-2)
+    assert sees.any() and not found[sees].isfinite().any()
+    torch.testing.assert_close(found[~tiles], plain[~tiles], rtol=1e-4, atol=1e-4)

@@ -16,12 +16,13 @@ template <typename Int>
 Geometry<Int> sizes(c10::ArrayRef<Int> x, const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding) {
   const char* op = "stem_conv2d";
   using T = StemTraits;
-  TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(1) >= 1 && weight.size(1) <= T::most_channels && weight.size(2) <= T::most_lines &&
-                        weight.size(3) >= T::fewest_taps && weight.size(3) <= T::most_taps,
-                    op, ": weight must be [N, 1 to ", T::most_channels, ", 1 to ", T::most_lines, ", ", T::fewest_taps, " to ",
-                    T::most_taps, "]; got ", weight.sizes());
+  const auto fits = [](int64_t taps) { return taps >= T::fewest_taps && taps <= T::most_taps; };
+  TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(1) >= 1 && weight.size(1) <= T::most_channels && fits(weight.size(2)) &&
+                        fits(weight.size(3)),
+                    op, ": weight must be [N, 1 to ", T::most_channels, ", ", T::fewest_taps, " to ", T::most_taps, ", ", T::fewest_taps,
+                    " to ", T::most_taps, "]; got ", weight.sizes());
   TORCH_CHECK_VALUE(x.size() == 4 && x[1] == weight.size(1), op, ": x must be [N, ", weight.size(1), ", H, W]; got ", x);
-  TORCH_CHECK_VALUE(stride.size() == 2 && stride[1] == T::step, op, ": stride must be a pair whose second is ", T::step, "; got ", stride);
+  TORCH_CHECK_VALUE(stride == at::IntArrayRef({T::step, T::step}), op, ": stride must be [", T::step, ", ", T::step, "]; got ", stride);
   const int64_t one[2] = {1, 1};
   return geometry<Int>(op, x, weight.size(0), weight.sizes().slice(2), stride, padding, one, 1);
 }
@@ -33,7 +34,7 @@ inline void check(const at::Tensor& x, const at::Tensor& weight, const std::opti
   check_dtype(op, "panels", panels, at::kFloat);
   check_same_device(op, "weight", weight, x);
   check_same_device(op, "panels", panels, x);
-  const int64_t n = weight.size(0), steps = StemLines(weight.size(2), weight.size(3), weight.size(1), 1).steps();
+  const int64_t n = weight.size(0), steps = StemSizes(weight.size(2), weight.size(3), weight.size(1), 1).steps();
   const int64_t shape[] = {(n + StemTraits::columns - 1) / StemTraits::columns, steps, StemTraits::columns};
   TORCH_CHECK_VALUE(panels.sizes() == at::IntArrayRef(shape) && panels.is_contiguous(), op, ": panels must be contiguous ",
                     at::IntArrayRef(shape), "; got ", panels.sizes());

@@ -17,12 +17,35 @@ namespace {
 constexpr int points = StemTraits::points, columns = StemTraits::columns, tile = StemTraits::tile;
 static_assert(columns == lanes);
 #ifdef __AVX512F__
-constexpr int most_tiles = 14, most_panels = 2;  // 28 registers of sums
+constexpr int most_tiles = 7, most_panels = 2;  // 14 registers of sums
 #else
 constexpr int most_tiles = 6, most_panels = 1;  // 12
 #endif
+constexpr int most_together = most_tiles * most_panels;
 
-void transform(const float* line, const StemLines& s, int64_t odd_pixels, float* apart, float* v) {
+// Products of (x - p) over the other points p, as sums over the coefficients' pixels.
+QUANTIZE_INLINE void to_points(const Lanes (&d)[points], Lanes (&out)[points]) {
+  Lanes f[5], g[4];
+#pragma GCC unroll 8
+  for (int k = 0; k < 5; ++k) f[k] = d[k + 2] - Lanes(4.f) * d[k];
+#pragma GCC unroll 4
+  for (int k = 1; k < 4; ++k) g[k] = d[k + 2] - d[k];
+  const Lanes half(0.5f), one = f[2] - half * f[1], one_on = f[3] - half * f[2], two = g[2] - half * g[1], two_on = g[3] - half * g[2];
+  const Lanes all = f[3] - f[1], all_before = f[2] - f[0], all_on = f[4] - f[2], twice = two + two;
+  out[0] = all - half * all_before, out[1] = one_on + one, out[2] = one_on - one, out[3] = two_on + twice;
+  out[4] = two_on - twice, out[5] = all, out[6] = all_on - half * all;
+}
+
+// Seven sums to four outputs.
+QUANTIZE_INLINE void to_outputs(const Lanes (&m)[points], Lanes (&out)[tile]) {
+  const Lanes one = m[1] + m[2], one_odd = m[1] - m[2], two = m[3] + m[4], two_odd = m[3] - m[4];
+  out[0] = m[0] + one + two + m[5];
+  out[1] = one_odd + Lanes(2.f) * two_odd + Lanes(0.5f) * m[5];
+  out[2] = one + Lanes(4.f) * two + Lanes(0.25f) * m[5];
+  out[3] = one_odd + Lanes(8.f) * two_odd + Lanes(0.125f) * m[5] + m[6];
+}
+
+void transform(const float* line, const StemSizes& s, int64_t odd_pixels, float* apart, float* v) {
   constexpr int period = tile * StemTraits::step;
   const int64_t pitch = s.pitch + 16;
   for (int64_t t = 0; t <= s.tiles; ++t)
@@ -30,35 +53,40 @@ void transform(const float* line, const StemLines& s, int64_t odd_pixels, float*
     for (int r = 0; r < period; ++r) apart[r * pitch + t] = line[t * period + r];
   for (int odd = 0; odd < 2; ++odd)
     for (int64_t t = 0; t < s.tiles; t += lanes) {
-      Lanes d[points], f[5], g[4];
+      Lanes d[points], out[points];
 #pragma GCC unroll 8
       for (int j = 0; j < points; ++j) d[j] = load_lanes(apart + (2 * j + odd) % period * pitch + t + (2 * j + odd) / period);
-#pragma GCC unroll 8
-      for (int k = 0; k < 5; ++k) f[k] = d[k + 2] - Lanes(4.f) * d[k];
-#pragma GCC unroll 4
-      for (int k = 1; k < 4; ++k) g[k] = d[k + 2] - d[k];
-      // Products of (x - p) over the other points p, as sums over the coefficients' pixels.
-      const Lanes half(0.5f), one = f[2] - half * f[1], one_on = f[3] - half * f[2], two = g[2] - half * g[1], two_on = g[3] - half * g[2];
-      const Lanes all = f[3] - f[1], all_before = f[2] - f[0], all_on = f[4] - f[2], twice = two + two;
-      const Lanes out[points] = {all - half * all_before, one_on + one, one_on - one,       two_on + twice,
-                                 two_on - twice,          all,          all_on - half * all};
+      to_points(d, out);
 #pragma GCC unroll 8
       for (int p = 0; p < points; ++p) store_lanes(out[p], v + p * s.depth * s.pitch + odd * odd_pixels + t);
     }
 }
 
-// Sums [point][tiles][panels] of `tiles` tiles.
+void transform_lines(const float* const* from, const StemSizes& s, float* v) {
+  const int64_t line = s.line();
+  for (int odd = 0; odd < 2; ++odd)
+    for (int64_t i = 0; i < line; i += lanes) {
+      Lanes d[points], out[points];
+#pragma GCC unroll 8
+      for (int j = 0; j < points; ++j) d[j] = load_lanes(from[2 * j + odd] + i);
+      to_points(d, out);
+#pragma GCC unroll 8
+      for (int p = 0; p < points; ++p) store_lanes(out[p], v + (2 * p + odd) * line + i);
+    }
+}
+
+// Sums [point][tiles][panels] of `tiles` tiles, of one point across the lines. v: [lines] transformed.
 template <int tiles, int panels>
-void multiply_tiles(const float* const* v, int64_t first, const StemLines& s, const float* weights, float* sums) {
-  const int64_t panel = s.steps() * columns;
+void multiply_tiles(const float* v, int64_t count, const StemSizes& s, const float* weights, float* sums) {
+  const int64_t panel = s.steps() * columns, line = s.line();
   for (int p = 0; p < points; ++p) {
     const int64_t depth = p < points - 1 ? s.depth : s.last;
     Lanes sum[tiles][panels];
 #pragma GCC unroll 14
     for (int t = 0; t < tiles; ++t)
       for (Lanes& own : sum[t]) own = 0.f;
-    for (int64_t l = 0; l < s.count; ++l) {
-      const float* x = v[l] + p * s.depth * s.pitch + first;
+    for (int64_t l = 0; l < count; ++l) {
+      const float* x = v + l * line + p * s.depth * s.pitch;
       for (int64_t k = 0; k < depth; ++k, x += s.pitch, weights += columns) {
         Lanes w[panels];
         for (int i = 0; i < panels; ++i) w[i] = load_lanes(weights + i * panel);
@@ -75,24 +103,32 @@ void multiply_tiles(const float* const* v, int64_t first, const StemLines& s, co
   }
 }
 
-// Seven sums to four outputs.
-void finish_tiles(const float* sums, int64_t tiles, int64_t panels, const float* bias, int64_t pitch, float* out) {
-  const int64_t point = tiles * panels * columns;
-  for (int64_t i = 0; i < panels; ++i) {
-    const Lanes more = load_lanes(bias + i * columns);
-    for (int64_t t = 0; t < tiles; ++t) {
-      const float* from = sums + (t * panels + i) * columns;
-      Lanes m[points];
+// `count` sums of each point, `point` floats apart, to those of each output of a tile.
+void finish_pixels(const float* sums, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    Lanes m[points], y[tile];
 #pragma GCC unroll 8
-      for (int p = 0; p < points; ++p) m[p] = load_lanes(from + p * point);
-      const Lanes one = m[1] + m[2], one_odd = m[1] - m[2], two = m[3] + m[4], two_odd = m[3] - m[4];
-      float* to = out + t * tile * pitch + i * columns;
-      store_lanes(m[0] + one + two + m[5] + more, to);
-      store_lanes(one_odd + Lanes(2.f) * two_odd + Lanes(0.5f) * m[5] + more, to + pitch);
-      store_lanes(one + Lanes(4.f) * two + Lanes(0.25f) * m[5] + more, to + 2 * pitch);
-      store_lanes(one_odd + Lanes(8.f) * two_odd + Lanes(0.125f) * m[5] + m[6] + more, to + 3 * pitch);
-    }
+    for (int p = 0; p < points; ++p) m[p] = load_lanes(sums + (p * count + i) * columns);
+    to_outputs(m, y);
+#pragma GCC unroll 4
+    for (int o = 0; o < tile; ++o) store_lanes(y[o], out + (o * count + i) * columns);
   }
+}
+
+// [point across lines][pixel of a tile][tiles][panels] to four lines of outputs.
+void finish_lines(const float* sums, int64_t tiles, int64_t panels, const float* bias, int64_t pixel, int64_t pitch, float* out) {
+  const int64_t point = tile * tiles * panels * columns;
+  for (int64_t o = 0; o < tile; ++o)
+    for (int64_t t = 0; t < tiles; ++t)
+      for (int64_t i = 0; i < panels; ++i, sums += columns) {
+        const Lanes more = load_lanes(bias + i * columns);
+        Lanes m[points], y[tile];
+#pragma GCC unroll 8
+        for (int p = 0; p < points; ++p) m[p] = load_lanes(sums + p * point);
+        to_outputs(m, y);
+#pragma GCC unroll 4
+        for (int line = 0; line < tile; ++line) store_lanes(y[line] + more, out + line * pitch + (t * tile + o) * pixel + i * columns);
+      }
 }
 
 using MultiplyTiles = decltype(&multiply_tiles<1, 1>);
@@ -102,17 +138,23 @@ MultiplyTiles multiply_of(int64_t count, std::integer_sequence<int, tiles...>) {
   return of[count - 1];
 }
 
-void multiply(const float* const* v, const StemLines& s, const float* weights, const float* bias, int64_t panels, float* sums, float* out) {
+void multiply(const float* v, const StemSizes& s, const float* weights, const float* bias, int64_t panels, float* sums, float* out,
+              int64_t pitch) {
   const auto each = std::make_integer_sequence<int, most_tiles>();
-  const int64_t pitch = panels * columns;
+  const int64_t pixel = panels * columns;
+  float* of_pixels = sums + points * most_together * columns;
   for (int64_t n = 0; n < panels; n += most_panels) {
     const int64_t together = std::min<int64_t>(most_panels, panels - n);
-    const float* own = weights + n * s.steps() * columns;
     // Parts of a line as even as can be.
     for (int64_t parts = (s.tiles + most_tiles - 1) / most_tiles, t = 0; parts > 0; --parts) {
-      const int64_t some = (s.tiles - t + parts - 1) / parts;
-      (together == most_panels ? multiply_of<most_panels>(some, each) : multiply_of<1>(some, each))(v, t, s, own, sums);
-      finish_tiles(sums, some, together, bias + n * columns, pitch, out + t * tile * pitch + n * columns);
+      const int64_t some = (s.tiles - t + parts - 1) / parts, count = some * together;
+      const MultiplyTiles multiply = together == most_panels ? multiply_of<most_panels>(some, each) : multiply_of<1>(some, each);
+      const float* own = weights + n * s.steps() * columns;
+      for (int p = 0; p < points; own += s.lines(p) * s.line_steps() * columns, ++p) {
+        multiply(v + p * 2 * s.line() + t, s.lines(p), s, own, sums);
+        finish_pixels(sums, count, of_pixels + p * tile * count * columns);
+      }
+      finish_lines(of_pixels, some, together, bias + n * columns, pixel, pitch, out + t * tile * pixel + n * columns);
       t += some;
     }
   }
@@ -151,7 +193,7 @@ void turn(const float* row, int64_t pixels, int64_t pitch, int64_t channels, flo
 #endif
 }
 
-constexpr StemKernels stem_of_isa{transform, multiply, points* most_tiles* most_panels* columns, turn};
+constexpr StemKernels stem_of_isa{transform, transform_lines, multiply, (1 + tile) * points* most_together* columns, turn};
 
 }  // namespace
 }  // namespace quantize::packed

@@ -9,20 +9,24 @@ from torch import nn
 
 from ..activation.config import ActivationConfig
 from ..activation.state import LayerState, is_disabled
+from ..inputs import names_refusals
 
 
-def uninterrupted(forward):
-    """Decorator of a compressed layer's forward: what it calls goes straight to PyTorch. The interceptor of functional calls has nothing to
-    do in there, but would be asked at every attribute of every tensor, some twenty times a layer."""
+def forward_of_layer(forward):
+    """Decorator of a compressed layer's forward. An input that does not fit is named when PyTorch has refused it. What the forward calls
+    goes straight to PyTorch: the interceptor of functional calls has nothing to do in there, but would be asked at every attribute of every
+    tensor, some twenty times a layer."""
+
+    named = names_refusals(forward)
 
     @functools.wraps(forward)
-    def run(self, *args, **kwargs):
+    def run(self, input, *args, **kwargs):
         depth = 0 if torch.compiler.is_compiling() else torch._C._len_torch_function_stack()
         if not depth or not getattr(torch._C._get_function_stack_at(depth - 1), "intercepts", False):
-            return forward(self, *args, **kwargs)
+            return named(self, input, *args, **kwargs)
         mode = torch._C._pop_torch_function_stack()
         try:
-            return forward(self, *args, **kwargs)
+            return named(self, input, *args, **kwargs)
         finally:
             torch._C._push_on_torch_function_stack(mode)
 

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .base import CompressedLayer, uninterrupted
+from .base import CompressedLayer, forward_of_layer
 from .sync_batch_norm import sync_batch_norm
 
 
 class _QBatchNorm(CompressedLayer):
     lossy = True
 
-    @uninterrupted
+    @forward_of_layer
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         if not self.compresses:
@@ -90,7 +90,7 @@ class QSyncBatchNorm(_QBatchNorm, nn.SyncBatchNorm):
 
     plain = nn.SyncBatchNorm
 
-    @uninterrupted
+    @forward_of_layer
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         group = self._synchronizing_group()

@@ -6,14 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional
-from .base import CompressedLayer, uninterrupted
+from .base import CompressedLayer, forward_of_layer
 
 
 class _QConv(CompressedLayer):
     lossy = True
     function = None  # F.conv1d, ...
 
-    @uninterrupted
+    @forward_of_layer
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not self.compresses:
             return super()._conv_forward(input, weight, bias)
@@ -33,7 +33,7 @@ class _QConvTranspose(CompressedLayer):
     function = None
     spatial = 0
 
-    @uninterrupted
+    @forward_of_layer
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As the plain layer's."""
         if not self.compresses or self.padding_mode != "zeros":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from . import functional
-from .base import CompressedLayer, uninterrupted
+from .base import CompressedLayer, forward_of_layer
 
 
 class QLinear(CompressedLayer, nn.Linear):
@@ -23,7 +23,7 @@ class QLinear(CompressedLayer, nn.Linear):
     plain = nn.Linear
     lossy = True
 
-    @uninterrupted
+    @forward_of_layer
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         if not self.compresses:

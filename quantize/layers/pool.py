@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from . import functional
-from .base import CompressedLayer, uninterrupted
+from .base import CompressedLayer, forward_of_layer
 
 
 class _QMaxPool(CompressedLayer):
     spatial = 0
 
-    @uninterrupted
+    @forward_of_layer
     def forward(self, input: Tensor):
         """As the plain layer's."""
         plain = super().forward
@@ -26,7 +26,7 @@ class _QMaxPool(CompressedLayer):
 class _QAvgPool(CompressedLayer):
     spatial = 0
 
-    @uninterrupted
+    @forward_of_layer
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         plain = super().forward
@@ -41,7 +41,7 @@ class _QAvgPool(CompressedLayer):
 class _QAdaptiveAvgPool(CompressedLayer):
     spatial = 0
 
-    @uninterrupted
+    @forward_of_layer
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         plain = super().forward

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from . import functional
-from .base import CompressedLayer, uninterrupted
+from .base import CompressedLayer, forward_of_layer
 
 
 class QReLU(CompressedLayer, nn.ReLU):
@@ -18,7 +18,7 @@ class QReLU(CompressedLayer, nn.ReLU):
 
     plain = nn.ReLU
 
-    @uninterrupted
+    @forward_of_layer
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         plain = super().forward
@@ -37,7 +37,7 @@ class QReLU6(CompressedLayer, nn.ReLU6):
 
     plain = nn.ReLU6
 
-    @uninterrupted
+    @forward_of_layer
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         plain = super().forward
@@ -57,7 +57,7 @@ class QLeakyReLU(CompressedLayer, nn.LeakyReLU):
 
     plain = nn.LeakyReLU
 
-    @uninterrupted
+    @forward_of_layer
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         plain = super().forward
@@ -76,7 +76,7 @@ class QDropout(CompressedLayer, nn.Dropout):
 
     plain = nn.Dropout
 
-    @uninterrupted
+    @forward_of_layer
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         if not self.compresses:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import _C
+from ..inputs import names_refusals
 from . import functional, kernels
 from .form import GROUPED, Form
 from .grid import PARTS, Grid, grid_of
@@ -196,6 +197,7 @@ class PackedLayer(OnGrid):
         """The weight in float32, in the memory order of the codes."""
         return self.form.decode(self._buffers, kernels.table(self))
 
+    @names_refusals
     def forward(self, input: Tensor) -> Tensor:
         """As the float layer's with the quantized weight."""
         if type(input) is Pending:
@@ -212,10 +214,8 @@ class PackedLayer(OnGrid):
         return functional.run(self, self._quantized(input)) if found is None else found
 
     def _check_input(self, input: Tensor) -> None:
-        tensor = isinstance(input, Tensor)
-        if not tensor or not (input.is_floating_point() or (self._fed and input.dtype == torch.uint8)):
-            found = input.dtype if tensor else type(input).__name__
-            raise TypeError(f"{type(self).__name__}: input must be a floating-point Tensor; got {found}")
+        if not isinstance(input, Tensor) or not (input.is_floating_point() or (self._fed and input.dtype == torch.uint8)):
+            raise TypeError("input must be a floating-point Tensor")  # names_refusals says more
         removed = self._grid_fields.get("removed")
         if (self.folded is not None or removed) and input.dim() != self.spatial + 2:
             norm = self.folded[0] if self.folded is not None else removed[0]
@@ -301,6 +301,7 @@ class PackedConv3d(PackedLayer):
 class _PackedConvTranspose(PackedLayer):
     transposed = True
 
+    @names_refusals
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As the float layer's with the quantized weight."""
         if isinstance(input, fx.Proxy):

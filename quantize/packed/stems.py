@@ -7,31 +7,38 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .. import _C
+from ..inputs import names_refusals
 from .kernels import value_only
 from .symbolic import as_node
 
 COLUMNS = 16  # output channels of a panel
 POINTS = (0, 1, -1, 2, -2, 0.5)  # and infinity: csrc/packed/stem_kernels.h
 TAPS = 4  # of even pixels, and of odd ones
-MOST_CHANNELS, MOST_LINES, FEWEST_TAPS, MOST_TAPS = 4, 16, 5, 2 * TAPS
+MOST_CHANNELS, FEWEST_TAPS, MOST_TAPS = 4, 5, 2 * TAPS
 
 
 def stem_panels(weight: Tensor) -> Tensor:
-    """float32 [M, C, kH, kW] of 5 to 8 columns to float32 [ceil(M / 16), steps, 16]: point by point, line by line, then even pixels'
-    channels before odd ones'.
+    """float32 [M, C, kH, kW] of 5 to 8 taps each way to float32 [ceil(M / 16), steps, 16]: by the points across lines, by those along
+    them, by even and odd lines, then even pixels' channels before odd ones'.
 
     A point's weights are the value there of the polynomial whose coefficients are the taps, over the product of its distances from the
-    other points; at infinity the last coefficient, which is left out where no kernel of this width has one.
+    other points; at infinity the last coefficient, which is left out where no kernel of this size has one.
     """
-    outputs, channels, lines, width = weight.shape
+    outputs, _, *size = weight.shape
     points = torch.tensor(POINTS, dtype=torch.float64, device=weight.device)
     apart = points[:, None] - points
     apart.fill_diagonal_(1)
-    at = points[:, None] ** torch.arange(TAPS, device=weight.device) / apart.prod(1, keepdim=True)
-    taps = F.pad(weight.double(), (0, MOST_TAPS - width)).unflatten(-1, (TAPS, 2))  # [M, C, kH, taps, odd]
-    finite = torch.einsum("pt,mchto->phocm", at, taps).flatten(0, 3)
-    last = taps[..., -1, : max(width - 2 * (TAPS - 1), 0)].permute(2, 3, 1, 0).flatten(0, 2)
-    steps = F.pad(torch.cat([finite, last]), (0, -outputs % COLUMNS))
+    at = F.pad(points[:, None] ** torch.arange(TAPS, device=weight.device) / apart.prod(1, keepdim=True), (0, 0, 0, 1))
+    at[-1, -1] = 1
+    height, width = size
+    taps = F.pad(weight.double(), (0, MOST_TAPS - width, 0, MOST_TAPS - height)).unflatten(-1, (TAPS, 2)).unflatten(-3, (TAPS, 2))
+    every = torch.einsum("ps,qt,mcsytx->pyqxcm", at, at, taps)  # x, y: odd
+    last_lines, last = (max(taps - 2 * (TAPS - 1), 0) for taps in size)  # of even and odd ones, at infinity
+    steps = []
+    for point, lines in enumerate(every):
+        own = lines[:last_lines] if point == len(POINTS) else lines
+        steps += [own[:, :-1].transpose(0, 1).flatten(0, 3), own[:, -1, :last].flatten(0, 2)]
+    steps = F.pad(torch.cat(steps), (0, -outputs % COLUMNS))
     return steps.unflatten(-1, (-1, COLUMNS)).transpose(0, 1).contiguous().float()
 
 
@@ -41,22 +48,22 @@ def is_stem(module: nn.Module) -> bool:
         type(module) is nn.Conv2d
         and module.in_channels <= MOST_CHANNELS
         and module.groups == 1
-        and module.stride[1] == 2
+        and tuple(module.stride) == (2, 2)
         and tuple(module.dilation) == (1, 1)
-        and module.kernel_size[0] <= MOST_LINES
-        and FEWEST_TAPS <= module.kernel_size[1] <= MOST_TAPS
+        and all(FEWEST_TAPS <= taps <= MOST_TAPS for taps in module.kernel_size)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
     )
 
 
 class PackedStemConv2d(nn.Conv2d):
-    """nn.Conv2d for inference, by minimal filtering: its weight stays float, and sums are rounded otherwise. Outputs come in fours along a
-    line: a pixel that is NaN or infinite makes NaN of all four where the plain layer does of those that see it."""
+    """nn.Conv2d for inference, by minimal filtering: its weight stays float, and sums are rounded otherwise. Outputs come in tiles of
+    4 x 4: a pixel that is NaN or infinite makes NaN of all sixteen where the plain layer does of those that see it."""
 
     plain = nn.Conv2d
     _panels: tuple | None = None
 
+    @names_refusals
     def forward(self, input: Tensor) -> Tensor:
         """As the plain layer's."""
         if isinstance(input, fx.Proxy):

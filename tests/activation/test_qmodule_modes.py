@@ -106,11 +106,11 @@ def test_manual_seed_reproduces_and_forwards_differ():
     assert not torch.equal(a, b)
 
 
-def test_bad_input_is_pytorchs_error():
+def test_bad_input_is_named():
     model = QModule(network(), FIXED)
-    with pytest.raises(RuntimeError, match="expected input.* to have 6 channels"):
+    with pytest.raises(ValueError, match=r"QConv2d '.*': input must be \[N, 6, H, W\] or \[6, H, W\]; got \[2, 5, 8, 8\]"):
         model(torch.randn(2, 5, 8, 8))
-    with pytest.raises(RuntimeError, match="dtype|type"):
+    with pytest.raises(TypeError, match="QConv2d '.*': input must be a floating-point Tensor; got int64"):
         model(torch.ones(2, 6, 8, 8, dtype=torch.int64))
     with pytest.raises(TypeError):
         model()

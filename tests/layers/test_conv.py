@@ -147,28 +147,6 @@ def test_a_disabled_layer_is_the_plain_one():
     assert torch.float32 in {t.dtype for t in saved}
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((2, 3, 8, 8), "channels"),
-        ((2, 4, 8), "channels|dimension|input"),
-        ((4,), "input"),
-        ((1, 2, 4, 8, 8), "input"),
-        ((2, 4, 1, 1), "[Kk]ernel size"),
-    ],
-)
-def test_wrong_shapes_get_pytorchs_error(shape, message):
-    _, ours = twins(QConv2d, 4, 6, 3)
-    with pytest.raises(RuntimeError, match=message):
-        ours(torch.randn(shape))
-
-
-def test_wrong_dtype_gets_pytorchs_error():
-    _, ours = twins(QConv2d, 4, 6, 3)
-    with pytest.raises(RuntimeError, match="type"):
-        ours(torch.ones(2, 4, 8, 8, dtype=torch.int64))
-
-
 @pytest.mark.parametrize("cls", [QConv1d, QConv2d, QConv3d, QConvTranspose1d, QConvTranspose2d, QConvTranspose3d])
 def test_config_must_be_one(cls):
     with pytest.raises(TypeError, match=f"{cls.__name__}: config must be an ActivationConfig; got 2"):

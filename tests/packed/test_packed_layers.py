@@ -195,13 +195,13 @@ def test_inputs_are_floats(config, dtype):
     ):
         _, packed = both(make(), config, torch.randn(shape))
         for _ in range(2):
-            with pytest.raises(TypeError, match=f"{type(packed).__name__}: input must be a floating-point Tensor; got {dtype}"):
+            with pytest.raises(TypeError, match=f"{type(packed).__name__}.*: input must be a floating-point Tensor; got {str(dtype)[6:]}"):
                 packed(torch.ones(shape, dtype=dtype))
             packed(torch.randn(shape))
     _, packed = both(nn.ConvTranspose2d(4, 8, 3), Uniform(4))
-    with pytest.raises(TypeError, match="PackedConvTranspose2d: input must be a floating-point Tensor; got torch.int64"):
+    with pytest.raises(TypeError, match="PackedConvTranspose2d.*: input must be a floating-point Tensor; got int64"):
         packed(torch.ones(2, 4, 6, 6, dtype=torch.int64))
-    with pytest.raises(TypeError, match="input must be a floating-point Tensor; got list"):
+    with pytest.raises(TypeError, match="PackedConvTranspose2d.*: input must be a Tensor; got list"):
         packed([1.0])
 
 

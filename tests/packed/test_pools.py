@@ -97,7 +97,7 @@ def test_what_is_not_a_plain_pool_stays():
 
 def test_bad_input_is_pytorchs_error():
     model = packed(4)
-    for x in (torch.randn(1, 3, 2, 2), torch.randn(1, 3, 0, 8)):
+    for x in (torch.randn(1, 3, 2, 2), torch.randn(1, 3, 3, 8)):
         with pytest.raises(RuntimeError) as expected:
             plain(model)(x)
         with pytest.raises(RuntimeError) as got:

@@ -177,8 +177,10 @@ TORCH_LIBRARY(quantize, m) {
       "packed_binary_linear(Tensor x, Tensor? threshold, Tensor? flip, bool unit, Tensor codes, Tensor panels, Tensor sums, Tensor scales, "
       "Tensor? bias, Tensor? next_threshold, Tensor? next_flip, int channels) -> Tensor");
   // A float convolution in steps of two over an image of few channels: csrc/packed/stem_kernels.h. x: float32 [N, C, H, W]; weight: [M, C,
-  // kH, kW]; panels: quantize/packed/stems.py's, for the CPU.
-  m.def("stem_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor panels, int[] stride, int[] padding) -> Tensor");
+  // kH, kW]; panels: quantize/packed/stems.py's, for the CPU. Clipped to [low, high], and given `window` the maxima of windows.
+  m.def(
+      "stem_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor panels, int[] stride, int[] padding, float? low=None, float? high=None, "
+      "int[] window=[], int[] window_stride=[], int[] window_padding=[]) -> Tensor");
 
   // ---- layers: autograd functions over the kernels above, for every backend. The forward is ATen's on the full-precision input.
   //

@@ -22,7 +22,7 @@
 #include "../core/checks.h"
 #include "../core/dispatch.h"
 #include "../core/grain.h"
-#include "max_pool_kernels.h"
+#include "pool_shape.h"
 
 namespace quantize::layers {
 namespace {
@@ -59,33 +59,12 @@ Tensor backward_of_indices(const Tensor& grad, const Tensor& offsets, SymInts si
                             : at::max_pool3d_with_indices_backward(grad, input, kernel, stride, padding, dilation, ceil_mode, indices);
 }
 
-// The pool as the kernels take it; nothing where they do not, or where PyTorch has an error to give.
-std::optional<PoolShape> shape_of(IntArrayRef size, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                                  bool ceil_mode) {
-  if (size.size() < 3 || size.size() > 4) return std::nullopt;
-  for (const IntArrayRef own : {kernel, stride, padding, dilation})
-    if (own.size() != 2) return std::nullopt;
-  PoolShape s;
-  for (int d = 0; d < 2; ++d) {
-    const int64_t n = size[size.size() - 2 + d], k = kernel[d], pad = padding[d];
-    if (n < 1 || k < 1 || k > 256 || stride[d] < 1 || dilation[d] < 1 || pad < 0 || 2 * pad > k) return std::nullopt;
-    const int64_t room = n + 2 * pad - dilation[d] * (k - 1) - 1;
-    if (room < 0) return std::nullopt;
-    int64_t out = (room + (ceil_mode ? stride[d] - 1 : 0)) / stride[d] + 1;
-    if (ceil_mode && (out - 1) * stride[d] >= n + pad) --out;
-    s.input[d] = n, s.output[d] = out, s.kernel[d] = k, s.stride[d] = stride[d], s.padding[d] = pad, s.dilation[d] = dilation[d];
-    for (int64_t o = 0; o < out; ++o)
-      if (s.first_tap(d, s.start(d, o)) >= s.end_tap(d, s.start(d, o))) return std::nullopt;
-  }
-  return s.kernel[0] * s.kernel[1] <= 256 ? std::optional(s) : std::nullopt;
-}
-
 bool channels_last(const Tensor& x) { return x.suggest_memory_format() == at::MemoryFormat::ChannelsLast; }
 
 // y and, if `wanted`, the offsets. Nothing where the kernels do not take the input.
 std::optional<tuple<Tensor, Tensor>> pool_images(const char* op, const Tensor& input, IntArrayRef kernel, IntArrayRef stride,
                                                  IntArrayRef padding, IntArrayRef dilation, bool ceil_mode, bool wanted) {
-  const auto shape = shape_of(input.sizes(), kernel, stride, padding, dilation, ceil_mode);
+  const auto shape = pool_shape(input.sizes(), kernel, stride, padding, dilation, ceil_mode);
   const bool floats = input.scalar_type() == at::kFloat || at::isReducedFloatingType(input.scalar_type());
   if (!shape || !floats || input.numel() == 0) return std::nullopt;
   const auto& s = *shape;
@@ -106,9 +85,10 @@ std::optional<tuple<Tensor, Tensor>> pool_images(const char* op, const Tensor& i
   if (rows) {
     const int64_t row = channels * s.output[1];
     at::parallel_for(0, size[0] * s.output[0], grain_of(grain, row * taps), [&](int64_t begin, int64_t end) {
+      std::vector<float> scratch(wanted ? 0 : s.row_scratch(channels) / sizeof(float));
       for (int64_t i = begin; i < end; ++i)
         kernels.row(source + i / s.output[0] * plane * channels * bytes, channels, s, i % s.output[0], target + i * row * bytes,
-                    offsets_at(i * row));
+                    offsets_at(i * row), scratch.data());
     });
   } else {
     at::parallel_for(0, x.numel() / plane, grain_of(grain, out * taps), [&](int64_t begin, int64_t end) {
@@ -183,7 +163,7 @@ Tensor max_pool_backward_cpu(const Tensor& grad, const Tensor& offsets, SymInts 
   TORCH_CHECK_VALUE(offsets.sizes() == grad.sizes(), op, ": offsets must be as many as the gradients, ", grad.sizes(), "; got ",
                     offsets.sizes());
   const auto size = C10_AS_INTARRAYREF_SLOW(sizes);
-  const auto shape = shape_of(size, kernel, stride, padding, dilation, ceil_mode);
+  const auto shape = pool_shape(size, kernel, stride, padding, dilation, ceil_mode);
   std::vector<int64_t> expected = size.vec();
   if (shape) std::copy(shape->output, shape->output + 2, expected.end() - 2);
   if (!shape || grad.numel() == 0 || grad.sizes() != IntArrayRef(expected))
@@ -214,6 +194,26 @@ tuple<Tensor, Tensor> max_pool_offsets_meta(const Tensor& x, IntArrayRef kernel,
 }
 
 }  // namespace
+
+std::optional<PoolShape> pool_shape(IntArrayRef size, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                    bool ceil_mode) {
+  if (size.size() < 3 || size.size() > 4) return std::nullopt;
+  for (const IntArrayRef own : {kernel, stride, padding, dilation})
+    if (own.size() != 2) return std::nullopt;
+  PoolShape s;
+  for (int d = 0; d < 2; ++d) {
+    const int64_t n = size[size.size() - 2 + d], k = kernel[d], pad = padding[d];
+    if (n < 1 || k < 1 || k > 256 || stride[d] < 1 || dilation[d] < 1 || pad < 0 || 2 * pad > k) return std::nullopt;
+    const int64_t room = n + 2 * pad - dilation[d] * (k - 1) - 1;
+    if (room < 0) return std::nullopt;
+    int64_t out = (room + (ceil_mode ? stride[d] - 1 : 0)) / stride[d] + 1;
+    if (ceil_mode && (out - 1) * stride[d] >= n + pad) --out;
+    s.input[d] = n, s.output[d] = out, s.kernel[d] = k, s.stride[d] = stride[d], s.padding[d] = pad, s.dilation[d] = dilation[d];
+    for (int64_t o = 0; o < out; ++o)
+      if (s.first_tap(d, s.start(d, o)) >= s.end_tap(d, s.start(d, o))) return std::nullopt;
+  }
+  return s.kernel[0] * s.kernel[1] <= 256 ? std::optional(s) : std::nullopt;
+}
 
 TORCH_LIBRARY_IMPL(quantize, CPU, m) {
   m.impl("max_pool_offsets", max_pool_offsets_cpu);

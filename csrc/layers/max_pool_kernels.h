@@ -1,7 +1,7 @@
 // CPU kernels of max pools over images: the maxima and, where asked, their offsets within their windows. Torch-free.
 //
-// Of equal values the first one of the window counts, of NaNs the last one, as in PyTorch; without offsets, of a plane's zeros of both
-// signs any.
+// Of equal values the first one of the window counts, of NaNs the last one, as in PyTorch; without offsets, of zeros of
+// both signs any.
 #pragma once
 
 #include <algorithm>
@@ -30,14 +30,17 @@ struct PoolShape {
   int64_t phase() const { return (columns() + stride[1] - 1) / stride[1] + vector; }
   int64_t scratch() const { return phase() * stride[1] * 16; }
 
+  int64_t row_scratch(int64_t channels) const { return (input[1] * channels + vector) * 4; }
+
   static constexpr int64_t vector = 16;  // floats of the kernels' vectors
 };
 
 struct MaxPoolKernels {
   // A plane [height, width]. y: [out_height, out_width]; offsets: the same, or null; scratch: of shape.scratch() bytes.
   void (*plane)(const void* x, const PoolShape& shape, void* y, uint8_t* offsets, void* scratch);
-  // Row `place` of the output of an image [height, width, channels]: y, offsets: [out_width, channels].
-  void (*row)(const void* x, int64_t channels, const PoolShape& shape, int64_t place, void* y, uint8_t* offsets);
+  // Row `place` of the output of an image [height, width, channels]: y, offsets: [out_width, channels]; scratch: of
+  // shape.row_scratch(channels) bytes, where offsets is null.
+  void (*row)(const void* x, int64_t channels, const PoolShape& shape, int64_t place, void* y, uint8_t* offsets, void* scratch);
 };
 
 // Indexed by Scalar.

@@ -216,12 +216,57 @@ void pool_pixels(const T* x, int64_t channels, const PoolShape& s, int64_t place
   }
 }
 
+// The maxima over the windows' heights, of all columns, to `columns`; false if there is a NaN or an infinity.
 template <typename T>
-void pool_row(const void* x, int64_t channels, const PoolShape& s, int64_t place, void* y, uint8_t* offsets) {
+bool reduce_rows(const T* x, int64_t channels, const PoolShape& s, int64_t place, float* columns) {
+  const int64_t top = s.start(0, place), first = s.first_tap(0, top), end = s.end_tap(0, top), row = s.input[1] * channels;
+  const T* from = x + (top + first * s.dilation[0]) * row;
+  Lanes poison(0.f);  // a NaN as soon as there is one
+  const auto reduce = [&](int64_t i, const auto& load) __attribute__((always_inline)) {
+    Lanes most = load(from + i);
+    poison = exact_multiply_add(poison, most, Lanes(0.f));
+    for (int64_t r = 1; r < end - first; ++r) {
+      const Lanes own = load(from + r * s.dilation[0] * row + i);
+      poison = exact_multiply_add(poison, own, Lanes(0.f));
+      most = higher(own, most);
+    }
+    store_lanes(most, columns + i);
+  };
+  int64_t i = 0;
+  for (; i + lanes <= row; i += lanes)
+    reduce(
+        i, [](const T* p) __attribute__((always_inline)) { return load_lanes(p); });
+  if (i < row)
+    reduce(
+        i, [&](const T* p) __attribute__((always_inline)) { return load_part(p, row - i); });
+  float sum = 0;
+  for (const Lanes::Part& own : poison.part)
+    for (int l = 0; l < Lanes::width; ++l) sum += own[l];
+  return sum == 0;
+}
+
+// Over their widths.
+template <typename T>
+void reduce_columns(const float* columns, int64_t channels, const PoolShape& s, T* y) {
+  for (int64_t o = 0; o < s.output[1]; ++o, y += channels) {
+    const int64_t left = s.start(1, o), first = s.first_tap(1, left), count = s.end_tap(1, left) - first;
+    const float* from = columns + (left + first * s.dilation[1]) * channels;
+    for (int64_t i = 0; i < channels; i += lanes) {
+      Lanes most = load_lanes(from + i);
+      for (int64_t c = 1; c < count; ++c) most = higher(load_lanes(from + c * s.dilation[1] * channels + i), most);
+      i + lanes <= channels ? store_lanes(most, y + i) : store_part(most, y + i, channels - i);
+    }
+  }
+}
+
+template <typename T>
+void pool_row(const void* x, int64_t channels, const PoolShape& s, int64_t place, void* y, uint8_t* offsets, void* scratch) {
   const T* source = static_cast<const T*>(x);
   T* target = static_cast<T*>(y);
-  offsets ? pool_pixels<T, true>(source, channels, s, place, target, offsets)
-          : pool_pixels<T, false>(source, channels, s, place, target, nullptr);
+  if (offsets) return pool_pixels<T, true>(source, channels, s, place, target, offsets);
+  if (!reduce_rows(source, channels, s, place, static_cast<float*>(scratch)))
+    return pool_pixels<T, false>(source, channels, s, place, target, nullptr);
+  reduce_columns(static_cast<const float*>(scratch), channels, s, target);
 }
 
 #define QUANTIZE_MAX_POOL_KERNELS                                                                            \

@@ -1,14 +1,18 @@
 // stem_conv2d: CPU and Meta. Lines of tiles, one after the other: stem_kernels.h.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/clamp.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/max_pool2d.h>
 #include <torch/library.h>
 
 #include <cstring>
+#include <limits>
 #include <optional>
 
 #include "../core/grain.h"
+#include "../layers/pool_shape.h"
 #include "scratch.h"
 #include "stem_call.h"
 #include "stem_kernels.h"
@@ -18,6 +22,7 @@ namespace {
 
 using at::IntArrayRef;
 using at::Tensor;
+using layers::PoolShape;
 using namespace stem_call;
 
 struct Stem {
@@ -26,21 +31,29 @@ struct Stem {
   Geometry<int64_t> sizes;
   int64_t padding[2];
   StemSizes tiles;
+  int64_t panels;
+  const float* bias;
+  float low, high;
+  std::optional<PoolShape> pool;
   float* out;
   bool rows;  // out: channels last
-  int64_t panels, pitch;
 
-  int64_t down() const { return (sizes.out_height + StemTraits::tile - 1) / StemTraits::tile; }  // lines of tiles
+  int64_t pitch() const { return panels * StemTraits::columns; }            // floats of a pixel
+  int64_t row() const { return StemTraits::tile * tiles.tiles * pitch(); }  // and of a line
+  int64_t out_height() const { return pool ? pool->output[0] : sizes.out_height; }
+  int64_t out_width() const { return pool ? pool->output[1] : sizes.out_width; }
+  // Lines of the convolution that are made before a line of outputs is.
+  int64_t lines() const { return StemTraits::tile + (pool ? pool->kernel[0] + StemTraits::tile : 0); }
 };
 
 struct Scratch {
-  std::vector<float> lines, nothing, line, apart, tiles, sums, bias, rows;
+  std::vector<float> lines, nothing, line, apart, tiles, sums, bias, rows, maxima, columns;
 };
 
 // Of one thread: it goes down the image, and keeps the transformed lines that the next tiles see as well.
 class StemRun {
  public:
-  StemRun(const Stem& stem, const Tensor* bias, Scratch& scratch) : s_(stem), k_(*stem_kernels()), line_floats_(stem.tiles.line()) {
+  StemRun(const Stem& stem, Scratch& scratch) : s_(stem), k_(*stem_kernels()), line_floats_(stem.tiles.line()) {
     const auto part = [](std::vector<float>& v, int64_t size) { return aligned(at_least(v, size + 16)); };
     lines_ = part(scratch.lines, StemTraits::lines * line_floats_);
     nothing_ = part(scratch.nothing, line_floats_);
@@ -48,38 +61,65 @@ class StemRun {
     apart_ = part(scratch.apart, StemTraits::tile * StemTraits::step * (s_.tiles.pitch + 16));
     tiles_ = part(scratch.tiles, 2 * StemTraits::points * line_floats_);
     sums_ = part(scratch.sums, k_.most_sums);
-    bias_ = part(scratch.bias, s_.pitch);
-    rows_ = part(scratch.rows, StemTraits::tile * row());
+    bias_ = part(scratch.bias, s_.pitch());
+    rows_ = part(scratch.rows, s_.lines() * s_.row());
+    maxima_ = part(scratch.maxima, s_.pool ? s_.out_width() * s_.pitch() : 0);
+    columns_ = part(scratch.columns, s_.pool ? s_.row() : 0);
     std::fill_n(nothing_, line_floats_, 0.f);
-    std::fill_n(bias_, s_.pitch, 0.f);
-    if (bias) std::copy_n(bias->const_data_ptr<float>(), s_.sizes.out_channels, bias_);
+    std::fill_n(bias_, s_.pitch(), 0.f);
+    if (s_.bias) std::copy_n(s_.bias, s_.sizes.out_channels, bias_);
   }
 
-  // Lines of tiles [begin, end) of all samples.
+  // Lines [begin, end) of all samples' outputs.
   void operator()(int64_t begin, int64_t end) {
-    const int64_t height = s_.sizes.out_height, width = s_.sizes.out_width, n = s_.sizes.out_channels, down = s_.down();
-    const bool whole = s_.rows && s_.pitch == n && width % StemTraits::tile == 0;  // what is written is no more than a line
+    const int64_t height = s_.out_height();
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t sample = i / down, y = i % down * StemTraits::tile, some = std::min<int64_t>(StemTraits::tile, height - y);
-      if (i == begin || y == 0) next_ = 0, x_ = s_.x + sample * s_.strides[0];
-      transform(y * StemTraits::step - s_.padding[0]);
-      float* out = s_.out + (s_.rows ? (sample * height + y) * width * n : (sample * n * height + y) * width);
-      if (whole && some == StemTraits::tile) {
-        k_.multiply(tiles_, s_.tiles, s_.weights, bias_, s_.panels, sums_, out, width * n);
-        continue;
-      }
-      k_.multiply(tiles_, s_.tiles, s_.weights, bias_, s_.panels, sums_, rows_, row());
-      for (int64_t l = 0; l < some; ++l) store(rows_ + l * row(), out + l * width * (s_.rows ? n : 1));
+      const int64_t sample = i / height, y = i % height;
+      if (i == begin || y == 0) next_ = 0, made_ = end_ = 0, x_ = s_.x + sample * s_.strides[0];
+      float* out =
+          s_.out + (s_.rows ? i * s_.out_width() * s_.sizes.out_channels : (sample * s_.sizes.out_channels * height + y) * s_.out_width());
+      s_.pool ? pool_line(y, out) : copy_line(y, out);
     }
   }
 
  private:
-  int64_t row() const { return StemTraits::tile * s_.tiles.tiles * s_.pitch; }
+  void copy_line(int64_t y, float* out) {
+    make(y, y + 1);
+    store(rows_ + (y - made_) * s_.row(), out);
+  }
 
-  void store(const float* row, float* out) {
-    const int64_t width = s_.sizes.out_width, n = s_.sizes.out_channels;
-    if (!s_.rows) return k_.turn(row, width, s_.pitch, n, out, s_.sizes.out_height * width);
-    for (int64_t w = 0; w < width; ++w) std::copy_n(row + w * s_.pitch, n, out + w * n);
+  void pool_line(int64_t y, float* out) {
+    PoolShape p = *s_.pool;
+    const int64_t top = p.start(0, y);
+    make(std::max<int64_t>(top, 0), std::min(top + p.kernel[0], p.input[0]));
+    // As a pool over the lines that are there.
+    p.input[0] = end_ - made_, p.padding[0] += made_, p.input[1] = StemTraits::tile * s_.tiles.tiles;
+    const bool whole = s_.rows && s_.pitch() == s_.sizes.out_channels;
+    layers::max_pool_kernels(cpu_isa(), Scalar::f32).row(rows_, s_.pitch(), p, y, whole ? out : maxima_, nullptr, columns_);
+    if (!whole) store(maxima_, out);
+  }
+
+  void store(const float* row, float* out) const {
+    const int64_t width = s_.out_width(), n = s_.sizes.out_channels, pitch = s_.pitch();
+    if (!s_.rows) return k_.turn(row, width, pitch, n, out, s_.out_height() * width);
+    for (int64_t w = 0; w < width; ++w) std::copy_n(row + w * pitch, n, out + w * n);
+  }
+
+  // Lines [first, last) of the convolution, which come after those that were asked for before; four at a time, some may be there.
+  void make(int64_t first, int64_t last) {
+    const int64_t row = s_.row(), beyond = s_.row() - s_.sizes.out_width * s_.pitch();
+    if (end_ == 0) made_ = end_ = first / StemTraits::tile * StemTraits::tile;
+    while (end_ < last) {
+      const int64_t kept = std::min(first, end_);
+      std::copy(rows_ + (kept - made_) * row, rows_ + (end_ - made_) * row, rows_);
+      made_ = kept;
+      float* out = rows_ + (end_ - made_) * row;
+      transform(end_ * StemTraits::step - s_.padding[0]);
+      k_.multiply(tiles_, s_.tiles, s_.weights, s_.panels, {bias_, s_.low, s_.high}, sums_, out, row);
+      const int64_t some = std::min<int64_t>(StemTraits::tile, s_.sizes.out_height - end_);
+      for (int64_t l = 0; s_.pool && l < some; ++l) std::fill_n(out + (l + 1) * row - beyond, beyond, -infinity);
+      end_ += some;
+    }
   }
 
   // What the tiles that begin with the image's line `first` see.
@@ -108,48 +148,73 @@ class StemRun {
     }
   }
 
+  static constexpr float infinity = std::numeric_limits<float>::infinity();
   const Stem& s_;
   const StemKernels& k_;
   const int64_t line_floats_;
   const float* x_ = nullptr;
-  float *lines_, *nothing_, *line_, *apart_, *tiles_, *sums_, *bias_, *rows_;
-  int64_t next_ = 0;  // of the image's lines: those before are transformed
+  float *lines_, *nothing_, *line_, *apart_, *tiles_, *sums_, *bias_, *rows_, *maxima_, *columns_;
+  int64_t next_ = 0;            // of the image's lines: those before are transformed
+  int64_t made_ = 0, end_ = 0;  // of the convolution's lines: those that are in rows_
 };
 
+struct Window {
+  IntArrayRef size, stride, padding;
+};
+
+Tensor plain(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride, IntArrayRef padding,
+             std::optional<double> low, std::optional<double> high, const Window& w) {
+  Tensor y = at::conv2d(x, weight, bias, stride, padding);
+  if (low || high) y = at::clamp(y, low, high);
+  return w.size.empty() ? y : at::max_pool2d(y, w.size, w.stride, w.padding);
+}
+
 Tensor stem_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& panels, IntArrayRef stride,
-                       IntArrayRef padding) {
+                       IntArrayRef padding, std::optional<double> low, std::optional<double> high, IntArrayRef window,
+                       IntArrayRef window_stride, IntArrayRef window_padding) {
   const auto z = sizes<int64_t>(x.sizes(), weight, stride, padding);
   check(x, weight, bias, panels);
   const bool rows = x.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+  const Window w{window, window_stride, window_padding};
+  const int64_t size[] = {z.batch, z.out_channels, z.out_height, z.out_width}, one[] = {1, 1};
+  const auto pool = window.empty() ? std::nullopt : layers::pool_shape(size, window, window_stride, window_padding, one, false);
   // The kernels know a padded line by its outputs: what padding there is beyond them is not read.
-  if (!stem_kernels() || z.batch == 0 || padding[1] > weight.size(3)) return at::conv2d(x, weight, bias, stride, padding);
-  const int64_t n = z.out_channels;
-  const Tensor out =
-      at::empty({z.batch, n, z.out_height, z.out_width}, x.options(), rows ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
-  const Stem s{x.const_data_ptr<float>(),
-               panels.const_data_ptr<float>(),
-               {x.stride(0), x.stride(1), x.stride(2), x.stride(3)},
-               z,
-               {padding[0], padding[1]},
-               StemSizes(weight.size(2), weight.size(3), z.channels, z.out_width),
-               out.mutable_data_ptr<float>(),
-               rows,
-               panels.size(0),
-               panels.size(0) * StemTraits::columns};
+  if (!stem_kernels() || z.batch == 0 || padding[1] > weight.size(3) || (!window.empty() && !pool))
+    return plain(x, weight, bias, stride, padding, low, high, w);
+  constexpr double infinity = std::numeric_limits<double>::infinity();
   const Tensor added = bias && bias->defined() ? bias->contiguous() : Tensor();
-  at::parallel_for(0, z.batch * s.down(), grain_of(1 << 16, StemTraits::tile * z.out_width * n), [&](int64_t begin, int64_t end) {
-    StemRun(s, added.defined() ? &added : nullptr, scratch_of_thread<Scratch>())(begin, end);
-  });
+  Stem s{x.const_data_ptr<float>(),
+         panels.const_data_ptr<float>(),
+         {x.stride(0), x.stride(1), x.stride(2), x.stride(3)},
+         z,
+         {padding[0], padding[1]},
+         StemSizes(weight.size(2), weight.size(3), z.channels, z.out_width),
+         panels.size(0),
+         added.defined() ? added.const_data_ptr<float>() : nullptr,
+         float(low.value_or(-infinity)),
+         float(high.value_or(infinity)),
+         pool,
+         nullptr,
+         rows};
+  const Tensor out = at::empty({z.batch, z.out_channels, s.out_height(), s.out_width()}, x.options(),
+                               rows ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  s.out = out.mutable_data_ptr<float>();
+  // A thread's first lines are made for it alone: it takes some tiles' at least.
+  const int64_t lines = z.batch * s.out_height();
+  at::parallel_for(0, lines, std::max<int64_t>(grain_of(1 << 16, s.row()), 2 * StemTraits::tile),
+                   [&](int64_t begin, int64_t end) { StemRun(s, scratch_of_thread<Scratch>())(begin, end); });
   return out;
 }
 
 Tensor stem_conv2d_meta(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& panels, IntArrayRef stride,
-                        IntArrayRef padding) {
+                        IntArrayRef padding, std::optional<double>, std::optional<double>, IntArrayRef window, IntArrayRef window_stride,
+                        IntArrayRef window_padding) {
   const auto z = sizes<c10::SymInt>(x.sym_sizes(), weight, stride, padding);
   check(x, weight, bias, panels);
   const bool rows = x.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
-  return at::empty_symint({z.batch, z.out_channels, z.out_height, z.out_width}, x.options(),
-                          rows ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  const Tensor out = at::empty_symint({z.batch, z.out_channels, z.out_height, z.out_width}, x.options(),
+                                      rows ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  return window.empty() ? out : at::max_pool2d(out, window, window_stride, window_padding);
 }
 
 }  // namespace

@@ -17,10 +17,10 @@ Geometry<Int> sizes(c10::ArrayRef<Int> x, const at::Tensor& weight, at::IntArray
   const char* op = "stem_conv2d";
   using T = StemTraits;
   const auto fits = [](int64_t taps) { return taps >= T::fewest_taps && taps <= T::most_taps; };
-  TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(1) >= 1 && weight.size(1) <= T::most_channels && fits(weight.size(2)) &&
-                        fits(weight.size(3)),
-                    op, ": weight must be [N, 1 to ", T::most_channels, ", ", T::fewest_taps, " to ", T::most_taps, ", ", T::fewest_taps,
-                    " to ", T::most_taps, "]; got ", weight.sizes());
+  TORCH_CHECK_VALUE(
+      weight.dim() == 4 && weight.size(1) >= 1 && weight.size(1) <= T::most_channels && fits(weight.size(2)) && fits(weight.size(3)), op,
+      ": weight must be [N, 1 to ", T::most_channels, ", ", T::fewest_taps, " to ", T::most_taps, ", ", T::fewest_taps, " to ",
+      T::most_taps, "]; got ", weight.sizes());
   TORCH_CHECK_VALUE(x.size() == 4 && x[1] == weight.size(1), op, ": x must be [N, ", weight.size(1), ", H, W]; got ", x);
   TORCH_CHECK_VALUE(stride == at::IntArrayRef({T::step, T::step}), op, ": stride must be [", T::step, ", ", T::step, "]; got ", stride);
   const int64_t one[2] = {1, 1};

@@ -116,18 +116,21 @@ void finish_pixels(const float* sums, int64_t count, float* out) {
 }
 
 // [point across lines][pixel of a tile][tiles][panels] to four lines of outputs.
-void finish_lines(const float* sums, int64_t tiles, int64_t panels, const float* bias, int64_t pixel, int64_t pitch, float* out) {
+void finish_lines(const float* sums, int64_t tiles, int64_t panels, int64_t n, const StemFinish& f, int64_t pixel, int64_t pitch,
+                  float* out) {
   const int64_t point = tile * tiles * panels * columns;
+  const Lanes low(f.low), high(f.high);
   for (int64_t o = 0; o < tile; ++o)
     for (int64_t t = 0; t < tiles; ++t)
       for (int64_t i = 0; i < panels; ++i, sums += columns) {
-        const Lanes more = load_lanes(bias + i * columns);
+        const Lanes more = load_lanes(f.bias + (n + i) * columns);
         Lanes m[points], y[tile];
 #pragma GCC unroll 8
         for (int p = 0; p < points; ++p) m[p] = load_lanes(sums + p * point);
         to_outputs(m, y);
 #pragma GCC unroll 4
-        for (int line = 0; line < tile; ++line) store_lanes(y[line] + more, out + line * pitch + (t * tile + o) * pixel + i * columns);
+        for (int line = 0; line < tile; ++line)
+          store_lanes(lower(higher(y[line] + more, low), high), out + line * pitch + (t * tile + o) * pixel + i * columns);
       }
 }
 
@@ -138,7 +141,7 @@ MultiplyTiles multiply_of(int64_t count, std::integer_sequence<int, tiles...>) {
   return of[count - 1];
 }
 
-void multiply(const float* v, const StemSizes& s, const float* weights, const float* bias, int64_t panels, float* sums, float* out,
+void multiply(const float* v, const StemSizes& s, const float* weights, int64_t panels, const StemFinish& f, float* sums, float* out,
               int64_t pitch) {
   const auto each = std::make_integer_sequence<int, most_tiles>();
   const int64_t pixel = panels * columns;
@@ -154,7 +157,7 @@ void multiply(const float* v, const StemSizes& s, const float* weights, const fl
         multiply(v + p * 2 * s.line() + t, s.lines(p), s, own, sums);
         finish_pixels(sums, count, of_pixels + p * tile * count * columns);
       }
-      finish_lines(of_pixels, some, together, bias + n * columns, pixel, pitch, out + t * tile * pixel + n * columns);
+      finish_lines(of_pixels, some, together, n, f, pixel, pitch, out + t * tile * pixel + n * columns);
       t += some;
     }
   }

@@ -45,7 +45,8 @@ def convert(model: nn.Module) -> nn.Module:
     a ReLU before it and a clip behind it; a layer whose output nothing but such signs see hands on bits instead of floats. Where inputs are
     integers or signs, a residual sum and a ReLU, ReLU6 or Hardtanh right behind a convolution become part of it, and one whose output
     nothing but the next such convolution sees hands on 8-bit codes: the same results to the bit. A first convolution that stays float, with
-    a large kernel in steps of two, goes by minimal filtering on CPUs: other roundings.
+    a large kernel in steps of two, goes by minimal filtering on CPUs, together with the batch norm, the ReLU and the max pool right behind
+    it: other roundings.
 
     A BatchNorm1d behind an nn.Linear, or before one whose input becomes signs, is folded for two-dimensional inputs, and the layer refuses
     others; with a configuration of None it stays float and takes them.
@@ -131,10 +132,10 @@ def converted(model: nn.Module, who: str, calibrated: bool = True) -> nn.Module:
             feed(result, path.source, path.layer, path.removed, path.root)
     for name in removed:
         become_identity(result.get_submodule(name))
-    find_chains(result)
     without_fused_path(result)
     pool_without_indices(result)
     filter_stems(result)
+    find_chains(result)
     return result
 
 

@@ -206,7 +206,7 @@ def _apply(model: nn.Module, plan: Plan, tensors: dict[str, Tensor], weights: li
             feed(model, name, other, fed[other].get("removed", ()), plan.roots[name])
     for module in plan.folded:
         become_identity(module)
-    find_chains(model)
     without_fused_path(model)
     pool_without_indices(model)
     filter_stems(model)
+    find_chains(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
+from .affine import affine_of
 from .plain import shell
 from .trace import Calls, collected, hooked_around, unwatched
 
@@ -43,11 +44,5 @@ def scale_and_shift(norm: nn.Module, channels: int) -> tuple[Tensor, Tensor] | N
     tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
     if norm.running_mean is None or norm.num_features != channels or any(t is not None and t.dtype != torch.float32 for t in tensors):
         return None
-    weight, bias, mean, var = (None if t is None else t.detach().double() for t in tensors)
-    scale = (var + norm.eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight
-    shift = -mean * scale
-    if bias is not None:
-        shift = shift + bias
+    scale, shift = affine_of(norm)
     return (scale, shift) if scale.isfinite().all() and shift.isfinite().all() else None

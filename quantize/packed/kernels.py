@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _C
 from .binary_panels import binary_panels, plane_panels, tap_sums
@@ -23,7 +23,6 @@ FLOAT_ROWS = 4  # float inputs of more rows are faster through the decoded weigh
 FEWEST_INPUTS, FEWEST_OUTPUTS = 4, 8  # of a group: with fewer, most of a panel of 16 x 4 would be filling
 PLANNED = ("codes", "scales", "bias", "step", "zero_point", "threshold", "flip")  # what the ops are given of a layer
 USED = (*PLANNED, "group_bits")
-_EVERYWHERE = (nn.modules.module._global_forward_pre_hooks, nn.modules.module._global_forward_hooks)  # of all modules
 MOST_TAPS = 2**24 // (255 * 127)  # of a depthwise convolution: products that a float32 sum holds in any case
 LONGEST, LONGEST_SIGNS = 2**31 // (255 * 128), 2**30 - 1  # products that an int32 sum holds in any case
 
@@ -158,7 +157,7 @@ def run_chain(layer, pending: Pending) -> Tensor | Pending | None:
     codes = None if plan.grid is None else pending.codes(*plan.grid)
     if codes is None:
         return None
-    return Pending(plan.call, codes, layer._steps) if _awaits(layer) else plan.call(codes)
+    return Pending(plan.call, codes, layer._steps) if layer.awaits() else plan.call(codes)
 
 
 def _pending(steps: tuple[str, ...]) -> Callable[[Callable, Tensor], Pending] | None:
@@ -283,7 +282,7 @@ def _conv(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     x = _image(layer, plan, input)
     if x is None:
         return None
-    if plan.chained and input.dim() == 4 and _awaits(layer) and torch._C._get_tracing_state() is None:
+    if plan.chained and input.dim() == 4 and layer.awaits() and torch._C._get_tracing_state() is None:
         return Pending(plan.call, x, layer._steps)
     return _like(input, layer, plan.call(x))
 
@@ -317,23 +316,13 @@ def _binary(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     x = input if bits_in else _image(layer, plan, input)
     if x is None:
         return None
-    if not torch.compiler.is_compiling() and (bits_in or input.dim() == 4) and _awaits(layer):
+    if not torch.compiler.is_compiling() and (bits_in or input.dim() == 4) and layer.awaits():
         return Pending(call, x, layer._steps)
     return call(x) if bits_in or bits_out else _like(input, layer, call(x))
 
 
 def _hands_bits_on(layer, plan: _Plan) -> bool:
-    return layer._next is not None and (False, True) in plan.bits and not watched(layer) and layer._region.is_entered()
-
-
-def _awaits(layer) -> bool:
-    """Whether what comes behind `layer` is to be computed with it."""
-    return bool(layer._steps) and not watched(layer) and layer._region.is_entered()
-
-
-def watched(layer) -> bool:
-    """Whether hooks would see what `layer` hands on, where that is not always a float tensor."""
-    return bool(layer._observers) or any(_EVERYWHERE)
+    return layer._next is not None and (False, True) in plan.bits and not layer.watched() and layer._region.is_entered()
 
 
 def _following(layer) -> tuple[Tensor, Tensor] | None:

@@ -13,8 +13,8 @@ from . import functional, kernels
 from .form import GROUPED, Form
 from .grid import PARTS, Grid, grid_of
 from .pending import Pending
-from .region import Enter, Leave
 from .symbolic import as_node
+from .waiting import Waiting
 from .weight import PackedWeight
 
 TENSORS = ("codes", "group_bits", "scales", "bias", *PARTS)  # what is stored of a layer; they keep their dtype
@@ -94,20 +94,7 @@ class InputQuantizer(OnGrid):
         return f"bits={self.bits}"
 
 
-class Observers:
-    """Whether there are hooks: true while one of these dictionaries has any but regions'. torch.export replaces what modules hold by
-    copies, as far as it knows it, and these dictionaries must stay the modules' own."""
-
-    __slots__ = ("hooks",)
-
-    def __init__(self, *hooks: dict):
-        self.hooks = hooks
-
-    def __bool__(self):
-        return any(self.hooks) and any(not isinstance(hook, (Enter, Leave)) for own in self.hooks for hook in own.values())
-
-
-class PackedLayer(OnGrid):
+class PackedLayer(Waiting, OnGrid):
     """Base of the packed layers. :func:`quantize.convert` and :func:`quantize.load` make them out of float ones, by a change of class.
 
     Buffers: `codes` uint8[N, row_bytes], one row an output channel (quantize/packed/layout.py), and `scales` float32[N]; where groups have
@@ -124,10 +111,7 @@ class PackedLayer(OnGrid):
     plain: type[nn.Module]
     form: Form
     _next, _fed = None, False  # feed()
-    _observers: Observers | None = None  # watch()
     placed = ""  # the layer's name when it was packed: folded, feeds and the grid's names are of that model
-    _steps: tuple[str, ...] = ()  # chains.py
-    _region: _C.Region | None = None  # in which it is called for what _next or _steps say
     spatial = 0
     transposed = False
 
@@ -183,11 +167,6 @@ class PackedLayer(OnGrid):
         vars(self).update(_next=other, _region=region)  # past nn.Module, which would make it a submodule
         self.watch(other, *between)
 
-    def watch(self, *others: nn.Module) -> None:
-        """While one of these modules has a hook, or the layer itself, nothing but floats is handed on."""
-        hooks = [found for other in others for found in (other._forward_pre_hooks, other._forward_hooks)]
-        vars(self)["_observers"] = Observers(self._forward_hooks, *hooks)
-
     @property
     def weight(self) -> Tensor:
         """The weight that the codes stand for, decoded at each access: Tensor in the float layer's shape, contiguous. Read-only."""
@@ -205,7 +184,7 @@ class PackedLayer(OnGrid):
                 return found
             input = input.value()
         call = None if torch.compiler.is_compiling() else self.__dict__.get("_call")
-        if call is not None and not kernels.watched(self) and (found := call(input)) is not None:
+        if call is not None and not self.watched() and (found := call(input)) is not None:
             return found
         if isinstance(input, fx.Proxy):
             return as_node(self, input)

@@ -6,16 +6,17 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-ADD, CLIP, CODES = "add", "clip", "codes"
+ADD, CLIP, CODES, NORM, POOL = "add", "clip", "codes", "norm", "pool"
 
 
 class Pending:
     """An output that is not computed yet: what comes after it goes into the same pass. Whatever else is done with it computes it first.
 
-    `call(x, **named)` computes it, with what packed_conv2d has for that: residual, low, high, next_step, next_zero_point, next_bits.
-    `steps`: which of ADD, CLIP, CODES are to come, in this order.
+    `call(x, **named)` computes it, with what packed_conv2d has for that: residual, low, high, next_step, next_zero_point, next_bits; a
+    first convolution that stays float (stems.py) with norm, low, high, window, window_stride, window_padding. `steps`: which of ADD, CLIP
+    and CODES, or of NORM, CLIP and POOL, are to come, in this order.
     """
 
     __slots__ = ("_call", "_named", "_steps", "_value", "_x")
@@ -53,6 +54,14 @@ class Pending:
         if self._awaits(CLIP):
             return self._with({"low": low} if high is None else {"low": low, "high": high})
         return self.value().clamp(low, high)
+
+    def norm(self, norm: nn.BatchNorm2d) -> Pending | Tensor | None:
+        """After a batch norm by its running statistics, where that is what is to come."""
+        return self._with({"norm": norm}) if self._awaits(NORM) else None
+
+    def pool(self, window: list[int], stride: list[int], padding: list[int]) -> Tensor | None:
+        """The maxima of windows, where they are what is to come."""
+        return self._with({"window": window, "window_stride": stride, "window_padding": padding}) if self._awaits(POOL) else None
 
     def relu(self) -> Pending | Tensor:
         """Without what is below zero."""

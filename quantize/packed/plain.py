@@ -13,7 +13,7 @@ from ..copies import copy_of
 from .clips import CLIPS
 from .modules import PackedLayer
 from .pools import PackedMaxPool2d
-from .stems import PackedStemConv2d
+from .stems import PackedBatchNorm2d, PackedStemConv2d
 
 _plain_of = {cls: plain for plain, cls in COUNTERPARTS.items()}
 
@@ -25,7 +25,7 @@ def is_parametrized_class(cls: type) -> bool:
 
 def plain_class(cls: type, keep_parametrized: bool = False) -> type:
     """The class in the model's definition, of compressed layers torch.nn's."""
-    if issubclass(cls, (PackedLayer, PackedMaxPool2d, PackedStemConv2d, *CLIPS.values())):
+    if issubclass(cls, (PackedLayer, PackedMaxPool2d, PackedStemConv2d, PackedBatchNorm2d, *CLIPS.values())):
         return cls.plain
     if "_owns_config" in vars(cls):  # QModule's, made at run time
         return plain_class(cls.__mro__[2], keep_parametrized)

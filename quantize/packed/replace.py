@@ -102,7 +102,10 @@ def pool_without_indices(model: nn.Module) -> None:
 def filter_stems(model: nn.Module) -> None:
     """First convolutions that stay float go by minimal filtering."""
     for module in model.modules():
-        if is_stem(module) and not forward_of_its_own(module):
+        if isinstance(module, PackedStemConv2d):  # of a model that was converted before
+            for name in ("_steps", "_region", "_observers"):
+                vars(module).pop(name, None)
+        elif is_stem(module) and not forward_of_its_own(module):
             module.__class__ = PackedStemConv2d
 
 

@@ -8,8 +8,11 @@ from torch import Tensor, fx, nn
 
 from .. import _C
 from ..inputs import names_refusals
+from .affine import affine_of
 from .kernels import value_only
+from .pending import Pending
 from .symbolic import as_node
+from .waiting import Waiting
 
 COLUMNS = 16  # output channels of a panel
 POINTS = (0, 1, -1, 2, -2, 0.5)  # and infinity: csrc/packed/stem_kernels.h
@@ -56,12 +59,12 @@ def is_stem(module: nn.Module) -> bool:
     )
 
 
-class PackedStemConv2d(nn.Conv2d):
+class PackedStemConv2d(Waiting, nn.Conv2d):
     """nn.Conv2d for inference, by minimal filtering: its weight stays float, and sums are rounded otherwise. Outputs come in tiles of
     4 x 4: a pixel that is NaN or infinite makes NaN of all sixteen where the plain layer does of those that see it."""
 
     plain = nn.Conv2d
-    _panels: tuple | None = None
+    _made: tuple | None = None
 
     @names_refusals
     def forward(self, input: Tensor) -> Tensor:
@@ -70,7 +73,10 @@ class PackedStemConv2d(nn.Conv2d):
             return as_node(self, input)
         if not self._takes(input):
             return super().forward(input)
-        return torch.ops.quantize.stem_conv2d(input, self.weight, self.bias, self._made(), self.stride, self.padding)
+        return Pending(self._run, input, self._steps) if self.awaits() else self._run(input)
+
+    def _run(self, x: Tensor, norm: nn.Module | None = None, **after) -> Tensor:
+        return torch.ops.quantize.stem_conv2d(x, *self._filter(norm), self.stride, self.padding, **after)
 
     def _takes(self, input: Tensor) -> bool:
         return (
@@ -80,21 +86,50 @@ class PackedStemConv2d(nn.Conv2d):
             and input.shape[1] == self.in_channels
             and input.dtype == self.weight.dtype == torch.float32
             and not torch.compiler.is_compiling()
+            and torch._C._get_tracing_state() is None
             and value_only(input)
             and not (torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (self.weight, self.bias)))
             and not torch.is_autocast_enabled("cpu")
         )
 
-    def _made(self) -> Tensor:
-        """The weight's panels, as long as it is the same."""
-        if self._panels is None or not self._panels[0].unchanged():
-            with torch.no_grad():
-                made = stem_panels(self.weight)
-            if _C.in_transform():
-                return made
-            vars(self)["_panels"] = (_C.Watch([(self._parameters, "weight", self.weight)]), made)
-        return self._panels[1]
+    def _filter(self, norm: nn.Module | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Weight, bias and panels, with what `norm` does to the output: made again when one of them has changed."""
+        made, of = self._made, None if norm is None else (norm, norm.eps)
+        if made is not None and made[0] == of and made[1].unchanged():
+            return made[2]
+        with torch.no_grad():
+            weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
+            if norm is not None:
+                scale, shift = affine_of(norm)
+                weight = (weight.double() * scale.view(-1, 1, 1, 1)).float()
+                bias = (shift if bias is None else bias.double() * scale + shift).float()
+            found = weight, bias, stem_panels(weight)
+        if not _C.in_transform():
+            watched = [(owner, part) for owner, part in ((self._parameters, "weight"), (self._parameters, "bias"))]
+            if norm is not None:
+                watched += [(norm._parameters, "weight"), (norm._parameters, "bias")]
+                watched += [(norm._buffers, "running_mean"), (norm._buffers, "running_var")]
+            watch = _C.Watch([(owner, part, owner[part]) for owner, part in watched if owner[part] is not None])
+            vars(self)["_made"] = (of, watch, found)
+        return found
 
     def __getstate__(self):
         """Without what is made of the weight at the first use."""
-        return {key: value for key, value in super().__getstate__().items() if key != "_panels"}
+        return {key: value for key, value in super().__getstate__().items() if key != "_made"}
+
+
+class PackedBatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d behind such a convolution, with whose weight it is multiplied in evaluation."""
+
+    plain = nn.BatchNorm2d
+
+    def forward(self, input: Tensor) -> Tensor | Pending:
+        """As the plain layer's."""
+        if type(input) is not Pending:
+            return as_node(self, input) if isinstance(input, fx.Proxy) else super().forward(input)
+        found = input.norm(self) if self._is_fixed() else None
+        return super().forward(input.value()) if found is None else found
+
+    def _is_fixed(self) -> bool:
+        asked = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (self.weight, self.bias))
+        return not (self.training or asked) and self.running_mean is not None

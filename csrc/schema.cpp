@@ -48,11 +48,12 @@ TORCH_LIBRARY(quantize, m) {
   m.def("smooth_quantize(Tensor input, str function, int bits, int group_size, Tensor seed) -> (Tensor codes, Tensor ranges)");
   m.def("smooth_backward(Tensor grad, Tensor codes, Tensor ranges, Tensor? sample_bits, int bits, int group_size, Tensor seed) -> Tensor");
 
-  // (x - mean) * inverse_std * weight + bias of an unpacked x [N, C, ...], 0 where the mask has none: what a batch norm and a ReLU made of
-  // it.
+  // (x - mean) * inverse_std * weight + bias of an unpacked x [N, C, ...], times `slope` where the mask has none: what a batch norm and a
+  // (leaky) ReLU made of it.
   m.def(
       "norm_dequantize(Tensor codes, Tensor ranges, Tensor? sample_bits, int bits, int group_size, SymInt[] size, SymInt[] stride, "
-      "ScalarType dtype, Tensor seed, Tensor mean, Tensor inverse_std, Tensor? weight, Tensor? bias, Tensor? mask) -> Tensor");
+      "ScalarType dtype, Tensor seed, Tensor mean, Tensor inverse_std, Tensor? weight, Tensor? bias, Tensor? mask, float slope=0.) -> "
+      "Tensor");
   // The batch norm's backward from its packed input; the other arguments are native_batch_norm_backward's. energy: float32 [N, 2], or
   // [0, 2] unless wanted.
   m.def(
@@ -190,11 +191,11 @@ TORCH_LIBRARY(quantize, m) {
       "conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] "
       "output_padding, SymInt groups, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, Tensor? "
       "energy) -> Tensor");
-  // conv whose input is what a batch norm and a ReLU (`mask`) made of the packed tensor: norm_dequantize.
+  // conv whose input is what a batch norm and a ReLU (`mask`, `slope`) made of the packed tensor: norm_dequantize.
   m.def(
       "conv_of_norm(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, "
       "SymInt[] output_padding, SymInt groups, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, "
-      "Tensor? energy, Tensor mean, Tensor inverse_std, Tensor? norm_weight, Tensor? norm_bias, Tensor? mask) -> Tensor");
+      "Tensor? energy, Tensor mean, Tensor inverse_std, Tensor? norm_weight, Tensor? norm_bias, Tensor? mask, float slope=0.) -> Tensor");
   m.def(
       "linear(Tensor input, Tensor weight, Tensor? bias, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, "
       "Tensor? seed, Tensor? energy) -> Tensor");

@@ -26,7 +26,7 @@ struct Conv : torch::autograd::Function<Conv> {
     numbers.put(int64_t(transposed)).put(int64_t(bias.has_value())).save();
     variable_list saved = packed_tensors(packed);
     saved.push_back(weight);
-    if (norm) SavedNorm::save(*norm, saved);
+    if (norm) SavedNorm::save(ctx, *norm, saved);
     ctx->save_for_backward(std::move(saved));
     at::AutoDispatchBelowADInplaceOrView below;
     return at::convolution_symint(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
@@ -46,7 +46,7 @@ struct Conv : torch::autograd::Function<Conv> {
     const SymInt groups = numbers.get();
     const bool transposed = numbers.get_bool(), has_bias = numbers.get_bool(), needs_weight = ctx->needs_input_grad(1);
     std::optional<SavedNorm> norm;
-    if (saved.size() > 5) norm.emplace(saved.data() + 5);
+    if (saved.size() > 5) norm.emplace(ctx, saved.data() + 5);
     const Tensor input = !needs_weight ? kept.layout.empty(weight.options())
                          : norm        ? norm->unpack(kept, saved.data())
                                        : kept.unpack(saved.data());
@@ -83,8 +83,8 @@ Tensor conv_of_norm(const Tensor& input, const Tensor& weight, const OptionalTen
                     SymIntArrayRef dilation, bool transposed, SymIntArrayRef output_padding, SymInt groups, const OptionalTensor& codes,
                     const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits, int64_t group_size,
                     const OptionalTensor& seed, const OptionalTensor& energy, const Tensor& mean, const Tensor& inverse_std,
-                    const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const OptionalTensor& mask) {
-  const NormArguments norm{mean, inverse_std, norm_weight, norm_bias, mask};
+                    const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const OptionalTensor& mask, double slope) {
+  const NormArguments norm{mean, inverse_std, norm_weight, norm_bias, mask, slope};
   return Conv::apply(input, weight, bias, stride, padding, dilation, transposed, output_padding, std::move(groups), codes, ranges,
                      sample_bits, bits, group_size, seed, energy, static_cast<const NormArguments*>(&norm));
 }
@@ -105,10 +105,10 @@ Tensor conv_of_norm_in_autocast(const Tensor& input, const Tensor& weight, const
                                 SymInt groups, const OptionalTensor& codes, const OptionalTensor& ranges, const OptionalTensor& sample_bits,
                                 int64_t bits, int64_t group_size, const OptionalTensor& seed, const OptionalTensor& energy,
                                 const Tensor& mean, const Tensor& inverse_std, const OptionalTensor& norm_weight,
-                                const OptionalTensor& norm_bias, const OptionalTensor& mask) {
+                                const OptionalTensor& norm_bias, const OptionalTensor& mask, double slope) {
   const Autocast<device> cast;
   return conv_of_norm(cast(input), cast(weight), cast(bias), stride, padding, dilation, transposed, output_padding, std::move(groups),
-                      codes, ranges, sample_bits, bits, group_size, seed, energy, mean, inverse_std, norm_weight, norm_bias, mask);
+                      codes, ranges, sample_bits, bits, group_size, seed, energy, mean, inverse_std, norm_weight, norm_bias, mask, slope);
 }
 
 }  // namespace

@@ -69,8 +69,8 @@ void define_direct(pybind11::module_& m) {
                 const OptionalTensor&, bool, double, double>>(direct, "batch_norm_and_statistics");
   define<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, SymIntArrayRef, SymIntArrayRef, SymIntArrayRef, bool, SymIntArrayRef,
                 SymInt, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, const OptionalTensor&,
-                const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&)>(
-      direct, "conv_of_norm");
+                const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                double)>(direct, "conv_of_norm");
 }
 
 }  // namespace quantize::layers

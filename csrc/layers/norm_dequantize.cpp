@@ -1,5 +1,5 @@
-// norm_dequantize: what a batch norm, and a ReLU behind it, made of the norm's packed input. On the CPU in one pass over pieces that a
-// cache holds; elsewhere, and for layouts the kernels do not know, by way of the decoded tensor and ATen.
+// norm_dequantize: what a batch norm, and a (leaky) ReLU behind it, made of the norm's packed input. On the CPU in one pass over pieces
+// that a cache holds; elsewhere, and for layouts the kernels do not know, by way of the decoded tensor and ATen.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
@@ -20,11 +20,12 @@ struct Arguments {
   at::ScalarType dtype;
   const Tensor &seed, &mean, &inverse_std;
   const OptionalTensor &weight, &bias, &mask;
+  double slope;
 };
 
-Tensor masked(const Tensor& y, const OptionalTensor& mask) {
+Tensor masked(const Tensor& y, const OptionalTensor& mask, double slope) {
   static const auto op = find_op<Tensor(const Tensor&, const Tensor&, double, double)>("quantize::apply_mask");
-  return mask ? op.call(y, *mask, 1., 0.) : y;
+  return mask ? op.call(y, *mask, 1., slope) : y;
 }
 
 Tensor generic(const Arguments& a) {
@@ -32,7 +33,7 @@ Tensor generic(const Arguments& a) {
   const auto shape = channel_shape(x);
   Tensor y = x.to(at::kFloat).sub(a.mean.view(shape)).mul_(norm_gain(a.inverse_std, a.weight).view(shape));
   if (a.bias) y.add_(a.bias->to(at::kFloat).view(shape));
-  return masked(y.to(a.dtype), a.mask);
+  return masked(y.to(a.dtype), a.mask, a.slope);
 }
 
 // Of float32 [channels], for the kernels.
@@ -54,7 +55,7 @@ class Normalized : PackedChunks {
         void* y = static_cast<uint8_t*>(target) + bytes_before(sample, run);
         batch_norm_kernels(cpu_isa(), p_.scalar).normalize(x, run, {mean.data(), offset.data(), nullptr, gain.data()}, mask ? buffer : y);
         const int64_t bit = sample * p_.layout.elements + run.first;  // of a byte the first: groups are eights
-        if (mask) activation::mask_kernels(cpu_isa(), p_.scalar).apply(buffer, mask + bit / 8, run.count, 1.f, 0.f, y);
+        if (mask) activation::mask_kernels(cpu_isa(), p_.scalar).apply(buffer, mask + bit / 8, run.count, 1.f, float(a_.slope), y);
       });
     });
   }
@@ -100,8 +101,9 @@ Tensor meta(const Arguments& a) { return at::empty_strided_symint(a.size, a.stri
 template <Tensor (*run)(const Arguments&)>
 Tensor norm_dequantize(const Tensor& codes, const Tensor& ranges, const OptionalTensor& sample_bits, int64_t bits, int64_t group_size,
                        c10::SymIntArrayRef size, c10::SymIntArrayRef stride, at::ScalarType dtype, const Tensor& seed, const Tensor& mean,
-                       const Tensor& inverse_std, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& mask) {
-  return run({codes, ranges, sample_bits, bits, group_size, size, stride, dtype, seed, mean, inverse_std, weight, bias, mask});
+                       const Tensor& inverse_std, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& mask,
+                       double slope) {
+  return run({codes, ranges, sample_bits, bits, group_size, size, stride, dtype, seed, mean, inverse_std, weight, bias, mask, slope});
 }
 
 }  // namespace

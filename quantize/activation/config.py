@@ -24,9 +24,9 @@ class ActivationConfig:
         use_gradient: weigh samples by the gradient magnitudes of their last visit. Needs ``model.set_sample_indices(indices)`` before
             each forward.
         enabled: False keeps everything in full precision.
-        compress_once: where a convolution reads a batch norm's output, or that of a ReLU behind it, keep nothing for the convolution: its
-            backward makes the input of the norm's packed one and the ReLU's mask. 3 bits an element in place of 5 at ``bits=2``, as
-            unbiased; the noise in the convolution's gradient is that of the norm's input, whose range is wider. Needs
+        compress_once: where a convolution reads a batch norm's output, or that of a (leaky) ReLU behind it, keep nothing for the
+            convolution: its backward makes the input of the norm's packed one and the ReLU's mask. 3 bits an element in place of 5 at
+            ``bits=2``, as unbiased; the noise in the convolution's gradient is that of the norm's input, whose range is wider. Needs
             :class:`quantize.QModule`; not with QSyncBatchNorm, nor under activation checkpointing.
 
     Raises:

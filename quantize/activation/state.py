@@ -31,7 +31,7 @@ class Packed(NamedTuple):
 
 
 class NormOutput(NamedTuple):
-    """How to make a batch norm's output, or that of a ReLU behind it, of the norm's packed input (csrc/layers/norm_input.h)."""
+    """How to make a batch norm's output, or that of a (leaky) ReLU behind it, of the norm's packed input (csrc/layers/norm_input.h)."""
 
     config: ActivationConfig
     owner: LayerState
@@ -42,6 +42,7 @@ class NormOutput(NamedTuple):
     weight: Tensor | None
     bias: Tensor | None
     mask: Tensor | None = None
+    slope: float = 0.0  # of a leaky ReLU
 
     @property
     def arguments(self) -> tuple[Tensor | None, ...]:

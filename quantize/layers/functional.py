@@ -180,7 +180,7 @@ def clip(input, low=0.0, high=math.nan, negative_slope=0.0, inplace=False, *, pl
         return plain()
     if inplace and not _is_packed_order(input):
         return plain()
-    ops, relu = ops_for(input), low == 0.0 and high != high and negative_slope == 0.0
+    ops, relu = ops_for(input), low == 0.0 and high != high
     norm = norm_behind(input) if relu else None
     if norm is None or norm.mask is not None:
         return (ops.clip_ if inplace else ops.clip)(input, low, high, negative_slope)
@@ -188,7 +188,7 @@ def clip(input, low=0.0, high=math.nan, negative_slope=0.0, inplace=False, *, pl
         y, mask = input, ops.clip_and_mask_(input, low, high, negative_slope)
     else:
         y, mask = ops.clip_and_mask(input, low, high, negative_slope)
-    current_session().remember_norm(y, norm._replace(mask=mask))
+    current_session().remember_norm(y, norm._replace(mask=mask, slope=negative_slope))
     return y
 
 

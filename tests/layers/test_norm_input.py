@@ -35,21 +35,22 @@ def inputs(shape, dtype=torch.float32):
 @pytest.mark.parametrize("group_size", [64, 100, 0, -1])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_is_the_norm_and_relu_of_what_was_unpacked(each_isa, shape, group_size, dtype):
-    """To a rounding of float32, and of `dtype`; exactly zero where the mask says so."""
+    """To a rounding of float32, and of `dtype`; exactly zero, or times the slope, where the mask says so."""
     for x in inputs(shape, dtype):
         codes, ranges = ops.group_quantize(x, 4, group_size, SEED)
         unpacked = ops.group_dequantize(codes, ranges, None, 4, group_size, x.shape, x.stride(), dtype, SEED)
         mean, inverse_std, weight, bias = statistics(shape[1])
         along = (1, -1, *[1] * (len(shape) - 2))
         y, mask = ops.clip_mask(torch.empty_like(x).copy_(torch.randn(shape)), 0.0, float("nan"), 0.0)
-        for w, b, m in ((weight, bias, mask), (None, bias, None), (weight, None, mask), (None, None, None)):
-            found = ops.norm_dequantize(codes, ranges, None, 4, group_size, x.shape, x.stride(), dtype, SEED, mean, inverse_std, w, b, m)
+        for w, b, m, slope in ((weight, bias, mask, 0.0), (None, bias, None, 0.0), (weight, None, mask, 0.25), (None, None, None, 0.0)):
+            arguments = (codes, ranges, None, 4, group_size, x.shape, x.stride(), dtype, SEED, mean, inverse_std, w, b, m)
+            found = ops.norm_dequantize(*arguments, slope)
             gain = inverse_std if w is None else inverse_std * w
             want = (unpacked.float() - mean.view(along)) * gain.view(along) + (0 if b is None else b.view(along))
-            want = want if m is None else torch.where(y > 0, want, 0)
+            want = want if m is None else torch.where(y > 0, want, want * slope)
             assert found.dtype == dtype and found.stride() == x.stride()
             torch.testing.assert_close(found.float(), want, rtol=torch.finfo(dtype).eps * 2, atol=1e-5)
-            if m is not None:
+            if m is not None and not slope:
                 assert ((found == 0) | (y > 0)).all()
 
 
@@ -157,6 +158,8 @@ class Functional(nn.Module):
 MADE = {
     "relu": block,
     "in place": lambda: block(nn.ReLU(inplace=True)),
+    "leaky": lambda: block(nn.LeakyReLU(0.2)),
+    "leaky, in place": lambda: block(nn.LeakyReLU(0.1, inplace=True)),
     "no relu": lambda: nn.Sequential(nn.BatchNorm2d(16), nn.Conv2d(16, 8, 3, bias=False)),
     "not affine": lambda: nn.Sequential(nn.BatchNorm2d(16, affine=False), nn.ReLU(), nn.Conv2d(16, 8, 3)),
     "1d": lambda: nn.Sequential(nn.Flatten(2), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 8, 3)),
@@ -257,7 +260,7 @@ BETWEEN = {
     "a change in place": lambda y: y.mul_(2.0),
     "a pool": lambda y: F.max_pool2d(F.relu(y), 2),
     "a ReLU6": F.relu6,
-    "a leaky ReLU": lambda y: F.leaky_relu(y, 0.1),
+    "a hardtanh": F.hardtanh,
     "a view": lambda y: F.relu(y)[:, :, 1:],
 }
 

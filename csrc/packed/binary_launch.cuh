@@ -59,7 +59,7 @@ const uint32_t* pack_binary(const BinaryCall& c, Launcher& launch) {
            Divider(words), pixels * words, image);
   else
     launch(pack_binary_planes, dim3(grid(pixels, threads), unsigned(std::min(words, DeviceBinary::most_grid_rows))), threads, c,
-           Divider(c.height * c.width), pixels, image);
+           Divider(std::max(1, c.height * c.width)), pixels, image);
   return image;
 }
 

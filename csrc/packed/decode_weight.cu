@@ -2,7 +2,6 @@
 // Build: setup.py. Arguments: decode_weight.h, packed_call.h, stem_call.h.
 #include "decode_weight.h"
 
-#include <ATen/ops/conv2d.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -76,10 +75,11 @@ Tensor packed_linear_float_cuda(const Tensor& x, const Tensor& codes, const Tens
 
 // cuDNN has minimal filtering of its own.
 Tensor stem_conv2d_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& panels, IntArrayRef stride,
-                        IntArrayRef padding) {
+                        IntArrayRef padding, std::optional<double> low, std::optional<double> high, IntArrayRef window,
+                        IntArrayRef window_stride, IntArrayRef window_padding) {
   stem_call::sizes<int64_t>(x.sizes(), weight, stride, padding);
   stem_call::check(x, weight, bias, panels);
-  return at::conv2d(x, weight, bias, stride, padding);
+  return stem_call::plain(x, weight, bias, stride, padding, low, high, {window, window_stride, window_padding});
 }
 
 }  // namespace

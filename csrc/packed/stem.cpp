@@ -1,8 +1,6 @@
 // stem_conv2d: CPU and Meta. Lines of tiles, one after the other: stem_kernels.h.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/clamp.h>
-#include <ATen/ops/conv2d.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/max_pool2d.h>
 #include <torch/library.h>
@@ -158,29 +156,18 @@ class StemRun {
   int64_t made_ = 0, end_ = 0;  // of the convolution's lines: those that are in rows_
 };
 
-struct Window {
-  IntArrayRef size, stride, padding;
-};
-
-Tensor plain(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride, IntArrayRef padding,
-             std::optional<double> low, std::optional<double> high, const Window& w) {
-  Tensor y = at::conv2d(x, weight, bias, stride, padding);
-  if (low || high) y = at::clamp(y, low, high);
-  return w.size.empty() ? y : at::max_pool2d(y, w.size, w.stride, w.padding);
-}
-
 Tensor stem_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& panels, IntArrayRef stride,
                        IntArrayRef padding, std::optional<double> low, std::optional<double> high, IntArrayRef window,
                        IntArrayRef window_stride, IntArrayRef window_padding) {
   const auto z = sizes<int64_t>(x.sizes(), weight, stride, padding);
   check(x, weight, bias, panels);
   const bool rows = x.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
-  const Window w{window, window_stride, window_padding};
+  const Window pooled{window, window_stride, window_padding};
   const int64_t size[] = {z.batch, z.out_channels, z.out_height, z.out_width}, one[] = {1, 1};
   const auto pool = window.empty() ? std::nullopt : layers::pool_shape(size, window, window_stride, window_padding, one, false);
   // The kernels know a padded line by its outputs: what padding there is beyond them is not read.
   if (!stem_kernels() || z.batch == 0 || padding[1] > weight.size(3) || (!window.empty() && !pool))
-    return plain(x, weight, bias, stride, padding, low, high, w);
+    return plain(x, weight, bias, stride, padding, low, high, pooled);
   constexpr double infinity = std::numeric_limits<double>::infinity();
   const Tensor added = bias && bias->defined() ? bias->contiguous() : Tensor();
   Stem s{x.const_data_ptr<float>(),

@@ -1,7 +1,10 @@
-// Arguments of stem_conv2d, checked: the same on every backend.
+// Arguments of stem_conv2d, checked, and what it is by ATen: the same on every backend.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/clamp.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/max_pool2d.h>
 
 #include <optional>
 
@@ -42,6 +45,18 @@ inline void check(const at::Tensor& x, const at::Tensor& weight, const std::opti
   check_dtype(op, "bias", *bias, at::kFloat);
   check_same_device(op, "bias", *bias, x);
   TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == n, op, ": bias must be [", n, "]; got ", bias->sizes());
+}
+
+// Of the pool behind it; empty: there is none.
+struct Window {
+  at::IntArrayRef size, stride, padding;
+};
+
+inline at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+                        at::IntArrayRef padding, std::optional<double> low, std::optional<double> high, const Window& window) {
+  at::Tensor y = at::conv2d(x, weight, bias, stride, padding);
+  if (low || high) y = at::clamp(y, low, high);
+  return window.size.empty() ? y : at::max_pool2d(y, window.size, window.stride, window.padding);
 }
 
 }  // namespace quantize::packed::stem_call

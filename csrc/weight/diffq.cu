@@ -54,6 +54,12 @@ DiffQDeviceTensor begin(const char* op, Call& call, Made& made, const DiffQLists
   return own;
 }
 
+// The first tensor, whose device the others must be on, which is checked one by one.
+const Tensor& on_gpu(const char* op, const char* argument, at::TensorList tensors) {
+  TORCH_CHECK_VALUE(tensors[0].is_cuda(), op, ": ", argument, " must all be on one GPU; got one on ", tensors[0].device());
+  return tensors[0];
+}
+
 tuple<Tensors, Tensors, Tensors, Tensor> noise_cuda(at::TensorList weights, at::TensorList logits, const Tensor& seed,
                                                     at::IntArrayRef streams, at::IntArrayRef group_sizes, at::IntArrayRef spans,
                                                     at::ArrayRef<double> min_bits, at::ArrayRef<double> max_bits,
@@ -61,7 +67,7 @@ tuple<Tensors, Tensors, Tensors, Tensor> noise_cuda(at::TensorList weights, at::
   const char* op = "diffq_noise";
   const DiffQLists lists{logits, streams, group_sizes, spans, min_bits, max_bits};
   check_lists(op, lists, weights.size());
-  Launcher launch(weights[0]);
+  Launcher launch(on_gpu(op, "weights", weights));
   Call call;
   Made made;
   Tensor bits = floats(2 * int64_t(weights.size()), weights[0]).view({-1, 2});
@@ -81,7 +87,7 @@ tuple<Tensors, Tensors> round_cuda(at::TensorList weights, at::TensorList logits
   const vector<int64_t> streams(weights.size());
   const DiffQLists lists{logits, streams, group_sizes, spans, min_bits, max_bits};
   check_lists(op, lists, weights.size());
-  Launcher launch(weights[0]);
+  Launcher launch(on_gpu(op, "weights", weights));
   Call call;
   Made made;
   for (size_t i = 0; i < weights.size(); ++i)
@@ -98,7 +104,7 @@ Tensors backward_cuda_(at::TensorList grads, at::TensorList logits, at::TensorLi
   const DiffQLists lists{logits, streams, group_sizes, spans, min_bits, max_bits};
   check_lists(op, lists, grads.size());
   check_made(op, lists, grads, ranges, extremes);
-  Launcher launch(grads[0]);
+  Launcher launch(on_gpu(op, "grads", grads));
   Call call;
   Tensors grad_logits;
   for (size_t i = 0; i < grads.size(); ++i) {

@@ -2,7 +2,9 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
+#include <vector>
 
 #include "binary_columns.h"
 #include "binary_pass.h"
@@ -27,9 +29,9 @@ class ColumnRun : BinaryPass {
   ColumnRun(const BinaryLayer& layer, BinaryPrepared& prepared)
       : BinaryPass(layer, prepared),
         column_kernels_(*binary_column_kernels()),
-        pixel_(layer.planes()),
+        pixel_(layer.window.channels / word_bits),
         image_(layer.window.plane * pixel_),
-        images_(prepared.images, layer.batch * layer.groups * image_ + 1) {}
+        images_(prepared.images, layer.batch * layer.groups * image_ / 2 + 1) {}
 
   void operator()() {
     fill_images();
@@ -50,15 +52,18 @@ class ColumnRun : BinaryPass {
  private:
   void fill_images() {
     const int64_t samples = l_.batch * l_.groups, planes = l_.planes(), pixels = l_.height * l_.width;
-    if (l_.padded()) std::memset(images_.data(), 0, samples * image_ * 8);
+    auto* images = reinterpret_cast<uint32_t*>(images_.data());
+    if (l_.padded()) std::memset(images, 0, samples * image_ * 4);
     at::parallel_for(0, samples * planes, 1, [&](int64_t begin, int64_t end) {
       uint64_t* words = at_least(scratch_of_thread<Scratch>().words, (pixels + 31) / 32 * 32);
       for (int64_t item = begin; item < end; ++item) {
         const int64_t s = item / planes, plane = item % planes;
         pack(s / l_.groups, s % l_.groups, plane, words);
-        uint64_t* image = images_.data() + s * image_ + (l_.padding[0] * l_.window.width + l_.padding[1]) * pixel_ + plane;
-        for (int64_t h = 0; h < l_.height; ++h)
-          for (int64_t w = 0; w < l_.width; ++w) image[(h * l_.window.width + w) * pixel_] = words[h * l_.width + w];
+        uint32_t* image = images + s * image_ + (l_.padding[0] * l_.window.width + l_.padding[1]) * pixel_ + plane * 2;
+        for (int64_t half = 0; half < std::min<int64_t>(2, pixel_ - plane * 2); ++half)
+          for (int64_t h = 0; h < l_.height; ++h)
+            for (int64_t w = 0; w < l_.width; ++w)
+              image[(h * l_.window.width + w) * pixel_ + half] = uint32_t(words[h * l_.width + w] >> half * word_bits);
       }
     });
   }
@@ -66,11 +71,11 @@ class ColumnRun : BinaryPass {
   // A line of the kernel is one run, unless its taps lie apart.
   void find_runs() {
     const BinaryWindow& w = l_.window;
-    const int64_t pixel = w.channels / word_bits, apart = w.dilation[1] > 1 ? w.kernel[1] : 1;
+    const int64_t apart = w.dilation[1] > 1 ? w.kernel[1] : 1;
     starts_.clear();
     for (int64_t i = 0; i < w.kernel[0]; ++i)
-      for (int64_t j = 0; j < apart; ++j) starts_.push_back(int32_t((i * w.dilation[0] * w.width + j * w.dilation[1]) * pixel));
-    runs_ = {starts_.data(), int64_t(starts_.size()), w.kernel[1] / apart * pixel};
+      for (int64_t j = 0; j < apart; ++j) starts_.push_back(int32_t((i * w.dilation[0] * w.width + j * w.dilation[1]) * pixel_));
+    runs_ = {starts_.data(), int64_t(starts_.size()), w.kernel[1] / apart * pixel_};
   }
 
   // Of each line (column) of the output: which of the kernel's meet the image, as a number of those that differ. Returns one of each.
@@ -124,11 +129,11 @@ class ColumnRun : BinaryPass {
     const int many = int(std::min(columns, l_.group_outputs() - c));
     uint32_t* weights = aligned(at_least(scratch.weights, words * columns + 16));
     column_kernels_.turn(l_.codes + n * words * 4, words, many, weights);
-    const int64_t pixel = l_.window.channels / word_bits, step = l_.window.stride[1] * pixel;
+    const int64_t step = l_.window.stride[1] * pixel_;
     for (int64_t line = first; line < last; ++line) {
       const int64_t sample = line / l_.out_height, y = line % l_.out_height;
-      const auto* image = reinterpret_cast<const uint32_t*>(images_.data() + (sample * l_.groups + group) * image_);
-      const uint32_t* x = image + y * l_.window.stride[0] * l_.window.width * pixel;
+      const auto* image = reinterpret_cast<const uint32_t*>(images_.data()) + (sample * l_.groups + group) * image_;
+      const uint32_t* x = image + y * l_.window.stride[0] * l_.window.width * pixel_;
       const int32_t* offsets = offsets_.data() + line_kind_[y] * line_kinds_ + n;
       for (int64_t w = 0; w < l_.out_width; w += ColumnTraits::pixels) {
         const int64_t some = std::min<int64_t>(ColumnTraits::pixels, l_.out_width - w);
@@ -167,7 +172,7 @@ class ColumnRun : BinaryPass {
   }
 
   const BinaryColumnKernels& column_kernels_;
-  const int64_t pixel_, image_;  // words of 64 bits of a pixel, and of a group's image
+  const int64_t pixel_, image_;  // words of 32 bits of a pixel, and of a group's image
   const CallArray<uint64_t> images_;
   ColumnRuns runs_;
   int64_t padded_, line_kinds_;  // offsets of a pixel's kind, and of a line's
@@ -178,7 +183,7 @@ class ColumnRun : BinaryPass {
 
 // Words of one tap, bits of the output that are 32-bit words of one block, and an image that 32 bits number.
 bool fits_columns(const BinaryLayer& layer) {
-  return binary_column_kernels() && layer.window.channels % 64 == 0 && (layer.groups == 1 || layer.group_outputs() % columns == 0) &&
+  return binary_column_kernels() && layer.window.channels % word_bits == 0 && (layer.groups == 1 || layer.group_outputs() % columns == 0) &&
          layer.batch * layer.out_height * layer.out_width >= fewest_pixels &&
          layer.window.plane * layer.window.channels / word_bits < int64_t(1) << 31;
 }

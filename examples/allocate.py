@@ -33,6 +33,7 @@ from engine import Run, show, test
 from interrupt import StopRequest
 from options import decisive
 from processes import Processes
+from said import blaming, said
 
 # Of the table: names in report.json and how they are printed.
 COLUMNS = {
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     args, recipe, first = allocations.parse(argv)
     for package in ("matplotlib", "pandas"):
         if find_spec(package) is None:  # said before hours of work, not after
-            raise ImportError(f"allocate.py needs {package}: pip install {package}")
+            raise ImportError(f"package {package}: expected for the table and the plots; it is not installed: pip install {package}")
     processes = Processes.start(recipe.device)
     try:
         with Interrupts():
@@ -84,6 +85,9 @@ def compare(args: Namespace, recipe: Namespace, first: Namespace, processes: Pro
         model = quantize.prepare(copy.deepcopy(run.model).eval(), allocations.uniform_config(args, choice))
         sizes[choice], layers = quantize.size_report(model).bytes, allocations.layers_of(model)
     budgets = allocations.budgets_of(args, sizes)
+
+    with blaming("--workspace: expected a folder that can be written to", OSError):
+        args.workspace.mkdir(parents=True, exist_ok=True)
 
     bare.init_from = recipe.init_from = recipe.init_from or float_model(args, first, processes)
     run, *loaders = train.prepare(bare, processes)
@@ -153,7 +157,6 @@ def measured(args: Namespace, method: str, plain, batches, choices: list[Choice]
 
     def measure() -> dict:
         say(processes, f"measuring {name}: {args.samples} images, {len(choices)} choices")
-        args.workspace.mkdir(parents=True, exist_ok=True)
         whole, began = not list(args.workspace.glob(f"{checkpoint.name}*")), time.perf_counter()
         quantizer = allocations.quantizer_of(args)
         found = quantize.measure_sensitivity(plain, batches, choices, how, metric, quantizer, skip=args.float_layers, checkpoint=checkpoint)
@@ -236,4 +239,4 @@ def say(processes: Processes, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(said(main))

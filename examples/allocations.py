@@ -1,6 +1,7 @@
 """allocate.py's command line: methods, choices of bits and budgets, and what they mean to the package."""
 
 import argparse
+import math
 from argparse import Namespace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -60,6 +61,8 @@ def parse(argv: list[str] | None = None) -> tuple[Namespace, Namespace, Namespac
     for kib in args.max_kib or []:
         if not kib > 0:
             parser.error(f"--max-kib must be above 0; got {kib:g}")
+        if math.isinf(kib):
+            parser.error(f"--max-kib must be finite; got {kib:g}")
     if args.average_activation_bits is not None:
         if not args.activation_choices or not args.average_bits:
             parser.error("--average-activation-bits needs --activation-choices and --average-bits")
@@ -152,6 +155,8 @@ def check_float_layers(args: Namespace, model: nn.Module) -> None:
     for glob in args.float_layers:
         if not any(fnmatchcase(name, glob) for name in names):
             raise ValueError(f"--float-layers must match layers, from {names[0]} to {names[-1]}; {glob!r} matches none")
+    if all(any(fnmatchcase(name, glob) for glob in args.float_layers) for name in names):
+        raise ValueError(f"--float-layers must leave a layer to quantize; got {' '.join(args.float_layers)!r}, which matches all of them")
 
 
 def budgets_of(args: Namespace, sizes: dict[Choice, int]) -> list[Budget]:
@@ -180,7 +185,7 @@ def largest_uniform(budget: Budget, sizes: dict[Choice, int]) -> Choice:
     """The choice of the most bits that fits the budget in every layer; ValueError if none does."""
     fitting = [c for c, size in sizes.items() if size <= budget.max_bytes and not (budget.max_product and _product(c) > budget.max_product)]
     if not fitting:
-        raise ValueError(f"uniform: the smallest choice must fit the budget; {budget.name} is too little for {min(sizes)}")
+        raise ValueError(f"--methods uniform: the smallest choice must fit the budget; {budget.name} is too little for {min(sizes)}")
     return max(fitting, key=lambda choice: (choice[0], _bits(choice[1])))
 
 

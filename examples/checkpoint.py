@@ -2,6 +2,8 @@
 
 import random
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,11 @@ import options
 import weights
 
 FORMAT = "quantize example, version 1"
+# What every checkpoint holds; `options` and `ranks` more closely.
+ENTRIES = {
+    "identity": dict, "options": dict, "epoch": int, "step": int, "best": (int, float), "model": dict, "optimizer": dict, "scaler": dict,
+    "ranks": list,
+}  # fmt: skip
 
 
 def save(run, file: Path) -> None:
@@ -46,7 +53,8 @@ def write(content: dict, file: Path) -> None:
 def read(file: Path, args, flag: str = "--resume", full_precision: bool = False) -> dict:
     """Content of a checkpoint of the model that `args` describe, or of its `full_precision` form.
 
-    FileNotFoundError or ValueError otherwise, beginning with the `flag` that names the file.
+    FileNotFoundError or ValueError otherwise, beginning with the `flag` that names the file. The entry `where` is added: both, for what
+    may come up later.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{flag}: expected a checkpoint file; there is none at {file}")
@@ -57,23 +65,55 @@ def read(file: Path, args, flag: str = "--resume", full_precision: bool = False)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{flag}: expected {file} to be a checkpoint of this script ({FORMAT!r}); got {found}")
+    _check_entries(content, f"{flag}: expected {file} to hold")
     expected = identity(args) | ({"weights": weights.FLOAT} if full_precision else {})
     found = {**content["identity"], "weights": content["identity"].get("weights", weights.FLOAT)}
     if found != expected:
         asked, held = (", ".join(f"{k} {v}" for k, v in model.items()) for model in (expected, found))
         raise ValueError(f"{flag}: {file} is of another model: expected {asked}; the file holds {held}")
-    return content
+    return content | {"where": f"{flag}: {file}"}
+
+
+def _check_entries(content: dict, expected: str) -> None:
+    """ValueError that begins with `expected` where an entry is missing or of another type than save() writes."""
+    for name, kind in ENTRIES.items():
+        if not isinstance(content.get(name), kind):
+            raise ValueError(f"{expected} {name!r}; got {f'{content[name]!r:.60}' if name in content else 'none'}")
+    for name in ("batch_size", "epochs"):
+        if not isinstance(content["options"].get(name), int):
+            raise ValueError(f"{expected} {name!r} among its 'options'; got {content['options'].get(name)!r:.60}")
+    if not content["ranks"] or not all(isinstance(own, dict) and "activation" in own for own in content["ranks"]):
+        raise ValueError(f"{expected} the state of each process as 'ranks'; got {content['ranks']!r:.60}")
+
+
+def load_weights(model, content: dict) -> None:
+    """The checkpoint's weights into `model`; ValueError if they are not this model's."""
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{content['where']} holds weights that are not the model's: {error}") from error
+
+
+@contextmanager
+def _reading(content: dict) -> Iterator[None]:
+    """What entries of the right type but of other content come to in the block, as a ValueError that names the file."""
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{content['where']} is damaged or of another run: {type(error).__name__}: {error}") from error
 
 
 def restore(run, content: dict) -> None:
     """Put `run` where the checkpoint `content` was taken; for an evaluation only the model matters."""
-    run.model.load_state_dict(content["model"])
+    load_weights(run.model, content)
     ranks, world = content["ranks"], run.processes.world
     own = ranks[run.processes.rank % len(ranks)]
-    load_activation_state(run.model, own["activation"])
+    with _reading(content):
+        load_activation_state(run.model, own["activation"])
     if run.args.evaluate:
         return
-    differing = [f"{k} {v} -> {getattr(run.args, k)}" for k, v in content["options"].items() if v != getattr(run.args, k)]
+    asked = vars(run.args)
+    differing = [f"{k} {v} -> {asked.get(k)}" for k, v in content["options"].items() if v != asked.get(k)]
     if len(ranks) != world:
         differing.append(f"processes {len(ranks)} -> {world}")
     if differing:
@@ -84,18 +124,19 @@ def restore(run, content: dict) -> None:
             )
         warnings.warn(f"resuming with other options than the checkpoint's, so to other numbers: {'; '.join(differing)}", stacklevel=2)
     run.epoch, run.step, run.best = content["epoch"], content["step"], content["best"]
-    run.optimizer.load_state_dict(content["optimizer"])
+    with _reading(content):
+        run.optimizer.load_state_dict(content["optimizer"])
+        if content["scaler"]:  # empty of a run without one
+            run.scaler.load_state_dict(content["scaler"])
+        if run.bits is not None:
+            run.bits.load_state(content["bits"])
+        run.skipped, run.skipped_in_a_row = content.get("skipped", (0, 0))
+        run.seconds, run.times = content.get("clock", (0.0, []))
+        run.totals.copy_(torch.tensor(own["totals"], dtype=torch.float64))
+        set_random_state(own["random"])
     for group in run.optimizer.param_groups:
         if run.bits is None or group is not run.bits.group:  # as the options have it now
             group["momentum"], group["weight_decay"] = run.args.momentum, run.args.weight_decay
-    if content["scaler"]:  # empty of a run without one
-        run.scaler.load_state_dict(content["scaler"])
-    if run.bits is not None:
-        run.bits.load_state(content["bits"])
-    run.skipped, run.skipped_in_a_row = content.get("skipped", (0, 0))
-    run.seconds, run.times = content.get("clock", (0.0, []))
-    run.totals.copy_(torch.tensor(own["totals"], dtype=torch.float64))
-    set_random_state(own["random"])
 
 
 def identity(args) -> dict:

@@ -13,6 +13,7 @@ second call goes on after the last one finished.
 
 import argparse
 import hashlib
+import http.client
 import sys
 import tarfile
 import urllib.request
@@ -23,7 +24,7 @@ from tqdm import tqdm
 import data
 import files
 from data.cifar import LAYOUTS
-from said import said
+from said import blaming, said
 
 ARCHIVES = {
     "cifar10": ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),
@@ -42,11 +43,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="only verify what is there")
     args = parser.parse_args(argv)
     if not args.check:
-        args.data_path.mkdir(parents=True, exist_ok=True)
-        if args.dataset == "imagenet":
-            fetch_imagenet(args.data_path)
-        else:
-            fetch_archive(*ARCHIVES[args.dataset], args.data_path)
+        with blaming("--data-path: expected a folder", OSError):
+            args.data_path.mkdir(parents=True, exist_ok=True)
+        with blaming(f"--dataset {args.dataset}", OSError, ValueError, http.client.HTTPException):  # the hub's errors are OSErrors
+            if args.dataset == "imagenet":
+                fetch_imagenet(args.data_path)
+            else:
+                fetch_archive(*ARCHIVES[args.dataset], args.data_path)
     print(check(args.dataset, args.data_path))
 
 
@@ -55,7 +58,7 @@ def fetch_archive(url: str, md5: str, folder: Path) -> None:
     archive = folder / url.rsplit("/", 1)[1]
     partial = archive.with_name(archive.name + ".part")
     found = hashlib.md5(usedforsecurity=False)
-    with urllib.request.urlopen(url) as source, partial.open("wb") as target:
+    with _opened(url) as source, partial.open("wb") as target:
         size = int(source.headers.get("Content-Length") or 0)
         with tqdm(total=size or None, unit="B", unit_scale=True, desc=archive.name) as bar:
             while chunk := source.read(CHUNK):
@@ -75,13 +78,20 @@ def fetch_archive(url: str, md5: str, folder: Path) -> None:
     archive.unlink()
 
 
+def _opened(url: str):
+    try:
+        return urllib.request.urlopen(url)
+    except OSError as error:
+        raise OSError(f"{error}: {url}") from error
+
+
 def fetch_imagenet(folder: Path) -> None:
     """Every shard of ImageNet that `folder` lacks."""
     try:
         from huggingface_hub import HfApi, hf_hub_download
         from pyarrow import parquet
     except ImportError as error:
-        raise ImportError("--dataset imagenet needs: pip install huggingface_hub pyarrow") from error
+        raise ImportError("--dataset imagenet needs packages that are not installed: pip install huggingface_hub pyarrow") from error
     siblings = HfApi().dataset_info(HUB, files_metadata=True).siblings
     shards = [file for file in siblings if file.rfilename.endswith(".parquet") and Path(file.rfilename).name.split("-")[0] in SPLITS]
     if not shards:
@@ -116,14 +126,18 @@ def check(dataset: str, folder: Path) -> str:
     for part, name in zip(parts, ("training", "test"), strict=True):
         counts = part.targets.bincount(minlength=part.classes)
         if dataset in LAYOUTS and counts.min() != counts.max():
-            raise ValueError(f"{dataset}: expected as many {name} images of every class; got between {counts.min()} and {counts.max()}")
+            raise ValueError(
+                f"dataset {dataset}: expected as many {name} images of every class; got between {counts.min()} and {counts.max()}"
+            )
     if dataset == "imagenet":
         for part, (name, images) in zip(parts, SPLITS.values(), strict=True):
             if len(part) != images or part.classes != 1000:
-                raise ValueError(f"{folder / name}: expected {images} images of 1000 classes; got {len(part)} of {part.classes}")
+                raise ValueError(
+                    f"dataset imagenet: {folder / name}: expected {images} images of 1000 classes; got {len(part)} of {part.classes}"
+                )
             empty = next((file for file in part.files if file.stat().st_size == 0), None)
             if empty is not None:
-                raise ValueError(f"{empty} is damaged: expected an image; got an empty file")
+                raise ValueError(f"dataset imagenet: {empty} is damaged: expected an image; got an empty file")
     return f"{dataset} in {folder}: {len(parts[0])} training and {len(parts[1])} test images of {parts[0].classes} classes"
 
 

@@ -23,6 +23,7 @@ import weights
 from measure import Bench
 from models import ARCHITECTURES, default_width
 from rows import KEY, Rows
+from said import blaming, line, said
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,14 +49,16 @@ def main(argv: list[str] | None = None) -> int:
                     rows.drop(key, str(file))  # of a mistaken call another file's row stays
                     raise
                 source = {"checkpoint": str(file), "fingerprint": fingerprint}
-                rows.add(dict(zip(KEY, key, strict=True)) | bench.measure(method, run, content) | source)
+                with blaming(f"--workspace: {file}", ValueError):
+                    measured = bench.measure(method, run, content)
+                rows.add(dict(zip(KEY, key, strict=True)) | measured | source)
             except (OSError, ValueError) as error:
                 problems[str(error)] = None
                 continue
             print(f"{file.parent.name}, {method} {quantizer} {bits}: top-1 {rows.rows[key]['top1']:.2f} %", flush=True)
     print(rows.summary(list(dict.fromkeys(keys))))
     for problem in problems:
-        print(f"evaluate.py: {problem}", file=sys.stderr)
+        print(f"evaluate.py: {line(problem)}", file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -157,4 +160,4 @@ def read(file: Path, run: argparse.Namespace, method: str) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(said(main))

@@ -28,3 +28,11 @@ def write(file: Path, content: str | bytes) -> None:
     """`content` as the file's."""
     with replacing(file) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def try_out(file: Path) -> None:
+    """OSError if `file` could not be written; it stays as it is."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.touch()
+    temporary.unlink()

@@ -1,11 +1,14 @@
 """Learned bits (`--weights diffq`): their flags, what they add to the loss, and the optimizer that moves them."""
 
 import argparse
+import math
 from dataclasses import dataclass
 
 import quantize
 import torch
 from torch import Tensor, nn
+
+from said import blaming
 
 DEFAULTS = {"group_size": 8, "min_bits": 2.0, "max_bits": 15.0, "init_bits": 8.0, "bits_lr": 0.03, "bits_optimizer": "adam"}
 PENALTY, TARGET_PENALTY = 5.0, 10.0  # of a MiB, as in the paper; of a target, with which the size ends there
@@ -44,9 +47,14 @@ def check(args: argparse.Namespace, error) -> None:
             error(f"--{name.replace('_', '-')} must not be negative; got {getattr(args, name)}")
     if args.target_size is not None and not args.target_size > 0:
         error(f"--target-size must be above 0; got {args.target_size}")
+    for name in ("penalty", "bits_lr", "target_size"):
+        if getattr(args, name) is not None and not math.isfinite(getattr(args, name)):
+            error(f"--{name.replace('_', '-')} must be finite; got {getattr(args, name)}")
     low, first, high = args.min_bits, args.init_bits, args.max_bits
     if not 1 <= low <= first <= high <= 16:
         error(f"--min-bits, --init-bits and --max-bits must be from 1 to 16 and in this order; got {low:g}, {first:g} and {high:g}")
+    if math.ceil(low) > math.floor(high):
+        error(f"--min-bits to --max-bits must hold a whole number; got {low:g} to {high:g}")
 
 
 def words(args: argparse.Namespace) -> list[str]:
@@ -113,7 +121,9 @@ def make_optimizers(args: argparse.Namespace, net: nn.Module) -> tuple[torch.opt
     optimizer = torch.optim.Adam([{"params": []}]) if alone else sgd(net.parameters())
     guard = quantize.add_bit_parameters(optimizer, net, args.bits_lr)
     bits = LearnedBits(optimizer, guard, args.penalty, args.target_size, alone)
-    bits.loss(net)  # a target that cannot be reached is better named now than after the first batch
+    if args.target_size is not None:
+        with blaming("--target-size", ValueError):
+            bits.loss(net)  # a target that cannot be reached is better named now than after the first batch
     if not alone:
         return optimizer, bits
     own = set(bits.group["params"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import files
 
 FILE = "log.jsonl"
+NEEDED = {"epoch", "seconds", "test_top1"}  # what the scripts read of an entry
 
 
 class Logs:
@@ -13,7 +14,7 @@ class Logs:
 
     def __init__(self, folder: Path, first_epoch: int = 0):
         self.file = folder / FILE
-        kept = [entry for entry in read(self.file) if entry["epoch"] < first_epoch] if self.file.exists() else []
+        kept = [entry for entry in read(self.file) if entry["epoch"] < first_epoch] if first_epoch and self.file.exists() else []
         files.write(self.file, "".join(json.dumps(entry) + "\n" for entry in kept))
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -39,13 +40,20 @@ class Logs:
 
 
 def read(file: Path) -> list[dict]:
-    """Entries of a log; a last line that a killed process left unfinished is skipped."""
+    """Entries of a log; a last line that a killed process left unfinished is skipped. ValueError if another one is none."""
     entries = []
-    lines = file.read_text().splitlines()
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"log {file}: expected a file of JSON objects; got {error}") from error
     for number, line in enumerate(lines):
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines) - 1:
-                raise ValueError(f"log {file}: expected a JSON object in line {number + 1}; got {line[:60]!r}") from error
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines) - 1:
+                break
+            entry = None
+        if not isinstance(entry, dict) or not NEEDED.issubset(entry) or not isinstance(entry["epoch"], int):
+            raise ValueError(f"log {file}: expected a JSON object with {', '.join(sorted(NEEDED))} in line {number + 1}; got {line[:60]!r}")
+        entries.append(entry)
     return entries

@@ -1,6 +1,7 @@
 """What evaluate.py measures on a checkpoint: accuracy, error of the weights, bytes of the file, latency."""
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import data
 import weights
+from checkpoint import load_weights
 from engine import Run, test
 from interrupt import StopRequest
 from learned_bits import average_bits
@@ -37,10 +39,11 @@ class Bench:
         self.image = test_part.batch(torch.tensor([0]))[0]
 
     def measure(self, method: str, args: argparse.Namespace, content: dict) -> dict:
-        """The measured columns of a row, and average bits, of the model that `args` (train.py's) describe with the weights in `content`."""
+        """The measured columns of a row, and average bits, of the model that `args` (train.py's) describe with the weights in `content`.
+        ValueError if they are another model's or its loss is not finite."""
         plain = self.create(args).eval()
         if method == "fp32":
-            load_state(plain, content)
+            load_weights(plain, content)
             model, error, size, bits = plain, 0.0, state_bytes(plain), 32.0
         else:
             prepared = self.prepare(method, args, content)
@@ -48,6 +51,8 @@ class Bench:
             model, size = self.pack(prepared, args)
         latencies = self.latencies(model, plain)
         loss, top1 = self.accuracy(model, args)
+        if not math.isfinite(loss):
+            raise ValueError(f"test loss must be finite; got {loss}")
         return {"top1": top1, "test_loss": loss, "relative_mse": error, "file_bytes": size, "average_bits": bits, **latencies}
 
     def create(self, args) -> nn.Module:
@@ -59,9 +64,9 @@ class Bench:
         model = self.create(args)
         if method == "qat":
             model = weights.prepare(model, args)
-            load_state(model, content)
+            load_weights(model, content)
             return model.eval()
-        load_state(model, content)
+        load_weights(model, content)
         model = weights.prepare(model, args).eval()
         if args.activation_bits:
             quantize.calibrate(model, self.training_images())
@@ -114,14 +119,6 @@ def _in_turns(models: dict[str, nn.Module], images: Tensor) -> dict[str, float]:
         if run + 1 >= RUNS[0] and time.perf_counter() > until:
             break
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def load_state(model: nn.Module, content: dict) -> None:
-    """The checkpoint's weights into `model`; ValueError if they are not this model's."""
-    try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as error:
-        raise ValueError(f"--workspace: the checkpoint's weights are not the model's: {error}") from error
 
 
 def state_bytes(model: nn.Module) -> int:

@@ -15,6 +15,7 @@ import trained
 import weights
 from data import DATASETS
 from models import ARCHITECTURES
+from said import blaming
 
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 # Where a run is, begins and is looked at from: the options that change no number of a training, but for a device's rounding.
@@ -22,6 +23,7 @@ PLACES = (
     "data", "data_path", "num_workers", "device", "workspace", "init_from", "resume", "resume2", "evaluate", "batches", "draws",
     "overwrite", "gather_checkpoints", "print_freq",
 )  # fmt: skip
+SEEDS = 2**32 - 2**16  # NumPy takes what is below 2**32: the seed and the processes' own, after it
 COMPRESSION = ("ca", "cabits", "ibits", "pergroup", "perlayer", "usegradient", "once")
 
 
@@ -32,9 +34,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.evaluate and args.resume:
         parser.set_defaults(**trained.model_options(args.resume, args))
         args = parser.parse_args(argv)
+        if args.arch not in ARCHITECTURES:
+            parser.error(f"--resume: expected a checkpoint of one of --arch's models; {args.resume} is of {args.arch!r}")
     args.data_path = args.data or args.data_path
     if args.lr_milestones and args.lr_scheduler != "step":
         parser.error("--lr-milestones belongs to --lr-scheduler step")
+    if min(args.lr_milestones or [0]) < 0:
+        parser.error(f"--lr-milestones must not be negative; got {' '.join(map(str, args.lr_milestones))}")
     if args.lr_scheduler == "step" and not args.lr_milestones:
         args.lr_milestones = sorted({args.epochs // 2, args.epochs * 3 // 4} - {0})
     for name in ("epochs", "batch_size", "print_freq", "batches", "draws", "image_size"):
@@ -49,6 +55,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must not be negative; got {getattr(args, name)}")
         if not math.isfinite(getattr(args, name)):
             parser.error(f"--{name.replace('_', '-')} must be finite; got {getattr(args, name)}")
+    if args.seed >= SEEDS:
+        parser.error(f"--seed must be below {SEEDS}; got {args.seed}")
     if not 0 <= args.label_smoothing < 1:
         parser.error(f"--label-smoothing must be in [0, 1); got {args.label_smoothing}")
     if args.lr_warmup_epochs > args.epochs:
@@ -73,7 +81,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.workspace is None:
         args.workspace = Path("runs") / f"{args.dataset}-{args.arch}-{label(args)}-seed{args.seed}"
     last = args.workspace / "last.pt"
-    if args.resume and not args.evaluate and last.exists() and args.resume.resolve().parent != last.resolve().parent:
+    with blaming("--workspace", OSError):
+        taken = last.exists()
+    if args.resume and not args.evaluate and taken and args.resume.resolve().parent != last.resolve().parent:
         parser.error(f"--resume: going on from {args.resume} would overwrite another run in {args.workspace}; name another --workspace")
     if args.overwrite and (args.resume or args.evaluate):
         parser.error("--overwrite is for beginning anew, without --resume or --evaluate")

@@ -1,5 +1,6 @@
 """What `train.py --evaluate` prints: a checkpoint's accuracy or, with `--training-only`, the variance of its gradient."""
 
+import math
 from functools import partial
 from itertools import islice
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 import checkpoint
 from engine import Run, autocast, reestimate, show, test
 from interrupt import StopRequest
+from said import blaming
 
 
 def report(run: Run, train_loader, test_loader) -> dict:
@@ -19,7 +21,8 @@ def report(run: Run, train_loader, test_loader) -> dict:
             second = checkpoint.read(run.args.resume2, run.args, "--resume2")
             if second["ranks"][0]["activation"] is None:
                 raise ValueError(f"--resume2: expected a run with compressed activations; {run.args.resume2} is of one without")
-            checkpoint.load_activation_state(run.model, second["ranks"][0]["activation"])
+            with blaming(second["where"], KeyError, RuntimeError, TypeError, ValueError):
+                checkpoint.load_activation_state(run.model, second["ranks"][0]["activation"])
         numbers = variances(run, train_loader)
         text = "  ".join(f"{name} {value:.6g}" for name, value in numbers.items())
     else:
@@ -27,6 +30,10 @@ def report(run: Run, train_loader, test_loader) -> dict:
         loss, top1 = test(run, test_loader, StopRequest())
         numbers = {"test_loss": loss, "test_top1": top1}
         text = f"test loss {loss:.4f}  top-1 {top1:.2f} %"
+    if not all(map(math.isfinite, numbers.values())):
+        broken = [name for name, value in run.model.state_dict().items() if value.is_floating_point() and not torch.isfinite(value).all()]
+        cause = f"{broken[0]} in it is not finite" if broken else "its weights are finite"
+        raise FloatingPointError(f"{run.args.resume}: {text}; {cause}")
     if run.processes.first:
         print(f"{run.args.resume}: {text}")
     return numbers

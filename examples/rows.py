@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas
 
 import files
+from said import blaming
 
 KEY = ("arch", "width", "dataset", "method", "quantizer", "bits", "activation_bits", "float_layers", "seed")
 MEASURED = (
@@ -29,11 +30,13 @@ class Rows:
 
     def __init__(self, file: Path, key: tuple[str, ...] = KEY, columns: tuple[str, ...] = COLUMNS):
         self.file, self.key, self.columns, self.rows = file, key, columns, {}
+        with self._writing():  # said before anything is measured, not after
+            files.try_out(file)
         if not file.exists():
             return
         try:
             table = pandas.read_csv(file)
-        except (ValueError, UnicodeError) as error:  # pandas' parsing errors are ValueErrors
+        except (OSError, ValueError) as error:  # pandas' parsing errors are ValueErrors
             raise ValueError(f"--output: expected {file} to be a CSV of this script; pandas says: {error}") from error
         if tuple(table.columns) != columns:
             found = ", ".join(map(str, table.columns))
@@ -58,7 +61,12 @@ class Rows:
 
     def _write(self):
         table = pandas.DataFrame(list(self.rows.values()), columns=list(self.columns))
-        files.write(self.file, table.sort_values(list(self.key)).to_csv(index=False))
+        with self._writing():
+            files.write(self.file, table.sort_values(list(self.key)).to_csv(index=False))
+
+    @staticmethod
+    def _writing():
+        return blaming("--output: expected a file that can be written", OSError)
 
     def summary(self, keys: list[tuple]) -> str:
         """Mean ± deviation over seeds of the rows with these keys, as text."""

@@ -1,8 +1,12 @@
 """How a script ends where its input or its training is at fault: with a line, not with a traceback."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+# What a message for the user begins with: the flag or argument, data set, log or package it is about. Others are surprises.
+NAMES = ("--", "FOLDER: ", "dataset ", "log ", "package ")
 
 
 def said(main: Callable[[], int | None]) -> int:
@@ -14,10 +18,26 @@ def said(main: Callable[[], int | None]) -> int:
         print(f"{own}: interrupted", file=sys.stderr)
         return 130
     except FloatingPointError as error:
-        print(f"{own}: {error}", file=sys.stderr)
+        print(f"{own}: {line(error)}", file=sys.stderr)
         return 1
-    except (OSError, ValueError) as error:
-        if not str(error).startswith(("--", "dataset ")):  # such a message names the flag, or what the data lack; others are surprises
+    except (ImportError, OSError, ValueError) as error:
+        if not str(error).startswith(NAMES):
             raise
-        print(f"{own}: {error}", file=sys.stderr)
+        print(f"{own}: {line(error)}", file=sys.stderr)
         return 2
+
+
+def line(error: object) -> str:
+    """The message in one line, as PyTorch's are not."""
+    return " ".join(part.strip() for part in str(error).splitlines())
+
+
+@contextmanager
+def blaming(name: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds in the block are the fault of `name`, a flag, and begin with it; those that name theirs stay as they are."""
+    try:
+        yield
+    except kinds as error:
+        if str(error).startswith(NAMES):
+            raise
+        raise ValueError(f"{name}: {error}") from error

@@ -34,7 +34,7 @@ from memory import MIB, PeakMemory, saved_bytes, warm_up
 from models import create_model, default_width
 from processes import Processes, share_batch_norm
 from report import report
-from said import said
+from said import blaming, said
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,7 +94,7 @@ def prepare(args, processes: Processes):
     torch.manual_seed(args.seed)
     model = create_model(args.arch, args.num_classes, parts[0].channels, args.width).to(processes.device)
     if args.init_from and not args.resume:
-        model.load_state_dict(checkpoint.read(args.init_from, args, "--init-from", full_precision=True)["model"])
+        checkpoint.load_weights(model, checkpoint.read(args.init_from, args, "--init-from", full_precision=True))
     if args.weights:
         model = weights.prepare(model, args)
     if args.channels_last:
@@ -124,11 +124,12 @@ def train(run: Run, train_loader, test_loader, stop: StopRequest) -> bool:
     """All epochs that are left; False if a stop was asked for before the end, after writing a checkpoint."""
     args, first = run.args, run.processes.first
     if first:
-        args.workspace.mkdir(parents=True, exist_ok=True)
-        if args.resume:
-            outcome.take_over(run, args.resume)
-        outcome.clear(args.workspace, checkpoints=run.epoch == run.step == 0)
-    logs = Logs(args.workspace, run.epoch) if first else None
+        with blaming("--workspace: expected a folder that can be written to", OSError):
+            args.workspace.mkdir(parents=True, exist_ok=True)
+            if args.resume:
+                outcome.take_over(run, args.resume)
+            logs = Logs(args.workspace, run.epoch)  # before anything is removed: it may be damaged
+            outcome.clear(args.workspace, checkpoints=run.epoch == run.step == 0)
     images, _, indices = next(train_loader.epoch(0))
     example = show(run, images[:2]), indices[:2]
     with autocast(run):

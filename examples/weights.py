@@ -103,10 +103,12 @@ def prepare(model: nn.Module, args: argparse.Namespace) -> nn.Module:
     if args.float_layers is None and args.weights in few_bits.METHODS:
         left_out = few_bits.ends(model)
     names = [name for name, module in model.named_modules() if name]
+    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     for glob in left_out:
         if not any(fnmatchcase(name, glob) for name in names):
-            layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
             raise ValueError(f"--float-layers: expected globs over names from {layers[0]} to {layers[-1]}; got {glob!r}, which fits none")
+    if all(any(fnmatchcase(name, glob) for glob in left_out) for name in layers):
+        raise ValueError(f"--float-layers: expected to leave a layer to quantize; got {' '.join(left_out)!r}, which fits all of them")
     if args.weights in few_bits.METHODS:
         config = few_bits.config(args, model)
     elif args.weights == "diffq":

@@ -24,6 +24,7 @@ from measure import Bench, state_bytes
 from memory import MIB
 from models import default_width
 from rows import Rows
+from said import blaming, line, said
 
 KEY = ("arch", "dataset", "config", "seed", "checkpoint")  # the file: schedules are not in `config`
 MEASURED = (
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         table = pandas.DataFrame([rows.rows[key] for key in keys]).drop(columns=["checkpoint", "fingerprint"])
         print(table.round(3).to_string(index=False))
     for problem in problems:
-        print(f"zoo.py: {problem}", file=sys.stderr)
+        print(f"zoo.py: {line(problem)}", file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -77,7 +78,9 @@ def add_row(rows: Rows, folder: Path, data_path: Path) -> tuple:
         return key
     bench, classes = bench_of(run.dataset, run.data_path, run.image_size, run.batch_size, run.limit_test)
     run.width, run.num_classes = run.width or default_width(run.arch), run.num_classes or classes
-    measured = measure(bench, run, checkpoint.read(file, run, "FOLDER"))
+    content = checkpoint.read(file, run, "FOLDER")
+    with blaming(f"FOLDER: {file}", ValueError):
+        measured = measure(bench, run, content)
     rows.add(dict(zip(KEY, key, strict=True)) | measured | {"fingerprint": fingerprint})
     return key
 
@@ -119,4 +122,4 @@ def bench_of(dataset: str, data_path: Path, image_size: int, batch_size: int, li
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(said(main))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numbers import Integral, Real
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def is_integer(value) -> bool:
@@ -31,6 +31,17 @@ def check_module(who: str, model) -> None:
     """TypeError if `model` is no nn.Module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{who}: model must be an nn.Module; got {type(model).__name__}")
+
+
+def first_of(who: str, batch, number: int, may_be_empty: bool = False):
+    """The inputs of a batch, which may be the first of a tuple or list. ValueError if there are none, or no samples in them."""
+    if isinstance(batch, (tuple, list)):
+        if not batch:
+            raise ValueError(f"{who}: batches must hold inputs; got an empty {type(batch).__name__}, number {number}")
+        batch = batch[0]
+    if isinstance(batch, Tensor) and not batch.numel() and not may_be_empty:
+        raise ValueError(f"{who}: batches must hold samples; got inputs of shape {list(batch.shape)}, number {number}")
+    return batch
 
 
 def _check(who: str, name: str, value, fits: bool, least, most, expected: str) -> None:

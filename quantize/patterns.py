@@ -21,13 +21,15 @@ def check(config, kinds: tuple[type, ...], who: str):
     """`config` itself if it is of one of `kinds`, or a mapping from patterns to these or None; TypeError otherwise."""
     *most, last = [f"{'an' if kind.__name__[0] in 'AEIOX' else 'a'} {kind.__name__}" for kind in kinds]
     names = f"{', '.join(most)} or {last}" if most else last
-    values = config.items() if isinstance(config, Mapping) else [(None, config)]
-    for pattern, value in values:
-        if pattern is not None and not isinstance(pattern, str):
+    if not isinstance(config, Mapping):
+        if not isinstance(config, kinds):
+            raise TypeError(f"{who}: config must be {names} or a mapping from glob patterns to it; got {config!r}")
+        return config
+    for pattern, value in config.items():
+        if not isinstance(pattern, str):
             raise TypeError(f"{who}: config's keys must be glob patterns over module names; got {pattern!r}")
-        if not isinstance(value, kinds) and not (value is None and pattern is not None):
-            at = f" for {pattern!r}" if pattern is not None else " or a mapping from glob patterns to it"
-            raise TypeError(f"{who}: config must be {names}{at}; got {value!r}")
+        if not isinstance(value, (*kinds, type(None))):
+            raise TypeError(f"{who}: config must be {names} for {pattern!r}; got {value!r}")
     return config
 
 

@@ -200,10 +200,13 @@ std::optional<PoolShape> pool_shape(IntArrayRef size, IntArrayRef kernel, IntArr
   if (size.size() < 3 || size.size() > 4) return std::nullopt;
   for (const IntArrayRef own : {kernel, stride, padding, dilation})
     if (own.size() != 2) return std::nullopt;
+  constexpr int64_t most = int64_t(1) << 31;  // numbers whose products 64 bits hold
   PoolShape s;
   for (int d = 0; d < 2; ++d) {
     const int64_t n = size[size.size() - 2 + d], k = kernel[d], pad = padding[d];
-    if (n < 1 || k < 1 || k > 256 || stride[d] < 1 || dilation[d] < 1 || pad < 0 || 2 * pad > k) return std::nullopt;
+    if (n < 1 || k < 1 || k > 256 || stride[d] < 1 || dilation[d] < 1 || std::max({n, stride[d], dilation[d]}) > most || pad < 0 ||
+        2 * pad > k)
+      return std::nullopt;
     const int64_t room = n + 2 * pad - dilation[d] * (k - 1) - 1;
     if (room < 0) return std::nullopt;
     int64_t out = (room + (ceil_mode ? stride[d] - 1 : 0)) / stride[d] + 1;

@@ -130,7 +130,12 @@ class ColumnRun : BinaryPass {
     uint32_t* weights = aligned(at_least(scratch.weights, words * columns + 16));
     column_kernels_.turn(l_.codes + n * words * 4, words, many, weights);
     const int64_t step = l_.window.stride[1] * pixel_;
+    // The next channels' weights come meanwhile: as rows of codes the machine does not see them coming.
+    const int64_t bytes = n + columns < l_.out_channels ? words * 4 * std::min(columns, l_.out_channels - n - columns) : 0;
+    const uint8_t* next = l_.codes + (n + columns) * words * 4;
     for (int64_t line = first; line < last; ++line) {
+      for (int64_t i = bytes * (line - first) / (last - first); i < bytes * (line - first + 1) / (last - first); i += 64)
+        __builtin_prefetch(next + i, 0, 2);
       const int64_t sample = line / l_.out_height, y = line % l_.out_height;
       const auto* image = reinterpret_cast<const uint32_t*>(images_.data()) + (sample * l_.groups + group) * image_;
       const uint32_t* x = image + y * l_.window.stride[0] * l_.window.width * pixel_;
@@ -155,13 +160,12 @@ class ColumnRun : BinaryPass {
 
   void store(const int32_t* sums, int64_t pixels, int64_t many, int64_t n, float* out) const {
     const ImageKernels& k = image_kernels();
+    const float* residual = l_.residual ? l_.residual + (out - l_.out) : nullptr;
     if (l_.rows) {
       constexpr float all = std::numeric_limits<float>::infinity();
-      const float* residual = l_.residual ? l_.residual + (out - l_.out) : nullptr;
       return k.finish_clipped(sums, columns, pixels, many, none, l_.scales + n, bias(n), residual, -all, all, out, l_.out_channels);
     }
-    k.finish(sums, columns, pixels, many, none, l_.scales + n, bias(n), out, 1, l_.out_height * l_.out_width);
-    add_residual(out, pixels, many);
+    k.finish(sums, columns, pixels, many, none, l_.scales + n, bias(n), residual, out, 1, l_.out_height * l_.out_width);
   }
 
   void store_words(const int32_t* sums, int64_t pixels, int many, int64_t n, int64_t pixel) const {

@@ -95,9 +95,9 @@ class TileRun : BinaryPass {
         const int32_t* sums = acc + row * pitch;
         if (l_.out) {
           float* out = place(at);
-          image_kernels().finish(sums, pitch, count, many, none, l_.scales + n, added, out, l_.rows ? l_.out_channels : 1,
+          const float* residual = l_.residual ? l_.residual + (out - l_.out) : nullptr;
+          image_kernels().finish(sums, pitch, count, many, none, l_.scales + n, added, residual, out, l_.rows ? l_.out_channels : 1,
                                  l_.rows ? 1 : out_pixels);
-          add_residual(out, count, many);
           return;
         }
         for (int64_t t = 0; t < panels; ++t) {

@@ -17,9 +17,10 @@ struct ImageKernels {
   // zero_point above the levels: -range.low, unless the ends of the range are narrower.
   void (*from_rows)(const float* x, int64_t pixel, int64_t channels, int64_t pixels, LsqRange range, int32_t zero_point, uint8_t* image,
                     int64_t pixel_bytes);
-  // out[i][c] = float(acc[i][c] - correction[c]) * gain[c] + bias[c]; acc's rows hold `stride` sums, out has strides of its own.
+  // out[i][c] = float(acc[i][c] - correction[c]) * gain[c] + bias[c], and residual, if any, which lies as out does; acc's rows hold
+  // `stride` sums, out has strides of its own.
   void (*finish)(const int32_t* acc, int64_t stride, int64_t rows, int64_t columns, const int32_t* correction, const float* gain,
-                 const float* bias, float* out, int64_t row_stride, int64_t column_stride);
+                 const float* bias, const float* residual, float* out, int64_t row_stride, int64_t column_stride);
   // The same as codes: as from_rows, of pixels [rows][pixel_bytes].
   void (*finish_codes)(const int32_t* acc, int64_t stride, int64_t rows, int64_t columns, const int32_t* correction, const float* gain,
                        const float* bias, LsqRange range, int32_t zero_point, uint8_t* image, int64_t pixel_bytes);

@@ -64,7 +64,7 @@ void from_rows(const float* x, int64_t pixel, int64_t channels, int64_t pixels, 
 #ifdef __AVX512F__
 // Blocks of 16 by 16, turned.
 void finish_planes(const int32_t* acc, int64_t stride, int64_t rows, int64_t columns, const int32_t* correction, const float* gain,
-                   const float* bias, float* out, int64_t plane) {
+                   const float* bias, const float* residual, float* out, int64_t plane) {
   for (int64_t c = 0; c < columns; c += 16)
     for (int64_t r = 0; r < rows; r += 16) {
       const int64_t some = rows - r < 16 ? rows - r : 16, channels = columns - c < 16 ? columns - c : 16;
@@ -77,26 +77,33 @@ void finish_planes(const int32_t* acc, int64_t stride, int64_t rows, int64_t col
       for (int i = 0; i < 16; ++i) {
         if (i >= channels) break;
         const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(v[i], _mm512_set1_epi32(correction[c + i])));
-        const __m512 y = _mm512_add_ps(_mm512_mul_ps(sum, _mm512_set1_ps(gain[c + i])), _mm512_set1_ps(bias[c + i]));
-        _mm512_mask_storeu_ps(out + (c + i) * plane + r, there, y);
+        const int64_t at = (c + i) * plane + r;
+        __m512 y = _mm512_add_ps(_mm512_mul_ps(sum, _mm512_set1_ps(gain[c + i])), _mm512_set1_ps(bias[c + i]));
+        if (residual) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(there, residual + at));
+        _mm512_mask_storeu_ps(out + at, there, y);
       }
     }
 }
 #endif
 
 void finish(const int32_t* __restrict acc, int64_t stride, int64_t rows, int64_t columns, const int32_t* __restrict correction,
-            const float* __restrict gain, const float* __restrict bias, float* __restrict out, int64_t row_stride, int64_t column_stride) {
+            const float* __restrict gain, const float* __restrict bias, const float* __restrict residual, float* __restrict out,
+            int64_t row_stride, int64_t column_stride) {
   if (column_stride == 1) {
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t c = 0; c < columns; ++c) out[i * row_stride + c] = float(acc[i * stride + c] - correction[c]) * gain[c] + bias[c];
+    for (int64_t i = 0; residual && i < rows; ++i)
+      for (int64_t c = 0; c < columns; ++c) out[i * row_stride + c] += residual[i * row_stride + c];
     return;
   }
 #ifdef __AVX512F__
-  if (row_stride == 1) return finish_planes(acc, stride, rows, columns, correction, gain, bias, out, column_stride);
+  if (row_stride == 1) return finish_planes(acc, stride, rows, columns, correction, gain, bias, residual, out, column_stride);
 #endif
-  for (int64_t c = 0; c < columns; ++c)
-    for (int64_t i = 0; i < rows; ++i)
-      out[i * row_stride + c * column_stride] = float(acc[i * stride + c] - correction[c]) * gain[c] + bias[c];
+  for (int64_t c = 0; c < columns; ++c) {
+    float* __restrict line = out + c * column_stride;
+    for (int64_t i = 0; i < rows; ++i) line[i * row_stride] = float(acc[i * stride + c] - correction[c]) * gain[c] + bias[c];
+    for (int64_t i = 0; residual && i < rows; ++i) line[i * row_stride] += residual[c * column_stride + i * row_stride];
+  }
 }
 
 // Sixteen numbers, or the first `count`.

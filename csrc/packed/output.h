@@ -41,7 +41,7 @@ class Output {
     if (along_ == 1 && then_.changes())
       return kernels.finish_clipped(acc, pitch, count, columns, part.correction, part.gain, part.bias, residual, then_.low, then_.high,
                                     floats_ + at, across_);
-    kernels.finish(acc, pitch, count, columns, part.correction, part.gain, part.bias, floats_ + at, across_, along_);
+    kernels.finish(acc, pitch, count, columns, part.correction, part.gain, part.bias, nullptr, floats_ + at, across_, along_);
     if (then_.changes()) kernels.add_and_clip(floats_ + at, residual, columns, along_, count, then_.low, then_.high);
   }
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from .state import LayerState
+from ..checks import is_integer, is_number
+from .state import LEARNED, LayerState
 
+WHO = "load_activation_state"
 # Averages of bits at which a layer's variance is followed. Where a few samples carry the gradient, most is won just above one bit.
 AVERAGES = (1, 1.125, 1.25, 1.5, 2, 3, 4, 6, 8)
 MEMORY = 0.9  # of the running mean of sensitivities; exact mean until that many steps have been seen
@@ -72,32 +74,58 @@ def update_curve(state: LayerState, curve: list[float]) -> None:
     state.curve = [keep * o + (1 - keep) * c for o, c in zip(old, curve, strict=True)]
 
 
-def check_learned(name: str, values: Mapping) -> None:
-    """ValueError if `values` are not what :meth:`LayerState.learned` gives for a layer `name`, or a part of it."""
-    expected = {
-        "budget": ("a number from 1 to 8", lambda v: _is_finite(v) and 1 <= v <= 8),
-        "curve": (
-            f"None or a list of {len(AVERAGES)} finite numbers",
-            lambda v: v is None or (isinstance(v, (list, tuple)) and len(v) == len(AVERAGES) and all(map(_is_finite, v))),
-        ),
-        "updates": ("an integer from 0", lambda v: isinstance(v, int) and v >= 0),
-        "steps": ("an integer from 0", lambda v: isinstance(v, int) and v >= 0),
-        "sample_weight": (
-            "None or a float32 Tensor[N]",
-            lambda v: v is None or (isinstance(v, Tensor) and v.dtype == torch.float32 and v.dim() == 1),
-        ),
-        "elements": ("an integer from 0", lambda v: isinstance(v, int) and v >= 0),
-    }
-    for key, value in values.items():
-        if key not in expected:
-            raise ValueError(f"load_activation_state: layer {name!r} must have no entries but {', '.join(expected)}; got {key!r}")
-        form, fits = expected[key]
-        if not fits(value):
-            raise ValueError(f"load_activation_state: {key} of layer {name!r} must be {form}; got {value!r}")
+LARGEST_COUNT = 2**63 - 1
 
 
-def _is_finite(value) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+def checked_state(state) -> dict[str, dict]:
+    """What :meth:`QModule.activation_state` gives, or a part of it, as a copy on the CPU. TypeError or ValueError for anything else."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{WHO}: state must map layer names to dictionaries; got {type(state).__name__}")
+    for name, values in state.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{WHO}: state must map layer names to dictionaries; got {name!r} as a name")
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{WHO}: state must map layer names to dictionaries; got {type(values).__name__} for {name!r}")
+    return {name: {key: _checked(name, key, value) for key, value in values.items()} for name, values in state.items()}
+
+
+def _checked(layer: str, key, value):
+    """An entry of :meth:`LayerState.learned` for a layer."""
+    if key not in LEARNED:
+        raise ValueError(f"{WHO}: layer {layer!r} must have no entries but {', '.join(LEARNED)}; got {key!r}")
+    if key == "budget":
+        fits, form = is_number(value) and 1 <= value <= 8, "a number from 1 to 8"
+    elif key == "curve":
+        most = sys.float_info.max
+        fits = value is None or (isinstance(value, (list, tuple)) and len(value) == len(AVERAGES))
+        fits = fits and all(is_number(v) and 0 <= v <= most for v in value or ())
+        form = f"None or a list of {len(AVERAGES)} finite numbers from 0"
+    elif key == "sample_weight":
+        fits, form = value is None or _is_weight(value), "None or a dense float32 Tensor[N] of numbers from 0 or NaN"
+    else:
+        fits, form = is_integer(value) and 0 <= value <= LARGEST_COUNT, "an integer from 0 to 2^63 - 1"
+    if not fits:
+        raise ValueError(f"{WHO}: {key} of layer {layer!r} must be {form}; got {_text(value)}")
+    if value is None:
+        return None
+    if key == "curve":
+        return [float(v) for v in value]
+    if key == "sample_weight":  # perhaps of a checkpoint that was read to a GPU, and not to be written into
+        return value.detach().to("cpu", copy=True)
+    return float(value) if key == "budget" else int(value)
+
+
+def _is_weight(value) -> bool:
+    if not isinstance(value, Tensor) or value.is_nested or value.is_meta or value.layout != torch.strided:
+        return False
+    return value.dtype == torch.float32 and value.dim() == 1 and not bool((value < 0).any())
+
+
+def _text(value) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    kind = "a nested Tensor" if value.is_nested else f"a {value.dtype} Tensor{list(value.shape)}"
+    return f"{kind} of {value.layout} on {value.device}"
 
 
 def share_bits(states: list[LayerState]) -> None:

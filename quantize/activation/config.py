@@ -64,6 +64,9 @@ class ActivationConfig:
             raise ValueError(
                 f'ActivationConfig: bits must be 1, 2, 4 or 8 with group_size="tensor", which leaves nothing to adapt; got {self.bits!r}'
             )
+        for name, kind in (("bits", float), ("max_bits", int), ("group_size", int)):  # not NumPy's, which torch.compile's ops refuse
+            if not isinstance(value := getattr(self, name), (int, float, str)) or type(value).__module__ == "numpy":
+                object.__setattr__(self, name, kind(value))
         for name in ("per_layer", "use_gradient", "enabled", "compress_once"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"ActivationConfig: {name} must be a bool; got {getattr(self, name)!r}")

@@ -249,6 +249,8 @@ def _smooth(mode, input, inplace=False, *, function, plain):
 
 
 def _gelu(mode, input, *, approximate="none"):
+    if approximate not in ("none", "tanh"):
+        return F.gelu(input, approximate=approximate)  # PyTorch's error
     function = "gelu_tanh" if approximate == "tanh" else "gelu"
     return functional.smooth(lambda: mode.state(None, "gelu"), input, function, plain=lambda: F.gelu(input, approximate=approximate))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,11 +19,12 @@ from .. import layers as q
 from ..checks import check_module
 from ..layers.base import CompressedLayer
 from ..patterns import resolve, unmatched
-from .allocation import check_learned, learn, share_bits, teaches, update_curve
+from .allocation import checked_state, learn, share_bits, teaches, update_curve
 from .config import ActivationConfig, check_config
 from .intercept import LOSSY, SUPPORTED, Interceptor, forget_calls_of, keep_two_values, name_calls_of, state_of
 from .state import LayerState, Session, is_disabled, swap_session
 
+CALL = re.compile("(conv|conv_transpose|linear|batch_norm|mul|silu|hardswish|mish|gelu)#[1-9][0-9]*")  # as Interceptor.state has it
 LARGEST_INDEX = 2**28  # of a sample: at 4 bytes for each one up to it, 1 GiB a layer
 
 # Plain layer to compressed one, by exact type: a subclass may have a forward of its own, which it keeps.
@@ -229,16 +231,20 @@ class QModule(nn.Module, metaclass=_Converting):
             indices: integer Tensor[N] of numbers from 0, one for each sample of the batch.
 
         Raises:
-            TypeError: not an integer tensor.
-            ValueError: not one-dimensional, or an index that is negative or 2^28 and more; and, by the next forward, where its input has
-                another number of samples.
+            TypeError: not an int64 or int32 tensor.
+            ValueError: not one-dimensional or without values, or an index that is negative or 2^28 and more; and, by the next forward,
+                where its input has another number of samples.
         """
         if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
-            raise TypeError(
-                f"set_sample_indices: indices must be an integer Tensor; got {getattr(indices, 'dtype', type(indices).__name__)}"
-            )
-        if indices.dim() != 1 or (indices.numel() and int(indices.min()) < 0):
-            raise ValueError(f"set_sample_indices: indices must be Tensor[N] of numbers from 0; got shape {list(indices.shape)}")
+            found = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+            raise TypeError(f"set_sample_indices: indices must be an int64 or int32 Tensor; got {found}")
+        if indices.is_nested or indices.is_meta or indices.layout != torch.strided:
+            found = "a nested one" if indices.is_nested else "one on meta" if indices.is_meta else indices.layout
+            raise ValueError(f"set_sample_indices: indices must be a dense Tensor with values; got {found}")
+        if indices.dim() != 1:
+            raise ValueError(f"set_sample_indices: indices must be Tensor[N]; got shape {list(indices.shape)}")
+        if indices.numel() and int(indices.min()) < 0:
+            raise ValueError(f"set_sample_indices: indices must be numbers from 0; got {int(indices.min())}")
         if indices.numel() and int(indices.max()) >= LARGEST_INDEX:
             raise ValueError(
                 f"set_sample_indices: indices must be below 2^28, as 4 bytes are kept for each one up to it; got {int(indices.max())}"
@@ -268,16 +274,13 @@ class QModule(nn.Module, metaclass=_Converting):
         Raises:
             TypeError, ValueError: naming layers that this model lacks, and what is no such state; the model is then as before.
         """
-        for name, values in state.items() if isinstance(state, Mapping) else [("", state)]:
-            if not isinstance(values, Mapping):
-                raise TypeError(f"load_activation_state: state must map layer names to dictionaries; got {type(values).__name__}")
-            check_learned(name, values)
+        loaded = checked_state(state)
         known, modules = {s.name: s for s in self._control.states()}, dict(self.named_modules())
-        unknown = [name for name in state if name not in known and "#" not in name and name not in modules]
+        unknown = [name for name in loaded if name not in known and not _may_have_bits(name, modules.get(name))]
         if unknown:
             raise ValueError(f"load_activation_state: state has layers that the model lacks: {unknown[:5]}")
         default = resolve(self._control.config, "")
-        for name, values in state.items():
+        for name, values in loaded.items():
             target = known.get(name)
             if target is None:  # of functional calls, or of a layer that is not compressed: that one must not have a share of the bits
                 if default is None or not default.enabled or isinstance(modules.get(name), (CompressedLayer, *LOSSY)):
@@ -286,8 +289,6 @@ class QModule(nn.Module, metaclass=_Converting):
             vars(target).update(values)
             if not (target.config.adaptive and target.config.per_layer):
                 target.budget = float(target.config.bits)
-            if target.sample_weight is not None:  # perhaps of a checkpoint that was read to a GPU, and not to be written into
-                target.sample_weight = target.sample_weight.to("cpu", copy=True)
 
     def _finished_states(self) -> list[LayerState]:
         self._control.begin_step()  # so that the last step's figures are in
@@ -309,6 +310,14 @@ def _sample_counts(inputs: list) -> list[int]:
     counts = [len(value) for value in inputs if isinstance(value, list)]
     counts += [len(t) for t in tensors if t.dim()]
     return counts + [t.shape[1] for t in tensors if t.dim() == 3 or (t.dim() == 2 and not t.is_floating_point())]
+
+
+def _may_have_bits(name: str, module: nn.Module | None) -> bool:
+    """Whether a state may be of a layer that is not known before it runs: calls go by who owns the weight, else by op and number."""
+    if module is None:
+        return CALL.fullmatch(name) is not None
+    owns = any(tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values()))
+    return owns or isinstance(module, (CompressedLayer, *LOSSY))
 
 
 @contextlib.contextmanager
@@ -335,6 +344,7 @@ def _convert(model: nn.Module, config) -> nn.Module:
     control = Control(config)
     if isinstance(model, QModule):  # again, with another config: hooks and classes of the first time go
         _revert(model)
+    _class_for(type(model), owns_config=not hasattr(model, "config"))  # a class that cannot be subclassed says so before anything changes
     for name, module in list(model.named_modules()):
         _convert_layer(module, name, config, control)
     model.__dict__["_control"] = control

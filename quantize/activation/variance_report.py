@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_integer, check_module
+from ..losses import checked_loss
 from .memory_report import unchanged
 from .module import Control, controls_of
 from .state import override
@@ -50,7 +51,8 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
 
     Raises:
         TypeError: a batch is not a pair, or an argument of another type.
-        ValueError: no batches, draws < 1, no parameter that requires a gradient, or in torch.inference_mode().
+        ValueError: no batches, draws < 1, no parameter that requires a gradient, a loss that is none or not finite, or in
+            torch.inference_mode().
 
     Example:
         >>> model = quantize.QModule(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2)))
@@ -81,6 +83,8 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
     noise = torch.Generator().manual_seed(torch.initial_seed() & (2**63 - 1))
     controls = controls_of(model).values()
     indexed = [control for control in controls if any(c.use_gradient for c in control.configs())]
+    if indexed:
+        _check_lengths([target for _, target in batches])
 
     def gradient(number: int, disabled: bool) -> Tensor:
         inputs, target = batches[number]
@@ -89,7 +93,9 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
             first = sum(len(b[1]) for b in batches[:number])
             control.indices = torch.arange(first, first + len(target), device="cpu")
         with override(disabled, noise), torch.enable_grad():
-            loss = loss_fn(model(inputs), target)
+            loss = checked_loss("variance_report", loss_fn(model(inputs), target), f" of batch {number}")
+            if not loss.requires_grad:
+                raise ValueError(f"variance_report: loss_fn must return a loss with a gradient; got one without, of batch {number}")
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().double() for g, p in zip(gradients, parameters, strict=True)])
 
@@ -108,6 +114,16 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
                 quantization += float((drawn - exact).square().sum()) / (draws * len(batches))
     sample = max(energy - float(mean.square().sum()), 0.0)
     return VarianceReport(quantization + sample, quantization, sample)
+
+
+def _check_lengths(targets: list) -> None:
+    """That targets tell how many samples there are, whose gradients are kept one by one."""
+    for number, target in enumerate(targets):
+        if not isinstance(target, Sized) or (isinstance(target, Tensor) and not target.dim()):
+            found = "a Tensor without dimensions" if isinstance(target, Tensor) else type(target).__name__
+            raise TypeError(
+                f"variance_report: batches must have targets with a length where bits adapt by gradients; got {found} in number {number}"
+            )
 
 
 def _settling_steps(controls: Iterable[Control], batches: int) -> int:

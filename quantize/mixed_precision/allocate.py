@@ -16,6 +16,7 @@ from ..patterns import exactly, resolve, unmatched
 from ..table import aligned, kib, short_count
 from .choices import Choice
 from .costs import FLOAT_BITS
+from .fields import check_finite, numbers_of
 from .sensitivity import Sensitivity
 
 # Weights and activations that stay as they are, in bits.
@@ -147,7 +148,7 @@ class Allocation(Mapping):
 
         Raises:
             TypeError: `model` is no nn.Module or a wrapper around it.
-            ValueError: naming the first layer that it lacks, or whose weights have other shapes.
+            ValueError: naming the first layer that it lacks, that is converted or not initialized, or whose weights have other shapes.
         """
         self._sensitivity.check_model(model)
 
@@ -270,17 +271,11 @@ def _number(name: str, value) -> float:
 
 
 def _latency_table(latency, sensitivity: Sensitivity) -> Tensor:
-    try:
-        table = torch.as_tensor(latency).detach().cpu()
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise TypeError(f"allocate: latency must be a Tensor or rows of numbers; got {type(latency).__name__}") from error
+    table = numbers_of("latency", latency, "allocate")
     shape = [len(sensitivity.layers), len(sensitivity.choices)]
-    if table.is_complex() or table.dtype == torch.bool:
-        raise TypeError(f"allocate: latency must be of real numbers; got {table.dtype}")
     if list(table.shape) != shape:
         raise ValueError(f"allocate: latency must be {shape}, as the sensitivity's layers and choices; got {list(table.shape)}")
-    if not table.double().isfinite().all() or (table < 0).any():
-        raise ValueError("allocate: latency must be finite and at least 0")
+    check_finite("latency", table, sensitivity.layers, sensitivity.choices, 0, "allocate")
     return table.double().clone()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checks import check_integer, is_integer
 from ..weight.config import WeightConfig
+from .choices import Choice, choice_text
 
 WHO = "Sensitivity"
 
@@ -26,15 +27,29 @@ def names_of(layers) -> tuple[str, ...]:
     return tuple(found)
 
 
-def numbers_of(name: str, table) -> Tensor:
+def numbers_of(name: str, table, who: str = WHO) -> Tensor:
     """`table` on the CPU as float64 or int64."""
+    if isinstance(table, Tensor) and (table.is_nested or table.is_meta or table.layout != torch.strided):
+        found = "a nested one" if table.is_nested else "one on meta" if table.is_meta else table.layout
+        raise TypeError(f"{who}: {name} must be a dense Tensor with values; got {found}")
     try:
         table = torch.as_tensor(table).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{WHO}: {name} must be of real numbers; got {table!r}") from error
+        raise TypeError(f"{who}: {name} must be a Tensor or rows of real numbers; got {table!r}") from error
     if table.is_complex() or table.dtype == torch.bool:
-        raise TypeError(f"{WHO}: {name} must be of real numbers; got {table.dtype}")
+        raise TypeError(f"{who}: {name} must be of real numbers; got {table.dtype}")
     return table.double() if table.is_floating_point() else table.long()
+
+
+def check_finite(name: str, table: Tensor, layers: Sequence[str], choices: Sequence[Choice], least: float | None, who: str = WHO) -> None:
+    """ValueError for NaN and infinite numbers, and those below `least`: of a table [L, K], or without `least` of a matrix [L*K, L*K]."""
+    wrong = ~table.isfinite() if least is None else ~table.isfinite() | (table < least)
+    if wrong.any():
+        row, column = wrong.nonzero()[0].tolist()
+        at = [(row, column)] if least is not None else [divmod(row, len(choices)), divmod(column, len(choices))]
+        places = " with ".join(f"{layers[layer]!r} at {choice_text(choices[choice])}" for layer, choice in dict.fromkeys(at))
+        expected = "finite" if least is None else f"finite and at least {least}"
+        raise ValueError(f"{who}: {name} must be {expected}; got {table[row, column].item()} for {places}")
 
 
 def configs_of(configs, count: int) -> tuple[WeightConfig | None, ...]:

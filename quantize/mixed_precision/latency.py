@@ -15,9 +15,9 @@ from ..copies import copy_of
 from ..packed.convert import convert
 from ..packed.modules import PackedLayer
 from ..packed.pending import Pending
-from ..packed.plain import refuse_wrappers
 from ..weight.lsq import ActivationQuantizer, Observer, alone
 from ..weight.prepare import calibrate
+from .arguments import check_float_model, check_inputs, check_weights
 from .costs import prepared_at
 from .replay import call
 from .sensitivity import Sensitivity
@@ -52,12 +52,14 @@ def measure_latency(model: nn.Module, inputs, sensitivity: Sensitivity, repeats:
         >>> latency = quantize.measure_latency(model, batches[0][0][:1], sensitivity)
         >>> allocation = quantize.allocate(sensitivity, latency=latency, max_latency=float(latency.sum(0).max()))
     """
-    refuse_wrappers(model, WHO)
+    check_float_model(model, WHO)
     if not isinstance(sensitivity, Sensitivity):
         raise TypeError(f"{WHO}: sensitivity must be a Sensitivity; got {type(sensitivity).__name__}")
     check_integer(WHO, "repeats", repeats, 1)
+    check_inputs(inputs, WHO, "inputs")
     sensitivity.check_model(model)
     names = [name for layer in sensitivity.layers for name in sensitivity.members[layer]]
+    check_weights(model, names, WHO)
     timed = [_Timed(_converted(model, names, config, inputs), names) for config in sensitivity.configs]
     for number in range(repeats + 2):
         for one in timed:

@@ -8,16 +8,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..packed.modules import PackedLayer
-from ..packed.plain import refuse_wrappers
 from ..weight.config import Uniform
-from ..weight.prepare import check_weight, prepared_weights, tensor_names
+from ..weight.prepare import tensor_names
+from .arguments import check_float_model, check_weights, checked_batches
 from .choices import check_choices, config_of
 from .costs import bit_operations, stored_bytes
 from .metrics import KL, Loss, cross_entropy
-from .replay import positional
 from .sensitivity import Sensitivity
 from .survey import METHODS, WHO, Survey
 
@@ -86,8 +84,8 @@ def measure_sensitivity(
 
     Sources: Deng et al., CLADO, arXiv 2307.05657, equation 8; Cai et al., ZeroQ, arXiv 2001.00281; Martens, arXiv 1412.1193, section 8.
     """
-    _check_model(model)
-    batches = _checked_batches(batches, metric)
+    check_float_model(model, WHO)
+    batches = checked_batches(batches, metric, WHO)
     choices = check_choices(choices, WHO)
     if method not in METHODS:
         raise ValueError(f"{WHO}: method must be one of {', '.join(map(repr, METHODS))}; got {method!r}")
@@ -108,67 +106,44 @@ def measure_sensitivity(
             raise ValueError(f"{WHO}: checkpoint must be the path of a file; got {os.fspath(checkpoint)!r}")
         if not os.path.isdir(os.path.dirname(os.path.abspath(checkpoint))):
             raise FileNotFoundError(f"{WHO}: checkpoint must be in a folder that exists; got {os.fspath(checkpoint)}")
+    if not isinstance(progress, bool):
+        raise TypeError(f"{WHO}: progress must be True or False; got {progress!r}")
     configs = tuple(config_of(quantizer, choice, WHO) for choice in choices)
     members = _layers(model, skip, groups)
-    for names in members.values():
-        for name in names:
-            for tensor in tensor_names(model.get_submodule(name)):
-                check_weight(name, model.get_submodule(name), tensor, WHO)
     layers = list(members.values())
+    check_weights(model, [name for names in layers for name in names], WHO)
     measure = KL if metric == "kl" else functools.partial(Loss, loss_fn=loss_fn or cross_entropy)
     nbytes, other_bytes = stored_bytes(model, layers, configs)  # first: what cannot be converted is found before the long part
     bit_ops = bit_operations(model, batches[0][0], layers, configs)
-    survey = Survey(model, batches, layers, configs, method, metric, measure, checkpoint, progress)
+    survey = Survey(model, batches, members, configs, method, metric, measure, checkpoint, progress)
     matrix = survey.matrix()
-    shapes = {
-        name: {tensor: tuple(getattr(model.get_submodule(name), tensor).shape) for tensor in tensor_names(model.get_submodule(name))}
-        for names in layers
-        for name in names
-    }
-    sensitivity = Sensitivity(
-        list(members),
-        choices,
-        matrix,
-        nbytes,
-        bit_ops,
-        configs=configs,
-        members=members,
-        shapes=shapes,
-        method=method,
-        metric=metric,
-        samples=sum(survey.samples),
-        other_bytes=other_bytes,
-    )
-    return sensitivity.saturated().projected() if method == "composed" else sensitivity
-
-
-def _check_model(model) -> None:
-    refuse_wrappers(model, WHO)
-    if any(isinstance(module, PackedLayer) for module in model.modules()):
-        raise ValueError(f"{WHO}: model must be a float model; got a converted one")
-    prepared = next(prepared_weights(model), None)
-    if prepared is not None:
-        raise ValueError(f"{WHO}: model must be a float model; {prepared.name!r} is prepared")
-
-
-def _checked_batches(batches, metric: str) -> list[tuple]:
-    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
-        raise TypeError(f"{WHO}: batches must be an iterable of (inputs, targets) pairs; got {type(batches).__name__}")
-    batches = list(batches)
-    if not batches:
-        raise ValueError(f"{WHO}: batches must hold at least one (inputs, targets) pair; got none")
-    wrong = [type(b).__name__ for b in batches if not isinstance(b, (tuple, list)) or len(b) != 2]
-    if wrong:
-        raise TypeError(f"{WHO}: batches must hold (inputs, targets) pairs; got {wrong[0]}")
-    for number, (inputs, targets) in enumerate(batches):
-        tensors = [v for v in (inputs.values() if isinstance(inputs, Mapping) else positional(inputs)) if isinstance(v, Tensor)]
-        if any(not t.numel() for t in tensors) or not tensors:
-            raise ValueError(f"{WHO}: batches must hold samples; got an empty one, number {number}")
-        if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in tensors):
-            raise ValueError(f"{WHO}: batches must be finite; number {number} holds NaN or infinite inputs")
-        if metric == "loss" and targets is None:
-            raise TypeError(f'{WHO}: batches must hold targets for metric "loss"; number {number} has None')
-    return batches
+    try:
+        shapes = {
+            name: {tensor: tuple(getattr(model.get_submodule(name), tensor).shape) for tensor in tensor_names(model.get_submodule(name))}
+            for names in layers
+            for name in names
+        }
+        sensitivity = Sensitivity(
+            list(members),
+            choices,
+            matrix,
+            nbytes,
+            bit_ops,
+            configs=configs,
+            members=members,
+            shapes=shapes,
+            method=method,
+            metric=metric,
+            samples=sum(survey.samples),
+            other_bytes=other_bytes,
+        )
+        if method == "composed":
+            sensitivity = sensitivity.saturated().projected()
+    except BaseException:
+        survey.save()
+        raise
+    survey.checkpoint.remove()  # not before all that could still fail
+    return sensitivity
 
 
 def _layers(model: nn.Module, skip, groups) -> dict[str, tuple[str, ...]]:
@@ -184,7 +159,12 @@ def _layers(model: nn.Module, skip, groups) -> dict[str, tuple[str, ...]]:
         raise TypeError(f"{WHO}: groups must be a mapping from names to glob patterns; got {type(groups).__name__}")
     group_of: dict[str, str] = {}
     for group, patterns in (groups or {}).items():
-        for pattern in _patterns(patterns, f"groups[{group!r}]"):
+        if not isinstance(group, str):
+            raise TypeError(f"{WHO}: groups must be a mapping from names to glob patterns; got {group!r} as a name")
+        own = _patterns(patterns, f"groups[{group!r}]")
+        if not own:
+            raise ValueError(f"{WHO}: groups[{group!r}] must have at least one glob pattern; got none")
+        for pattern in own:
             for name in _matching(pattern, left, f"groups[{group!r}]"):
                 if group_of.setdefault(name, group) != group:
                     raise ValueError(f"{WHO}: groups must not overlap; {name!r} is in {group_of[name]!r} and in {group!r}")

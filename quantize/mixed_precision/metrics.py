@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..losses import checked_loss
+
 
 def as_logits(output, who: str) -> Tensor:
     """The model's output as float64 [samples, classes]; classes are dimension 1. TypeError or ValueError for what is none."""
     output = getattr(output, "logits", output)  # of Hugging Face's models
     if not isinstance(output, Tensor) or not output.is_floating_point():
-        found = getattr(output, "dtype", type(output).__name__)
+        found = output.dtype if isinstance(output, Tensor) else type(output).__name__
         raise TypeError(f"{who}: model must return logits, a floating-point Tensor[N, classes, ...]; got {found}")
     if output.dim() < 2 or output.shape[1] < 2:
         raise ValueError(f"{who}: model must return logits [N, classes, ...] of at least 2 classes; got {list(output.shape)}")
@@ -25,7 +27,7 @@ def as_logits(output, who: str) -> Tensor:
 def as_probabilities(targets, logits: Tensor, who: str) -> Tensor:
     """Classes, or probabilities shaped as the model's output, as float64 [samples, classes]. TypeError or ValueError for others."""
     if not isinstance(targets, Tensor) or targets.is_complex() or targets.dtype == torch.bool:
-        found = getattr(targets, "dtype", type(targets).__name__)
+        found = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
         raise TypeError(f"{who}: targets must be a Tensor of classes or probabilities; got {found}")
     if targets.is_floating_point():
         wanted = as_logits(targets, who) if targets.dim() > 1 else targets
@@ -53,8 +55,8 @@ class KL:
         self.log = F.log_softmax(as_logits(output, who), 1)
         self.samples = len(self.log)
 
-    def __call__(self, output) -> Tensor:
-        """The sum over samples."""
+    def __call__(self, output, chosen: str) -> Tensor:
+        """The sum over samples. `chosen`: the layers at few bits and their choices, for errors."""
         return (self.log.exp() * (self.log - F.log_softmax(as_logits(output, self.who), 1))).sum()
 
 
@@ -62,19 +64,17 @@ class Loss:
     """The growth of a loss that is a mean over samples, of which the batch has `samples`."""
 
     def __init__(self, output, targets, samples: int, who: str, loss_fn: Callable):
-        self.loss_fn, self.targets, self.samples = loss_fn, targets, samples
-        self.reference = self._loss(output)
-        if not bool(torch.isfinite(self.reference)):
-            raise ValueError(f"{who}: the model's loss must be finite; got {float(self.reference)}")
+        self.loss_fn, self.targets, self.samples, self.who = loss_fn, targets, samples, who
+        self.reference = self._loss(output, " of the float model")
 
-    def _loss(self, output) -> Tensor:
+    def _loss(self, output, of: str) -> Tensor:
         if isinstance(output, Tensor) and output.is_floating_point():
             output = output.double()
-        return self.loss_fn(output, self.targets).double()
+        return checked_loss(self.who, self.loss_fn(output, self.targets), of).double()
 
-    def __call__(self, output) -> Tensor:
-        """The sum over samples."""
-        return self.samples * (self._loss(output) - self.reference)
+    def __call__(self, output, chosen: str) -> Tensor:
+        """The sum over samples. `chosen`: the layers at few bits and their choices, for errors."""
+        return self.samples * (self._loss(output, f" with {chosen}") - self.reference)
 
 
 def gauss_newton_features(reference: Tensor, changes: Tensor) -> Tensor:

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
+from ..packed.modules import PackedLayer
 from ..packed.plain import refuse_wrappers
 from ..table import aligned
 from ..weight.config import Uniform
 from ..weight.prepare import tensor_names
 from .choices import Choice, check_choices, choice_text, config_of
-from .fields import WHO, configs_of, count_of, members_of, names_of, numbers_of, shapes_of, text_of
+from .fields import WHO, check_finite, configs_of, count_of, members_of, names_of, numbers_of, shapes_of, text_of
 from .projection import nearest_positive
 
 
@@ -81,12 +83,12 @@ class Sensitivity:
         self.configs = configs_of(made, len(self.choices))
         count, each = len(self.layers), len(self.choices)
         self.matrix = self._checked("matrix", matrix, (count * each, count * each)).double()
-        self.matrix = (self.matrix + self.matrix.T) / 2
+        self.matrix = self.matrix / 2 + self.matrix.T / 2  # their sum may be beyond all floats
         self.bytes = self._checked("bytes", bytes, (count, each), least=0)
         self.bit_ops = self._checked("bit_ops", bit_ops, (count, each), least=0)
         self.members = members_of(members, self.layers)
         self.shapes = shapes_of(shapes, self.members)
-        if link not in LINKS:
+        if not isinstance(link, str) or link not in LINKS:
             raise ValueError(f"{WHO}: link must be one of {', '.join(map(repr, LINKS))}; got {link!r}")
         self.link = link
         self.method, self.metric = text_of("method", method), text_of("metric", metric)
@@ -99,13 +101,7 @@ class Sensitivity:
                 f"Sensitivity: {name} must be {list(shape)} for {len(self.layers)} layers and {len(self.choices)} choices; "
                 f"got {list(table.shape)}"
             )
-        wrong = ~table.isfinite() if least is None else ~table.isfinite() | (table < least)
-        if wrong.any():
-            row, column = wrong.nonzero()[0].tolist()
-            at = [(row, column)] if least is not None else [divmod(row, len(self.choices)), divmod(column, len(self.choices))]
-            places = " with ".join(f"{self.layers[layer]!r} at {choice_text(self.choices[choice])}" for layer, choice in dict.fromkeys(at))
-            expected = "finite" if least is None else f"finite and at least {least}"
-            raise ValueError(f"Sensitivity: {name} must be {expected}; got {table[row, column].item()} for {places}")
+        check_finite(name, table, self.layers, self.choices, least)
         return table
 
     @property
@@ -213,7 +209,7 @@ class Sensitivity:
 
         Raises:
             TypeError: `model` is no nn.Module or a wrapper around it.
-            ValueError: naming the first layer that it lacks, or whose weights have other shapes.
+            ValueError: naming the first layer that it lacks, that is converted or not initialized, or whose weights have other shapes.
         """
         refuse_wrappers(model, WHO)
         modules = dict(model.named_modules())
@@ -221,12 +217,19 @@ class Sensitivity:
             for member in self.members[name]:
                 if member not in modules:
                     raise ValueError(f"Sensitivity: model must have layer {member!r}; it has not, so this is of another model")
-                found = {tensor: tuple(getattr(modules[member], tensor).shape) for tensor in tensor_names(modules[member])}
+                if isinstance(modules[member], PackedLayer):
+                    raise ValueError(f"Sensitivity: model must be a float or prepared one; layer {member!r} is converted")
+                weights = {tensor: getattr(modules[member], tensor) for tensor in tensor_names(modules[member])}
+                if any(isinstance(weight, UninitializedTensorMixin) for weight in weights.values()):
+                    raise ValueError(
+                        f"Sensitivity: model must be initialized; layer {member!r} is not: run a batch through the lazy layer first"
+                    )
+                found = {tensor: tuple(weight.shape) for tensor, weight in weights.items()}
                 expected = self.shapes.get(member, found)
                 if not found or found != expected:
+                    shapes = f"weights {_shapes_text(expected)}" if expected else "weights"
                     raise ValueError(
-                        f"Sensitivity: model must have weights {_shapes_text(expected)} in layer {member!r}; got {_shapes_text(found)}, so "
-                        "this is of another model"
+                        f"Sensitivity: model must have {shapes} in layer {member!r}; got {_shapes_text(found)}, so this is of another model"
                     )
 
     def save(self, path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..weight.config import WeightConfig
 from .checkpoint import Checkpoint, Sums
-from .choices import weight_bits_of
+from .choices import choice_text, weight_bits_of
 from .composition import composed_pairs
 from .fingerprint import fingerprint, spelled
 from .metrics import as_logits, gauss_newton_features, loss_slope
@@ -35,7 +35,7 @@ class Survey:
         self,
         model: nn.Module,
         batches: Sequence[tuple],
-        layers: Sequence[Sequence[str]],
+        members: Mapping[str, Sequence[str]],
         configs: Sequence[WeightConfig | None],
         method: str,
         metric: str,
@@ -44,7 +44,10 @@ class Survey:
         progress: bool,
     ):
         self.batches, self.method, self.metric, self.measure = batches, method, metric, measure
+        layers = list(members.values())
         self.layers, self.choices = len(layers), len(configs)
+        at = [None if config is None else choice_text((weight_bits_of(config), config.activation_bits)) for config in configs]
+        self.chosen = [[f"{name!r} at {choice}" for choice in at] for name in members]  # in words
         self.quantized = [k for k, config in enumerate(configs) if config is not None]
         self.coarsest = min(self.quantized, key=lambda k: weight_bits_of(configs[k]), default=None)
         distributed = dist.is_available() and dist.is_initialized()
@@ -79,7 +82,7 @@ class Survey:
 
     @torch.no_grad()
     def matrix(self) -> Tensor:
-        """Runs what is left to run. float64 [L*K, L*K] on the CPU."""
+        """Runs what is left to run. float64 [L*K, L*K] on the CPU. The checkpoint stays, for who asked to remove."""
         finished = False
         try:
             self.switched.calibrate([inputs for inputs, _ in self.batches], lambda inputs: call(self.switched.model, inputs))
@@ -95,10 +98,8 @@ class Survey:
         finally:
             self.bar.close()
             if not finished:
-                self._save()
-        matrix = self._matrix().cpu()
-        self.checkpoint.remove()
-        return matrix
+                self.save()
+        return self._matrix().cpu()
 
     def _matrix(self) -> Tensor:
         samples = sum(self.samples)
@@ -149,7 +150,7 @@ class Survey:
         samples = len(targets) if isinstance(targets, list) or (isinstance(targets, Tensor) and targets.dim()) else samples_in(inputs)
         metric = self.measure(output, targets, samples, WHO)
         self.samples.append(metric.samples)
-        run, chosen = self.switched.replay.run, self.switched.chosen
+        run, chosen, words = self.switched.replay.run, self.switched.chosen, self.chosen
         order = sorted(range(self.layers), key=lambda layer: starts[layer])
         units = [(place, layer, k) for place, layer in enumerate(order) for k in self.quantized]
         for place, layer, k in units[self.rank :: self.world]:
@@ -162,17 +163,18 @@ class Survey:
             single, pair = torch.zeros_like(self.sums.single), torch.zeros_like(self.sums.pair)
             with chosen(layer, k):
                 if self.method == "diagonal":
-                    single[row] = metric(call(run, inputs, record, starts[layer]))
+                    single[row] = metric(call(run, inputs, record, starts[layer]), words[layer][k])
                     self._passed(self.shares[layer])
                 else:
                     output, with_layer = call(self.switched.replay.record, inputs)
-                    single[row] = metric(output)
+                    single[row] = metric(output, words[layer][k])
                     self._passed(1)
                     beginnings = self._starts(with_layer)  # not those of the float pass where the calls depend on data
                     for other in order[place + 1 :]:
                         for j in self.quantized:
                             with chosen(other, j):
-                                pair[row, other * self.choices + j] = metric(call(run, inputs, with_layer, beginnings[other]))
+                                output = call(run, inputs, with_layer, beginnings[other])
+                                pair[row, other * self.choices + j] = metric(output, f"{words[layer][k]} and {words[other][j]}")
                             self._passed(self.shares[other])
             self._unit_done(self.sums.single + single, self.sums.pair + pair)
 
@@ -219,9 +221,10 @@ class Survey:
     def _unit_done(self, single: Tensor, pair: Tensor) -> None:
         self.sums = Sums(single, pair, self.unit)
         if time.monotonic() - self.saved > SAVE_EVERY:
-            self._save()
+            self.save()
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """What was measured so far, where there is a checkpoint."""
         self.saved = time.monotonic()
         self.checkpoint.save(self.sums)
 

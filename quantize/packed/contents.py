@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .grid import Grid
@@ -33,9 +34,14 @@ def join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Whether it is one block of elements, which has an address."""
+    return not tensor.is_nested and tensor.layout == torch.strided
+
+
 def identity(tensor: Tensor) -> object:
     """What tied tensors have in common."""
-    if tensor.numel() == 0 or tensor.device.type == "meta":
+    if not is_dense(tensor) or tensor.numel() == 0 or tensor.device.type == "meta":
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
@@ -136,6 +142,9 @@ def contents(model: nn.Module, who: str) -> Contents:
     layers, tensors, seen, grids = [], {}, {}, set()
 
     def add(name: str, item: Item) -> str:
+        if not is_dense(item.tensor):
+            found = "a nested one" if item.tensor.is_nested else item.tensor.layout
+            raise ValueError(f"{who}: {name!r} must be a dense tensor; got {found}")
         first = seen.setdefault(identity(item.tensor), name)
         if first == name and tensors.setdefault(name, item) is not item:
             raise ValueError(f"{who}: two tensors of the model have the name {name!r}")

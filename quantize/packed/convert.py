@@ -204,6 +204,12 @@ def _pack_all(model: nn.Module, who: str, calibrated: bool) -> dict[PreparedWeig
                 "Where the model reads the layer's weight and never calls it, it needs a configuration without activation_bits"
             )
         latent = prepared.latent
+        if latent.is_meta:
+            raise ValueError(f"{who}: model must have its values in memory; {prepared.name!r} is on the meta device")
+        if isinstance(own, ActivationQuantizer):
+            for value in (own.step, own.zero_point, *own.parameters(recurse=False)):
+                if not value.isfinite().all():
+                    raise ValueError(f"{who}: the activation quantizer of layer {prepared.layer!r} must be finite; got {own.step.item()}")
         if not latent.isfinite().all():
             raise ValueError(
                 f"{who}: {prepared.name!r} must be finite; got {int((~latent.isfinite()).sum())} values that are NaN or infinite"

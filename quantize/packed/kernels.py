@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _C
+from ..inputs import raise_named
 from .binary_panels import binary_panels, plane_panels, tap_sums
 from .form import GROUPED
 from .grid import SignGrid
@@ -121,11 +123,11 @@ def _usual_call(layer, plan: _Plan, watch) -> Callable[[Tensor], Tensor | Pendin
         return None
     dims, axis, channels = (2, 1, layer.in_features) if layer.spatial == 0 else (4, 1, layer.in_channels)
     if plan.bits is None:
-        call = _C.Call(watch, _pending(layer._steps) if plan.chained else None, layer._region)
+        call = _C.Call(watch, _pending(layer) if plan.chained else None, layer._region)
         call.add(torch.float32, dims, axis, channels, plan.call, *([FLOAT_ROWS] if plan.floats else ()))
         return call
     bits_out = (False, True) in plan.bits
-    call = _C.Call(watch, _pending(layer._steps), layer._region)
+    call = _C.Call(watch, _pending(layer), layer._region)
     call.add(torch.float32, dims, axis, channels, plan.bits[False, bits_out])
     if layer._fed:
         call.add(torch.uint8, dims, dims - 1, -(-channels // 64) * 8, plan.bits[True, bits_out])
@@ -157,11 +159,17 @@ def run_chain(layer, pending: Pending) -> Tensor | Pending | None:
     codes = None if plan.grid is None else pending.codes(*plan.grid)
     if codes is None:
         return None
-    return Pending(plan.call, codes, layer._steps) if layer.awaits() else plan.call(codes)
+    if layer.awaits():
+        return Pending(plan.call, codes, layer._steps, layer)
+    try:
+        return plan.call(codes)
+    except Exception as error:
+        raise_named(error, layer, codes, handed_on=True)
 
 
-def _pending(steps: tuple[str, ...]) -> Callable[[Callable, Tensor], Pending] | None:
-    return (lambda call, x: Pending(call, x, steps)) if steps else None
+def _pending(layer) -> Callable[[Callable, Tensor], Pending] | None:
+    steps, owner = layer._steps, weakref.ref(layer)  # which keeps what is made here
+    return (lambda call, x: Pending(call, x, steps, owner())) if steps else None
 
 
 def value_only(input: Tensor) -> bool:
@@ -283,7 +291,7 @@ def _conv(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     if x is None:
         return None
     if plan.chained and input.dim() == 4 and layer.awaits() and torch._C._get_tracing_state() is None:
-        return Pending(plan.call, x, layer._steps)
+        return Pending(plan.call, x, layer._steps, layer)
     return _like(input, layer, plan.call(x))
 
 
@@ -317,7 +325,7 @@ def _binary(layer, plan: _Plan, input: Tensor) -> Tensor | None:
     if x is None:
         return None
     if not torch.compiler.is_compiling() and (bits_in or input.dim() == 4) and layer.awaits():
-        return Pending(call, x, layer._steps)
+        return Pending(call, x, layer._steps, layer)
     return call(x) if bits_in or bits_out else _like(input, layer, call(x))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import _C
-from ..inputs import names_refusals
+from ..inputs import name_of, names_refusals
 from . import functional, kernels
 from .form import GROUPED, Form
 from .grid import PARTS, Grid, grid_of
@@ -111,7 +111,6 @@ class PackedLayer(Waiting, OnGrid):
     plain: type[nn.Module]
     form: Form
     _next, _fed = None, False  # feed()
-    placed = ""  # the layer's name when it was packed: folded, feeds and the grid's names are of that model
     spatial = 0
     transposed = False
 
@@ -199,7 +198,7 @@ class PackedLayer(Waiting, OnGrid):
         if (self.folded is not None or removed) and input.dim() != self.spatial + 2:
             norm = self.folded[0] if self.folded is not None else removed[0]
             raise ValueError(
-                f"{type(self).__name__}: input must have {self.spatial + 2} dimensions, as its folded batch norm {norm!r} wants; "
+                f"{name_of(self)}: input must have {self.spatial + 2} dimensions, as its folded batch norm {norm!r} wants; "
                 f"got {list(input.shape)}"
             )
 

@@ -8,43 +8,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..inputs import Unfinished, raise_named
+
 ADD, CLIP, CODES, NORM, POOL = "add", "clip", "codes", "norm", "pool"
 
 
-class Pending:
+class Pending(Unfinished):
     """An output that is not computed yet: what comes after it goes into the same pass. Whatever else is done with it computes it first.
 
     `call(x, **named)` computes it, with what packed_conv2d has for that: residual, low, high, next_step, next_zero_point, next_bits; a
     first convolution that stays float (stems.py) with norm, low, high, window, window_stride, window_padding. `steps`: which of ADD, CLIP
-    and CODES, or of NORM, CLIP and POOL, are to come, in this order.
+    and CODES, or of NORM, CLIP and POOL, are to come, in this order. `layer`: whose output it is.
     """
 
-    __slots__ = ("_call", "_named", "_steps", "_value", "_x")
+    __slots__ = ("_call", "_layer", "_named", "_steps", "_value", "_x")
 
-    def __init__(self, call: Callable[..., Tensor], x: Tensor, steps: tuple[str, ...], named: dict | None = None):
-        self._call, self._x, self._steps, self._named, self._value = call, x, steps, named or {}, None
+    def __init__(self, call: Callable[..., Tensor], x: Tensor, steps: tuple[str, ...], layer: nn.Module, named: dict | None = None):
+        self._call, self._x, self._steps, self._layer, self._named, self._value = call, x, steps, layer, named or {}, None
+
+    def _compute(self, **named) -> Tensor:
+        try:
+            return self._call(self._x, **named)
+        except Exception as error:
+            raise_named(error, self._layer, self._x, handed_on=True)
 
     def value(self) -> Tensor:
         """The output itself."""
         if self._value is None:
-            self._value, self._x = self._call(self._x, **self._named), None
+            self._value, self._x = self._compute(**self._named), None
         return self._value
 
     def around(self, wrap: Callable[[Callable], Callable]) -> Pending:
         """The same output, computed by wrap(call)."""
-        return Pending(wrap(self._call), self._x, self._steps, self._named)
+        return Pending(wrap(self._call), self._x, self._steps, self._layer, self._named)
 
     def codes(self, step: Tensor, zero_point: Tensor, bits: int) -> Tensor | None:
         """What the next convolution makes of it, where that is all that is to come."""
         if self._value is not None or self._steps != (CODES,):
             return None
-        return self._call(self._x, **self._named, next_step=step, next_zero_point=zero_point, next_bits=bits)
+        return self._compute(**self._named, next_step=step, next_zero_point=zero_point, next_bits=bits)
 
     def _with(self, named: dict) -> Pending | Tensor:
         steps = self._steps[1:]
         if self._named:
             named = {**self._named, **named}
-        return Pending(self._call, self._x, steps, named) if steps else self._call(self._x, **named)
+        return Pending(self._call, self._x, steps, self._layer, named) if steps else self._compute(**named)
 
     def _awaits(self, step: str) -> bool:
         return self._value is None and self._steps[:1] == (step,)

@@ -14,7 +14,7 @@ from .form import Form, form_of
 from .header import Bad, Header, Stored, short
 from .modules import ATTRIBUTES, TENSORS, PackedLayer
 from .plain import kind_of, shell, without_compression
-from .replace import packed_class
+from .replace import packed_class, taken_name
 from .trace import Calls, collected
 from .weight import conv_groups, is_transposed
 
@@ -200,6 +200,8 @@ def _step(entry: dict, module: nn.Module, tensors: dict[str, Stored]) -> Step:
     differ("a weight that is", "packed" if packable else "decoded", "decoded" if "decoded" in entry else "packed")
     shape, has_bias = _shape(name, module, tensor), False
     differ(f"{tensor} of shape", shape, entry["shape"])
+    if packable and (taken := taken_name(module)) is not None:
+        raise Bad(f"layer {name!r}: expected no attribute {taken!r} of its own, which packed layers have; rename it")
     mine = attributes(module)
     for attribute, default in ATTRIBUTES.items():
         differ(attribute, mine.get(attribute, default), entry.get(attribute, default))

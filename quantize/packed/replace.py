@@ -25,6 +25,14 @@ def packed_class(module: nn.Module) -> type[PackedLayer] | None:
     return None if forward_of_its_own(module) else PACKED.get(plain_class(type(module)))
 
 
+def taken_name(module: nn.Module) -> str | None:
+    """An attribute of the float layer `module` that a packed one has for its own use."""
+    if isinstance(module, PackedLayer):
+        return None
+    owners = (vars(module), module._buffers, module._parameters)
+    return next((part for part in TENSORS if part != "bias" and any(part in owner for owner in owners)), None)
+
+
 def reason_decoded(module: nn.Module) -> str:
     """Why `module` keeps a decoded weight."""
     return f"decoded: {plain_class(type(module)).__name__} reads a float weight in its own forward"
@@ -37,14 +45,11 @@ def become_packed(
 
     `plain_bias`: the float layer has a bias. `folded`: (name, bytes) of the batch norm that scales and bias contain.
     """
-    if not isinstance(module, PackedLayer):
-        owners = (vars(module), module._buffers, module._parameters)
-        taken = next((part for part in TENSORS if part != "bias" and any(part in owner for owner in owners)), None)
-        if taken is not None:
-            raise ValueError(f"layer {name!r} must not have {taken!r} as an attribute of its own, which packed layers have; rename it")
+    if (taken := taken_name(module)) is not None:
+        raise ValueError(f"layer {name!r} must not have {taken!r} as an attribute of its own, which packed layers have; rename it")
     if isinstance(module, CompressedLayer):
-        for name in ("config", "_explicit_config", "_state"):
-            vars(module).pop(name, None)
+        for attribute in ("config", "_explicit_config", "_state"):
+            vars(module).pop(attribute, None)
     _set_input_grid(module, None)
     packed_class(module).become(module, weight, bias, dtype, plain_bias)
     if grid is not None:
@@ -101,12 +106,14 @@ def pool_without_indices(model: nn.Module) -> None:
 
 def filter_stems(model: nn.Module) -> None:
     """First convolutions that stay float go by minimal filtering."""
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, PackedStemConv2d):  # of a model that was converted before
-            for name in ("_steps", "_region", "_observers"):
-                vars(module).pop(name, None)
+            for attribute in ("_steps", "_region", "_observers"):
+                vars(module).pop(attribute, None)
         elif is_stem(module) and not forward_of_its_own(module):
             module.__class__ = PackedStemConv2d
+        if isinstance(module, PackedStemConv2d):
+            module.placed = name
 
 
 FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer)

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from ..copies import copy_of
 from ..table import aligned, bits_text, kib
 from ..weight.prepare import prepared_weights
-from .contents import Item, contents, join, packed_parts, packed_weights
+from .contents import Item, contents, join, own_tensors, packed_parts, packed_weights
 from .convert import converted
 from .fold import BATCH_NORMS
 from .form import GROUPED
@@ -76,7 +77,7 @@ def size_report(model: nn.Module) -> SizeReport:
 
     Raises:
         TypeError: `model` is no nn.Module or a wrapper around it.
-        ValueError: a prepared weight is NaN or infinite.
+        ValueError: a prepared weight is NaN or infinite; a lazy layer that is not initialized; a state that is no dense tensor.
 
     Example:
         >>> model = quantize.prepare(nn.Sequential(nn.Conv2d(256, 256, 3, bias=False)), quantize.PowerOfTwo(4))
@@ -90,6 +91,10 @@ def size_report(model: nn.Module) -> SizeReport:
 def report_of(model: nn.Module, who: str) -> SizeReport:
     """As :func:`size_report`, called by `who`."""
     refuse_wrappers(model, who)
+    for name, module in model.named_modules():
+        for part, tensor in own_tensors(module):
+            if isinstance(tensor, UninitializedTensorMixin):
+                raise ValueError(f"{who}: {join(name, part)!r} must be initialized; run a batch through the lazy layer first")
     if next(prepared_weights(model), None) is not None:
         model = converted(model, who, calibrated=False)
     found = contents(model, who)

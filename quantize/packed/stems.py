@@ -73,7 +73,7 @@ class PackedStemConv2d(Waiting, nn.Conv2d):
             return as_node(self, input)
         if not self._takes(input):
             return super().forward(input)
-        return Pending(self._run, input, self._steps) if self.awaits() else self._run(input)
+        return Pending(self._run, input, self._steps, self) if self.awaits() else self._run(input)
 
     def _run(self, x: Tensor, norm: nn.Module | None = None, **after) -> Tensor:
         return torch.ops.quantize.stem_conv2d(x, *self._filter(norm), self.stride, self.padding, **after)

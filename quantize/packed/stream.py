@@ -48,7 +48,7 @@ def pack(codes: Tensor, bits: Tensor, size: int) -> Tensor:
     """
     if not bool(((bits >= 1) & (bits <= MOST_BITS)).all()):
         raise ValueError(f"pack: bits of groups must be 1 to {MOST_BITS}; got {int(bits.min())} to {int(bits.max())}")
-    each = bits.long().repeat_interleave(size)[: len(codes)]
+    each = bits.long().repeat_interleave(min(size, len(codes)))[: len(codes)]
     wrong = ((codes < 0) | (codes >> each != 0)).nonzero()
     if len(wrong):
         at = int(wrong[0])

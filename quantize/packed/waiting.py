@@ -26,6 +26,7 @@ class Observers:
 class Waiting(nn.Module):
     """Mixin of such a layer."""
 
+    placed = ""  # its name when the model was converted
     _observers: Observers | None = None  # watch()
     _steps: tuple[str, ...] = ()  # what comes after it and is computed with it: chains.py
     _region: _C.Region | None = None  # in which it is called for that

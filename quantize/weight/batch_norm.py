@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checks import check_module
+from ..checks import check_module, first_of
 from ..modes import evaluating
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -50,7 +50,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)]
     momentums = [norm.momentum for norm in norms]
     before = [[getattr(norm, name).clone() for name in STATISTICS] for norm in norms]
-    done = False
+    count = 0
     try:
         with evaluating(model):
             for norm in norms:
@@ -58,10 +58,14 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
                 norm.momentum = None  # a cumulative average
                 norm.training = True
             for batch in batches:
-                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
-                done = True
-        if not done:
+                model(first_of("reestimate_batch_norm", batch, count))
+                count += 1
+        if not count:
             raise ValueError("reestimate_batch_norm: batches must hold something; got nothing")
+        for norm in norms:
+            if not (norm.running_mean.isfinite().all() and norm.running_var.isfinite().all()):
+                name = next(name for name, m in model.named_modules() if m is norm)
+                raise ValueError(f"reestimate_batch_norm: batches must be finite in all batch norms; those of {name!r} are not")
         for norm, values in zip(norms, before, strict=True):
             if not norm.num_batches_tracked:
                 _set(norm, values)

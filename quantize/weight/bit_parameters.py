@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 
@@ -37,6 +38,10 @@ class BitGuard:
 
     def before_step(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         """The optimizer's step pre-hook."""
+        if len(args) > 1 or kwargs.get("closure") is not None:
+            raise ValueError(
+                "add_bit_parameters: step must be called without a closure, whose gradients come too late for the guard; got one"
+            )
         self.steps += 1
         self._moved = self._moved + 1 if self._versions() != self._left else 0
         if self._moved == MOVED:
@@ -111,7 +116,11 @@ def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: f
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"{who}: optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}")
     check_module(who, model)
-    check_number(who, "lr", lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr, 0)
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(f"{who}: optimizer must step without a closure; got LBFGS")
+    check_number(
+        who, "lr", lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr, 0, sys.float_info.max, "a finite number from 0"
+    )
     quantizers = [*diffq_quantizers(model), *learned_activations(model)]
     if not quantizers:
         raise ValueError(f"{who}: model must have learned bits; call quantize.prepare(model, quantize.DiffQ()) first")
@@ -129,6 +138,26 @@ def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: f
         if other is not None:
             which = "this optimizer" if other is optimizer else "another optimizer"
             raise ValueError(f"{who}: the bits of model must be in one optimizer, once; they are in {which} already")
+    before = [dict(group) for group in optimizer.param_groups]
+    try:
+        _move(optimizer, model, logits, lr)
+        for quantizer in diffq_quantizers(model):
+            quantizer.spread()
+    except BaseException:
+        del optimizer.param_groups[len(before) :]
+        for group, old in zip(optimizer.param_groups, before, strict=True):
+            group.update(old)
+        raise
+    guard = BitGuard(logits)
+    optimizer.register_step_pre_hook(guard.before_step)
+    optimizer.register_step_post_hook(guard.after_step)
+    for quantizer in quantizers:
+        quantizer.optimizer = weakref.ref(optimizer)
+    return guard
+
+
+def _move(optimizer: torch.optim.Optimizer, model: nn.Module, logits: list[nn.Parameter], lr: float) -> None:
+    """The bits to a group of their own."""
     own = set(logits)
     for group in optimizer.param_groups:
         kept = [i for i, p in enumerate(group["params"]) if p not in own]
@@ -138,11 +167,3 @@ def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: f
     named = any("param_names" in group for group in optimizer.param_groups)
     names = {p: name for name, p in model.named_parameters()}
     optimizer.add_param_group({"params": [(names[p], p) for p in logits] if named else logits, "lr": lr, "weight_decay": 0.0})
-    for quantizer in diffq_quantizers(model):
-        quantizer.spread()
-    guard = BitGuard(logits)
-    optimizer.register_step_pre_hook(guard.before_step)
-    optimizer.register_step_post_hook(guard.after_step)
-    for quantizer in quantizers:
-        quantizer.optimizer = weakref.ref(optimizer)
-    return guard

@@ -295,7 +295,7 @@ class DiffQ(WeightConfig):
     scale = "max"  # as the other methods call it
 
     def _check(self):
-        check_integer("DiffQ", "group_size", self.group_size, 0)
+        check_integer("DiffQ", "group_size", self.group_size, 0, 2**48, "an integer of at least 0, and at most 2^48")
         for name in ("min_bits", "max_bits", "init_bits"):
             check_number("DiffQ", name, getattr(self, name), 1, 16)
         if self.min_bits > self.max_bits:

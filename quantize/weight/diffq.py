@@ -126,7 +126,7 @@ class DiffQQuantizer(WeightQuantizer):
         bits = torch.ops.quantize.diffq_group_bits(self.logits.detach().float(), config.min_bits, config.max_bits, True)
         scales = torch.ops.quantize.diffq_round([rows], *_lists([self]))[1][0]
         low, extent = (scales[:, part].repeat_interleave(self.span)[: self.numel] for part in range(2))
-        most = ((1 << bits.int()) - 1).to(bits).repeat_interleave(self.group_size)[: self.numel]
+        most = ((1 << bits.int()) - 1).to(bits).repeat_interleave(min(self.group_size, self.numel))[: self.numel]
         step = extent / most
         codes = torch.where(step > 0, (rows.flatten() - low) / step, 0).round().clamp(torch.zeros(()).to(most), most)
         return GroupCodes(codes.int(), bits.to(torch.uint8), scales)

@@ -47,6 +47,8 @@ class ActivationQuantizer(nn.Module):
     tensor gets a grid of its own until then.
     """
 
+    layer_name = ""  # of the layer whose input it is
+
     def __init__(self, bits: int, device=None):
         super().__init__()
         self.bits = bits
@@ -65,7 +67,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` on the grid; shape and dtype as given."""
         if self.observer is not None:
-            self.observer.observe(x)
+            self.observer.observe(x, self.layer_name)
             return x
         return self._on_grid(x, None if self.initialized else self._start_from(x))
 
@@ -92,7 +94,7 @@ class ActivationQuantizer(nn.Module):
         partners = _has_partners()
         observer = Observer(shared=partners and self.training)  # an empty `x` too: the others wait for this process
         for _ in range(2):
-            observer.observe(x)
+            observer.observe(x, self.layer_name)
             observer.advance()
         self.zeros = self.zeros or observer.zeros
         if not observer.reached:
@@ -160,15 +162,16 @@ class Observer:
         return self.any and not self.reached
 
     @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Takes note of a tensor. ValueError if it is not finite."""
+    def observe(self, x: Tensor, layer: str = "") -> None:
+        """Takes note of a tensor, the input of `layer`. ValueError if it is not finite."""
         if not x.numel():
             return
         x, self.any = x.detach().float(), True
         if self.round == 0:
             low, high = (float(v) for v in x.aminmax())
             if not math.isfinite(low + high):
-                raise ValueError(f"ActivationQuantizer: input must be finite; got values from {low} to {high}")
+                of = f" of layer {layer!r}" if layer else ""
+                raise ValueError(f"ActivationQuantizer{of}: input must be finite; got values from {low} to {high}")
             self.low, self.high = min(self.low, low), max(self.high, high)
         elif self.reached:
             counts = torch.histc(x, BINS, self.low, self.high).double().cpu()

@@ -36,6 +36,8 @@ def power_of_two(x: Tensor, bits: int | None = None, plus: bool = False) -> Tens
         tensor([ 1.,  2.,  2.,  2., -4.])
     """
     check_floats("power_of_two", "x", x)
+    if not isinstance(plus, bool):
+        raise TypeError(f"power_of_two: plus must be a bool; got {plus!r}")
     if bits is None:
         return torch.ops.quantize.power_of_two(x, plus)
     config = PowerOfTwo(bits, plus)

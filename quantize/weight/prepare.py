@@ -12,9 +12,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from ..activation.intercept import keep_two_values
-from ..checks import check_module
+from ..checks import check_module, first_of
 from ..dtypes import FLOATS
 from ..hooks import add_hook, add_pre_hook
+from ..inputs import raise_named, refusal
 from ..modes import evaluating
 from ..patterns import check, resolve, unmatched
 from .config import XNOR, DiffQ, DoReFa, PowerOfTwo, Ternary, Uniform, WeightConfig
@@ -113,12 +114,14 @@ def prepare(model: nn.Module, config) -> nn.Module:
     if not chosen:
         layers = ", ".join(repr(name) for name, _ in found[:5]) or "none"
         raise ValueError(f"prepare: model must have a layer that config chooses; its convolution and linear layers are {layers}")
-    for name, module, _ in chosen:
+    for name, module, own in chosen:
         for tensor in tensor_names(module):
             check_weight(name, module, tensor)
+        if own.activation_bits is not None and quantizes_input(module) and hasattr(module, "activation_quantizer"):
+            raise ValueError(f"prepare: layer {name!r} must not have 'activation_quantizer' as an attribute of its own; rename it")
     shared: dict[tuple, WeightQuantizer] = {}
-    for _, module, own in chosen:
-        _prepare_layer(module, own, shared)
+    for name, module, own in chosen:
+        _prepare_layer(name, module, own, shared)
     if any(isinstance(own, DiffQ) for _, _, own in chosen):
         draw_together(model)
     for encoder in model.modules():
@@ -172,7 +175,7 @@ def check_weight(name: str, module: nn.Module, tensor: str, who: str = "prepare"
         raise ValueError(f"{at} must be finite; got {int((~weight.isfinite()).sum())} values that are NaN or infinite")
 
 
-def _prepare_layer(module: nn.Module, config: WeightConfig, shared: dict[tuple, WeightQuantizer]) -> None:
+def _prepare_layer(name: str, module: nn.Module, config: WeightConfig, shared: dict[tuple, WeightQuantizer]) -> None:
     axis = channel_axis(module)
     for tensor in tensor_names(module):
         weight = getattr(module, tensor)
@@ -192,6 +195,7 @@ def _prepare_layer(module: nn.Module, config: WeightConfig, shared: dict[tuple, 
         return
     if config.activation_bits is not None:
         own = make_activation_quantizer(config, next(module.parameters()).device)
+        own.layer_name = name
         module.activation_quantizer = own.train(module.training)
         add_pre_hook(module, quantize_input_of, with_kwargs=True)
         keep_two_values(module)  # where QModule was first
@@ -210,8 +214,18 @@ def _flatten_at_use(module: nn.RNNBase) -> None:
 def quantize_input_of(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """The forward pre-hook of layers with activation bits."""
     if args:
-        return (module.activation_quantizer(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "input": module.activation_quantizer(kwargs["input"])}
+        return (_quantized(module, args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "input": _quantized(module, kwargs["input"])}
+
+
+def _quantized(module: nn.Module, input: Tensor) -> Tensor:
+    quantizer = module.activation_quantizer
+    if not getattr(quantizer, "initialized", True) and (wrong := refusal(module, input)) is not None:
+        raise wrong  # before the grid starts from it
+    try:
+        return quantizer(input)
+    except Exception as error:
+        raise_named(error, module, input)
 
 
 def weight_bits(model: nn.Module) -> dict[str, Tensor]:
@@ -282,7 +296,7 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
             count = 0
             with torch.no_grad(), evaluating(model):
                 for batch in batches:
-                    model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                    model(first_of("calibrate", batch, count, may_be_empty=True))  # of one process of several
                     count += 1
             if not count:
                 raise ValueError(f"calibrate: batches must hold something each time they are walked through; walk {walk + 1} got nothing")

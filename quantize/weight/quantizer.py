@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..dtypes import FLOATS
 from .config import XNOR, DiffQ, DoReFa, WeightConfig
 
 SMALLEST_STEP = 2.0**-100  # what a learned step at zero or below counts as (csrc/weight/lsq.h)
@@ -14,8 +15,9 @@ SMALLEST_STEP = 2.0**-100  # what a learned step at zero or below counts as (csr
 
 def check_floats(who: str, name: str, x) -> None:
     """TypeError unless `x` is a floating-point tensor with all of its elements in memory."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"{who}: {name} must be a floating-point Tensor; got {getattr(x, 'dtype', type(x).__name__)}")
+    if not isinstance(x, Tensor) or x.dtype not in (*FLOATS, torch.float64):
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{who}: {name} must be a floating-point Tensor of 16, 32 or 64 bits; got {found}")
     if x.layout != torch.strided or x.is_nested:
         raise TypeError(f"{who}: {name} must be a dense Tensor; got {'a nested one' if x.is_nested else x.layout}")
 

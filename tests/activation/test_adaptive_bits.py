@@ -174,9 +174,9 @@ def test_unseen_samples_and_uneven_batches():
 @pytest.mark.parametrize(
     ("indices", "error", "message"),
     [
-        ([0, 1], TypeError, "set_sample_indices: indices must be an integer Tensor; got list"),
-        (torch.tensor([0.0, 1.0]), TypeError, "indices must be an integer Tensor; got torch.float32"),
-        (torch.tensor([True]), TypeError, "indices must be an integer Tensor; got torch.bool"),
+        ([0, 1], TypeError, "set_sample_indices: indices must be an int64 or int32 Tensor; got list"),
+        (torch.tensor([0.0, 1.0]), TypeError, "indices must be an int64 or int32 Tensor; got torch.float32"),
+        (torch.tensor([True]), TypeError, "indices must be an int64 or int32 Tensor; got torch.bool"),
         (torch.tensor([[0, 1]]), ValueError, r"indices must be Tensor\[N\].*got shape \[1, 2\]"),
         (torch.tensor(3), ValueError, r"indices must be Tensor\[N\]"),
         (torch.tensor([-1, 2]), ValueError, "numbers from 0"),

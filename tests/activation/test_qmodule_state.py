@@ -247,37 +247,6 @@ def test_a_loaded_state_is_a_copy():
     assert torch.equal(state["0"]["sample_weight"], before["0"]["sample_weight"])
 
 
-def test_indices_are_of_a_data_set():
-    with pytest.raises(ValueError, match=r"set_sample_indices: indices must be below 2\^28.*got 1099511627776"):
-        by_gradient().set_sample_indices(torch.tensor([1, 2**40]))
-
-
-@pytest.mark.parametrize(
-    ("state", "error", "message"),
-    [
-        ([], TypeError, "state must map layer names to dictionaries; got list"),
-        ({"0": 3}, TypeError, "state must map layer names to dictionaries; got int"),
-        ({"0": {"budget": "x"}}, ValueError, "budget of layer '0' must be a number from 1 to 8; got 'x'"),
-        ({"0": {"budget": 100}}, ValueError, "budget of layer '0' must be a number from 1 to 8; got 100"),
-        ({"0": {"budget": float("nan")}}, ValueError, "budget of layer '0'"),
-        ({"0": {"curve": [1.0]}}, ValueError, "curve of layer '0' must be None or a list of 9 finite numbers"),
-        ({"0": {"curve": [float("inf")] * 9}}, ValueError, "curve of layer '0'"),
-        ({"0": {"updates": -1}}, ValueError, "updates of layer '0' must be an integer from 0; got -1"),
-        ({"0": {"elements": 0.5}}, ValueError, "elements of layer '0' must be an integer from 0; got 0.5"),
-        ({"0": {"sample_weight": torch.ones(3, 3)}}, ValueError, r"sample_weight of layer '0' must be None or a float32 Tensor\[N\]"),
-        ({"0": {"bits": 3}}, ValueError, "layer '0' must have no entries but budget, .*; got 'bits'"),
-        ({"0": {"budget": 4.0}, "1": {}}, ValueError, "layers that the model lacks: .'1'."),
-    ],
-)
-def test_activation_states_are_checked(state, error, message):
-    model = by_gradient()
-    before = str(model.activation_state())
-    with pytest.raises(error, match=f"load_activation_state: .*{message}"):
-        model.load_activation_state(state)
-    assert str(model.activation_state()) == before
-    model.load_activation_state(quantize.QModule(nn.Sequential(nn.Linear(64, 16))).activation_state())
-
-
 def test_figures_on_their_way_are_taken_in_order_and_wait_for_none():
     # What a GPU's copies and events do, by hand.
     class Event:

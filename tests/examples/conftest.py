@@ -37,6 +37,27 @@ def train(tmp_path):
 
 
 @pytest.fixture
+def told(monkeypatch, capsys):
+    """Function running a script as its last line does, in this process: exit status, and the line that it ends with where it fails."""
+    from pathlib import Path
+
+    from said import said
+
+    def run(script, *flags):
+        monkeypatch.setattr("sys.argv", [script.__file__])
+        capsys.readouterr()
+        try:
+            status = said(lambda: script.main([*map(str, flags)]))
+        except SystemExit as stopped:  # argparse's, whose last line counts
+            return stopped.code, capsys.readouterr().err.splitlines()[-1]
+        lines = capsys.readouterr().err.splitlines()  # perhaps of a progress bar, too
+        assert not status or lines[-1].startswith(f"{Path(script.__file__).name}: ")
+        return status, lines[-1] if status else ""
+
+    return run
+
+
+@pytest.fixture
 def stand_in(tmp_path):
     """Function running a shell script with a stand-in for Python: exit status, output, and the command lines that were started."""
     python, calls = tmp_path / "python", tmp_path / "calls"

@@ -284,6 +284,7 @@ def test_options_of_fine_tuning_and_of_the_float_model():
         ("--average-bits 9", "--average-bits must be from 2 to 8, the bits of --choices; got 9"),
         ("--average-bits nan", "--average-bits must be from 2 to 8, the bits of --choices; got nan"),
         ("--max-kib 0", "--max-kib must be above 0; got 0"),
+        ("--max-kib inf", "--max-kib must be finite; got inf"),
         ("--max-kib 9 --average-bits 3", "not allowed with argument"),
         ("--average-activation-bits 4", "--average-activation-bits needs --activation-choices and --average-bits"),
         ("--activation-choices 4 8 --average-activation-bits 2", "--average-activation-bits must be from 4 to 8, the bits of"),

@@ -54,6 +54,36 @@ def test_archive_with_another_checksum(archive, tmp_path):
     assert not (tmp_path / "cifar-10-batches-bin").exists()
 
 
+def test_what_a_download_lacks_is_said_in_a_line(archive, told, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    flags = ["--dataset", "cifar10", "--data-path"]
+    for name in ("file", "new/folder"):
+        status, text = told(download_data, *flags, tmp_path / name, "--check")
+        assert status == 2 and text.startswith("download_data.py: dataset cifar10: expected the file ")
+    status, text = told(download_data, *flags, file)
+    assert status == 2 and "--data-path: expected a folder: [Errno " in text and str(file) in text
+    monkeypatch.setitem(download_data.ARCHIVES, "cifar10", (archive[0], "0" * 32))
+    status, text = told(download_data, *flags, tmp_path / "sets")
+    assert status == 2 and "--dataset cifar10: file://" in text and "expected MD5 000" in text
+    monkeypatch.setitem(download_data.ARCHIVES, "cifar10", ("http://localhost:1/cifar.tar.gz", "0" * 32))  # where nobody listens
+    status, text = told(download_data, *flags, tmp_path / "sets")
+    assert status == 2 and "--dataset cifar10: <urlopen error" in text and "http://localhost:1/cifar.tar.gz" in text
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    status, text = told(download_data, "--dataset", "imagenet", "--data-path", tmp_path)
+    assert status == 2 and text.endswith("--dataset imagenet needs packages that are not installed: pip install huggingface_hub pyarrow")
+
+
+def test_errors_of_the_checks_name_the_data_set(archive, told, tmp_path, monkeypatch):
+    monkeypatch.setitem(download_data.ARCHIVES, "cifar10", archive)
+    flags = ["--dataset", "cifar10", "--data-path", tmp_path]
+    assert told(download_data, *flags)[0] == 0
+    file = tmp_path / "cifar-10-batches-bin" / "test_batch.bin"
+    file.write_bytes(b"\1" + file.read_bytes()[1:])
+    status, text = told(download_data, *flags, "--check")
+    assert status == 2 and text.startswith("download_data.py: dataset cifar10: expected as many test images of every class; got ")
+
+
 def test_check_of_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"train.bin .*download_data.py --dataset cifar100"):
         download_data.main(["--dataset", "cifar100", "--data-path", str(tmp_path / "new"), "--check"])
@@ -96,7 +126,7 @@ def hub(tmp_path, monkeypatch):
     return siblings, asked
 
 
-def test_imagenet(hub, tmp_path):
+def test_imagenet(hub, told, tmp_path):
     siblings, asked = hub
     download_data.fetch_imagenet(tmp_path)
     download_data.fetch_imagenet(tmp_path)
@@ -105,6 +135,8 @@ def test_imagenet(hub, tmp_path):
     assert (len(train), len(test), train.names) == (2, 2, ["0000", "0001"])
     with pytest.raises(ValueError, match=r"train: expected 1281167 images of 1000 classes; got 2 of 2"):
         download_data.check("imagenet", tmp_path)
+    status, text = told(download_data, "--dataset", "imagenet", "--data-path", tmp_path, "--check")
+    assert status == 2 and text.startswith("download_data.py: dataset imagenet: ") and text.endswith("got 2 of 2")
 
 
 def test_imagenet_damaged_shard(hub, tmp_path):

@@ -138,5 +138,5 @@ def test_first_layers_of_binary_networks_name_wrong_shapes():
     model = nn.Sequential(nn.Conv2d(3, 16, 7, 2, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3)).eval()
     model = quantize.convert(quantize.prepare(model, {"0": None, "2": quantize.XNOR()}))
     assert type(model[0]).__name__ == "PackedStemConv2d"
-    with pytest.raises(ValueError, match=r"^PackedStemConv2d: input must be \[N, 3, H, W\] or \[3, H, W\]; got \[1, 4, 32, 32\]$"):
+    with pytest.raises(ValueError, match=r"^PackedStemConv2d '0': input must be \[N, 3, H, W\] or \[3, H, W\]; got \[1, 4, 32, 32\]$"):
         model(torch.randn(1, 4, 32, 32))

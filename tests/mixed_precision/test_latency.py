@@ -97,6 +97,21 @@ def test_bad_arguments_are_named(model, batch):
         quantize.measure_latency(None, batch[0], sensitivity)
     with pytest.raises(ValueError, match="another model"):
         quantize.measure_latency(nn.Sequential(nn.Linear(3, 3)), batch[0], sensitivity)
+    for inputs, found in ((None, "NoneType"), (batch[0].numpy(), "ndarray"), (5, "int"), ({"x": 5}, "int")):
+        with pytest.raises(TypeError, match=f"^measure_latency: inputs must be Tensors; got {found}"):
+            quantize.measure_latency(model, inputs, sensitivity)
+    for inputs in (batch[0][:0], ()):
+        with pytest.raises(ValueError, match="^measure_latency: inputs must hold samples; got an empty one"):
+            quantize.measure_latency(model, inputs, sensitivity)
+    with pytest.raises(ValueError, match="^measure_latency: inputs must be finite; got NaN or infinite ones"):
+        quantize.measure_latency(model, batch[0] * torch.nan, sensitivity)
+    with pytest.raises(TypeError, match="^measure_latency: weight of layer '0' must be float32, .*; got torch.float64"):
+        quantize.measure_latency(copy.deepcopy(model).double(), batch[0].double(), sensitivity)
+    prepared = quantize.prepare(copy.deepcopy(model), quantize.Uniform(4))
+    with pytest.raises(ValueError, match="^measure_latency: model must be a float model; '0.weight' is prepared"):
+        quantize.measure_latency(prepared, batch[0], sensitivity)
+    with pytest.raises(ValueError, match="^measure_latency: model must be a float model; got a converted one"):
+        quantize.measure_latency(quantize.convert(prepared), batch[0], sensitivity)
 
 
 class Binary(nn.Module):
@@ -167,7 +182,10 @@ def test_layers_are_not_timed_with_the_one_before_them(monkeypatch):
 
     def slower(self, wrap):
         return Pending(
-            wrap(lambda *args, **named: (clock.__setitem__(0, clock[0] + 3), self._call(*args, **named))[1]), self._x, self._steps
+            wrap(lambda *args, **named: (clock.__setitem__(0, clock[0] + 3), self._call(*args, **named))[1]),
+            self._x,
+            self._steps,
+            self._layer,
         )
 
     monkeypatch.setattr(Pending, "codes", slow)  # five seconds of the second layer's own

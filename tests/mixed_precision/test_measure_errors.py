@@ -112,7 +112,13 @@ X, Y = torch.randn(4, 5), torch.randint(3, (4,))
         ([(X, Y), (X, Y, Y)], TypeError, r"batches must hold \(inputs, targets\) pairs; got tuple"),
         ([(X, Y), (X[:0], Y[:0])], ValueError, "batches must hold samples; got an empty one, number 1"),
         ([((), Y)], ValueError, "batches must hold samples; got an empty one, number 0"),
-        ([("text", Y)], ValueError, "batches must hold samples; got an empty one, number 0"),
+        ([({}, Y)], ValueError, "batches must hold samples; got an empty one, number 0"),
+        ([("text", Y)], TypeError, "batches must hold inputs that are Tensors; got str, number 0"),
+        ([(X, Y), (X.numpy(), Y.numpy())], TypeError, "batches must hold inputs that are Tensors; got ndarray, number 1"),
+        ([(X.to_sparse(), Y)], TypeError, "batches must hold inputs that are dense Tensors with values; got torch.sparse_coo, number 0"),
+        ([(X.to("meta"), Y)], TypeError, "batches must hold inputs that are dense Tensors with values; got one on meta, number 0"),
+        ([(X[0, 0], Y)], ValueError, "batches must hold inputs that are Tensors of samples; got one without dimensions, number 0"),
+        ([({"input": X.numpy()}, Y)], TypeError, "batches must hold inputs that are Tensors; got ndarray, number 0"),
         ([(X, Y), (X / 0, Y)], ValueError, "batches must be finite; number 1 holds NaN or infinite inputs"),
         ([({"input": X * torch.nan}, Y)], ValueError, "batches must be finite; number 0"),
     ],
@@ -128,6 +134,7 @@ def test_batches(batches, error, message):
         (None, TypeError, 'batches must hold targets for metric "loss"; number 0 has None'),
         (3, TypeError, "targets must be a Tensor of classes or probabilities; got int"),
         ([0, 1, 2, 0], TypeError, "targets must be a Tensor of classes or probabilities; got list"),
+        (Y.numpy(), TypeError, "targets must be a Tensor of classes or probabilities; got ndarray"),
         (Y > 0, TypeError, "targets must be a Tensor of classes or probabilities; got torch.bool"),
         (Y + 3, ValueError, "targets must be classes from 0 to 2; got [345]"),
         (Y - 100, ValueError, "targets must be classes from 0 to 2; got -100"),
@@ -135,7 +142,7 @@ def test_batches(batches, error, message):
         (torch.rand(4, 4), ValueError, r"targets must be classes or probabilities of the model's outputs; got \[4, 4\]"),
         (Y.float(), ValueError, r"targets must be classes or probabilities of the model's outputs; got \[4\]"),
     ],
-    ids=["none", "number", "list", "booleans", "too high", "negative", "too few", "too many classes", "floats"],
+    ids=["none", "number", "list", "NumPy's", "booleans", "too high", "negative", "too few", "too many classes", "floats"],
 )
 def test_targets(targets, error, message, method):
     if targets is not None and isinstance(targets, torch.Tensor) and not targets.is_floating_point() and message.endswith("got -100"):
@@ -199,7 +206,7 @@ def test_names():
     nan = [(X, Y)]
     refused(
         ValueError,
-        "the model's loss must be finite; got nan",
+        "loss_fn must return a finite loss; got nan of the float model",
         batches=nan,
         method="clado",
         metric="loss",
@@ -219,6 +226,8 @@ def test_skip_and_groups():
     wrong(ValueError, "skip must leave a layer; it skips all of conv1, conv2, fc", skip="*")
     wrong(TypeError, "groups must be a mapping from names to glob patterns; got list", groups=["conv*"])
     wrong(TypeError, r"groups\['g'\] must be glob patterns over layer names; got 3", groups={"g": 3})
+    wrong(TypeError, "groups must be a mapping from names to glob patterns; got 1 as a name", groups={1: "*"})
+    wrong(ValueError, r"groups\['g'\] must have at least one glob pattern; got none", groups={"g": []})
     wrong(ValueError, r"groups\['g'\] must match layers, .* 'stage\*' matches none", groups={"g": "stage*"})
     wrong(ValueError, r"groups\['g'\] must match layers, .* 'fc' matches none", groups={"g": "fc"}, skip="fc")
     wrong(ValueError, "groups must not overlap; 'conv2' is in 'a' and in 'b'", groups={"a": "conv*", "b": ["fc", "*2"]})
@@ -240,6 +249,12 @@ def test_checkpoints(tmp_path):
             quantize.measure_sensitivity(line(), rows(4), [(2, None)], checkpoint=path, progress=False)
     with pytest.raises(TypeError, match="measure_sensitivity: checkpoint must be a path; got 3"):
         quantize.measure_sensitivity(line(), rows(4), [(2, None)], checkpoint=3, progress=False)
+
+
+def test_progress():
+    for value in ("x", None, 2):
+        with pytest.raises(TypeError, match=f"measure_sensitivity: progress must be True or False; got {value!r}"):
+            quantize.measure_sensitivity(line(), rows(4), [(2, None)], progress=value)
 
 
 def test_what_cannot_be_converted_is_found_first(monkeypatch):

@@ -87,7 +87,9 @@ WRONG = {  # arguments, the type of the error, a part of its message
     "matrix too small": ({"matrix": torch.zeros(5, 6)}, ValueError, r"matrix must be \[6, 6\] for 2 layers and 3 choices; got \[5, 6\]"),
     "matrix complex": ({"matrix": torch.zeros(6, 6).cfloat()}, TypeError, "matrix must be of real numbers"),
     "matrix of booleans": ({"matrix": torch.zeros(6, 6).bool()}, TypeError, "matrix must be of real numbers"),
-    "matrix is text": ({"matrix": "zero"}, TypeError, "matrix must be of real numbers"),
+    "matrix is text": ({"matrix": "zero"}, TypeError, "matrix must be a Tensor or rows of real numbers; got 'zero'"),
+    "matrix sparse": ({"matrix": torch.eye(6).to_sparse()}, TypeError, "matrix must be a dense Tensor with values; got torch.sparse_coo"),
+    "bytes on meta": ({"bytes": torch.zeros(2, 3, device="meta")}, TypeError, "bytes must be a dense Tensor with values; got one on meta"),
     "NaN in the matrix": ({"matrix": NAN}, ValueError, "matrix must be finite; got nan for 'fc' at w4a8 with 'conv' at w4a8"),
     "infinite matrix": ({"matrix": torch.diag(torch.tensor([0, 0, torch.inf, 0, 0, 0]))}, ValueError, "matrix .* inf for 'conv' at float$"),
     "bytes of one layer": ({"bytes": torch.zeros(3)}, ValueError, r"bytes must be \[2, 3\]"),
@@ -107,6 +109,8 @@ WRONG = {  # arguments, the type of the error, a part of its message
     "shapes are numbers": ({"shapes": {"conv": {"weight": 3}}}, TypeError, "shapes must be a mapping"),
     "shapes hold text": ({"shapes": {"conv": {"weight": ["3"]}}}, TypeError, "shapes must be a mapping"),
     "shapes lack a member": ({"shapes": {"conv": {"weight": [3]}}}, ValueError, "shapes must have all members; 'fc' is missing"),
+    "link in a list": ({"link": ["identity"]}, ValueError, r"link must be one of 'identity', 'log1p'; got \['identity'\]"),
+    "unknown link": ({"link": "exp"}, ValueError, "link must be one of 'identity', 'log1p'; got 'exp'"),
     "samples is text": ({"samples": "3"}, TypeError, "samples must be an integer"),
     "other_bytes negative": ({"other_bytes": -1}, ValueError, r"other_bytes must be an integer from 0 to 2\^63 - 1; got -1"),
     "method is a number": ({"method": 3}, TypeError, "method must be a string; got 3"),
@@ -162,6 +166,26 @@ def test_check_model():
     named.check_model(Residual(9))
     with pytest.raises(ValueError, match="got none, so this is of another model"):
         sensitivity(layers=("conv1", "relu")).check_model(Residual())
+
+
+def test_check_model_without_shapes():
+    with pytest.raises(ValueError, match="model must have weights in layer 'relu'; got none, so this is of another model"):
+        sensitivity(layers=("conv1", "relu")).check_model(Residual())
+    model, s = nn.Sequential(nn.Linear(4, 3)), sensitivity(layers=("0",))
+    s.check_model(quantize.prepare(model, Uniform(4)))
+    with pytest.raises(ValueError, match="Sensitivity: model must be a float or prepared one; layer '0' is converted"):
+        s.check_model(quantize.convert(model))
+
+
+@pytest.mark.parametrize("layer", [nn.LazyLinear(3), nn.LazyConv2d(3, 3)])
+def test_check_model_of_a_lazy_layer(layer):
+    with pytest.raises(ValueError, match="Sensitivity: model must be initialized; layer '0' is not: run a batch through the lazy layer"):
+        sensitivity(layers=("0",)).check_model(nn.Sequential(layer))
+
+
+def test_large_numbers_are_made_symmetric():
+    large = torch.full((6, 6), 1.7e308, dtype=torch.float64)
+    assert torch.equal(sensitivity(large).matrix, large)
 
 
 def test_growth_beyond_floats_is_infinite():

@@ -181,7 +181,7 @@ def test_folded_layers_want_the_norms_input():
     """A batch norm after nn.Linear normalises dimension 1, which is the features only in two dimensions."""
     _, packed = packed_of(nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6)), Uniform(4))
     packed(torch.randn(3, 5))
-    with pytest.raises(ValueError, match="PackedLinear: input must have 2 dimensions, as its folded batch norm '1' wants"):
+    with pytest.raises(ValueError, match="PackedLinear '0': input must have 2 dimensions, as its folded batch norm '1' wants"):
         packed(torch.randn(3, 6, 5))
 
 

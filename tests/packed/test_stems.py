@@ -124,7 +124,7 @@ def test_everything_else_is_plain():
         assert torch.equal(copy.deepcopy(stem).double()(x.double()), F.conv2d(x.double(), weight.double(), bias.double(), 2, 3))
         meta = op(x.to("meta"), weight.to("meta"), None, stem_panels(weight).to("meta"), [2, 2], [3, 3])
         assert meta.shape == (2, 16, 10, 10)
-        with pytest.raises(ValueError, match="PackedStemConv2d: input must be .N, 3, H, W."):
+        with pytest.raises(ValueError, match="PackedStemConv2d .0.: input must be .N, 3, H, W."):
             stem(x[:, :2])
 
 

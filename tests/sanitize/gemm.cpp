@@ -68,12 +68,15 @@ int64_t check_planes(Isa isa, Fence fence, int64_t rows, int64_t columns) {
   const Buffer<float> gain(columns, fence), bias(columns, fence);
   for (int64_t i = 0; i < rows * pitch; ++i) acc[i] >>= 9;
   for (int64_t c = 0; c < columns; ++c) correction[c] >>= 9, gain[c] = 0.37f * float(c - 5), bias[c] = 1.3f * float(c);
-  const Buffer<float> out(columns * plane, fence), want(columns * plane, fence);
+  const Buffer<float> out(columns * plane, fence), want(columns * plane, fence), residual(columns * plane, fence);
+  for (int64_t i = 0; i < columns * plane; ++i) residual[i] = 0.7f * float(i) - 30;
   quantize::set_cpu_isa(isa);
-  image_kernels().finish(acc.data(), pitch, rows, columns, correction.data(), gain.data(), bias.data(), out.data(), 1, plane);
-  image_portable.finish(acc.data(), pitch, rows, columns, correction.data(), gain.data(), bias.data(), want.data(), 1, plane);
-  expect_same(out, want, "image: planes of " + std::to_string(rows) + " rows, " + std::to_string(columns) + " columns");
-  return 1;
+  for (const float* more : {static_cast<const float*>(nullptr), static_cast<const float*>(residual.data())}) {
+    image_kernels().finish(acc.data(), pitch, rows, columns, correction.data(), gain.data(), bias.data(), more, out.data(), 1, plane);
+    image_portable.finish(acc.data(), pitch, rows, columns, correction.data(), gain.data(), bias.data(), more, want.data(), 1, plane);
+    expect_same(out, want, "image: planes of " + std::to_string(rows) + " rows, " + std::to_string(columns) + " columns");
+  }
+  return 2;
 }
 
 int64_t check_images(Isa isa, Fence fence, int64_t channels, int64_t width) {
@@ -94,9 +97,9 @@ int64_t check_images(Isa isa, Fence fence, int64_t channels, int64_t width) {
       const auto range = quantize::weight::lsq_range(0.05f, 7.f, 255);
       kernels.from_planes(values, plane, channels, height, width, range, image.data(), width * pixel, pixel);
       kernels.from_rows(values, channels, channels, plane, range, 7, image.data() + plane * pixel, pixel);
-      kernels.finish(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(), out.data(),
-                     channels, 1);
-      kernels.finish(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(),
+      kernels.finish(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(), nullptr,
+                     out.data(), channels, 1);
+      kernels.finish(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(), values,
                      out.data() + plane * channels, 1, plane);
       kernels.finish_codes(acc.data(), 32, plane, std::min<int64_t>(channels, 32), correction.data(), gain.data(), bias.data(), range, 7,
                            image.data() + 2 * plane * pixel, pixel);

@@ -64,10 +64,10 @@ def test_errors_of_add_bit_parameters():
     with pytest.raises(TypeError, match="model must be an nn.Module; got list"):
         add_bit_parameters(optimizer, list(model.parameters()))
     for lr in (True, "1e-3", None):
-        with pytest.raises(TypeError, match="lr must be a number of at least 0; got"):
+        with pytest.raises(TypeError, match="lr must be a finite number from 0; got"):
             add_bit_parameters(optimizer, model, lr=lr)
     for lr in (-1e-3, float("nan")):
-        with pytest.raises(ValueError, match="lr must be a number of at least 0; got"):
+        with pytest.raises(ValueError, match="lr must be a finite number from 0; got"):
             add_bit_parameters(optimizer, model, lr=lr)
     for other in (Net(), prepare(Net(), Uniform(4))):
         with pytest.raises(ValueError, match=r"model must have learned bits; call quantize.prepare\(model, quantize.DiffQ\(\)\) first"):

@@ -123,9 +123,9 @@ def test_patterns_and_activations():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"group_size": 8.0}, TypeError, "DiffQ: group_size must be an integer of at least 0; got 8.0"),
-        ({"group_size": True}, TypeError, "group_size must be an integer of at least 0; got True"),
-        ({"group_size": -1}, ValueError, "group_size must be an integer of at least 0; got -1"),
+        ({"group_size": 8.0}, TypeError, "DiffQ: group_size must be an integer of at least 0, and at most 2.48; got 8.0"),
+        ({"group_size": True}, TypeError, "group_size must be an integer of at least 0, and at most 2.48; got True"),
+        ({"group_size": -1}, ValueError, "group_size must be an integer of at least 0, and at most 2.48; got -1"),
         ({"min_bits": "2"}, TypeError, "DiffQ: min_bits must be a number from 1 to 16; got '2'"),
         ({"min_bits": 0.5}, ValueError, "min_bits must be a number from 1 to 16; got 0.5"),
         ({"max_bits": 17}, ValueError, "max_bits must be a number from 1 to 16; got 17"),

@@ -163,9 +163,9 @@ def test_gradients():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((3.0,), TypeError, "x must be a floating-point Tensor; got float"),
-        ((torch.arange(3),), TypeError, "x must be a floating-point Tensor; got torch.int64"),
-        ((torch.ones(3, dtype=torch.complex64),), TypeError, "x must be a floating-point Tensor; got torch.complex64"),
+        ((3.0,), TypeError, "x must be a floating-point Tensor of 16, 32 or 64 bits; got float"),
+        ((torch.arange(3),), TypeError, "x must be a floating-point Tensor of 16, 32 or 64 bits; got torch.int64"),
+        ((torch.ones(3, dtype=torch.complex64),), TypeError, "x must be a floating-point Tensor of 16, 32 or 64 bits; got torch.complex64"),
         ((torch.ones(3), 2.5), TypeError, "bits must be an integer from 2 to 8; got 2.5"),
         ((torch.ones(3), True), TypeError, "bits must be an integer from 2 to 8; got True"),
         ((torch.ones(3), 1), ValueError, "bits must be an integer from 2 to 8; got 1"),

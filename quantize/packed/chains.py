@@ -66,12 +66,12 @@ def _chains(root: nn.Module, graph: fx.Graph, grids: Grids, unseen: set[nn.Modul
         if layer not in grids or layer not in unseen:
             continue
         output, steps, passed, seen = node, [], [], set()
-        signs = grids[layer] is not None and issubclass(grids[layer], SignGrid)
-        while (
-            step := _behind_stem(calls, output, steps, unseen)
-            if grids[layer] is None
-            else _step(calls, output, steps, signs, grids, unseen)
-        ) is not None:
+        stem = grids[layer] is None
+        signs = not stem and issubclass(grids[layer], SignGrid)
+        while True:
+            step = _behind_stem(calls, output, steps, unseen) if stem else _step(calls, output, steps, signs, grids, unseen)
+            if step is None:
+                break
             seen |= around(output) ^ around(output.next)
             output = output.next
             if output.op == "call_module":

@@ -26,10 +26,10 @@ struct ColumnRuns {
 struct BinaryColumnKernels {
   // Up to 32 rows of codes, 4 * words bytes each, to columns[word][32]. Columns that are missing are zero.
   void (*turn)(const uint8_t* codes, int64_t words, int channels, uint32_t* columns);
-  // sums[pixel][c] = offsets[places[pixel] + c] + factor * popcount(x ^ w) of 1 to 64 pixels and all 32 columns; a pixel is `step` words
-  // behind the one before.
+  // sums[pixel][c] = offsets[places[pixel] + c] + factor * popcount(x ^ w) of 1 to 64 pixels and all 32 columns, the factor -2, or 1 where
+  // bits are units; a pixel is `step` words behind the one before.
   void (*multiply)(const uint32_t* x, int64_t step, int64_t pixels, ColumnRuns runs, const uint32_t* columns, const int32_t* offsets,
-                   const int32_t* places, int32_t factor, int32_t* sums);
+                   const int32_t* places, bool unit, int32_t* sums);
   // Four bytes a pixel, every `step` bytes: bit c = (sums[pixel][c] < threshold[c]) ^ flip's, of up to 32 channels; 0 behind them.
   void (*compare)(const int32_t* sums, int64_t pixels, int channels, const int32_t* threshold, uint32_t flip, uint8_t* bits, int64_t step);
 };

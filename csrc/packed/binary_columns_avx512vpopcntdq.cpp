@@ -33,7 +33,7 @@ void turn(const uint8_t* codes, int64_t words, int channels, uint32_t* columns) 
 
 template <int pixels>
 void multiply_some(const uint32_t* x, int64_t step, ColumnRuns runs, const uint32_t* columns, const int32_t* offsets, const int32_t* places,
-                   int32_t factor, int32_t* sums) {
+                   bool unit, int32_t* sums) {
   __m512i count[pixels][vectors];
 #pragma GCC unroll 8
   for (int p = 0; p < pixels; ++p)
@@ -54,19 +54,19 @@ void multiply_some(const uint32_t* x, int64_t step, ColumnRuns runs, const uint3
   for (int p = 0; p < pixels; ++p)
     for (int v = 0; v < vectors; ++v) {
       const __m512i offset = _mm512_loadu_si512(offsets + places[p] + 16 * v);
-      const __m512i sum = _mm512_add_epi32(offset, _mm512_mullo_epi32(count[p][v], _mm512_set1_epi32(factor)));
+      const __m512i c = count[p][v], sum = unit ? _mm512_add_epi32(offset, c) : _mm512_sub_epi32(offset, _mm512_add_epi32(c, c));
       _mm512_storeu_si512(sums + p * ColumnTraits::columns + 16 * v, sum);
     }
 }
 
 void multiply(const uint32_t* x, int64_t step, int64_t pixels, ColumnRuns runs, const uint32_t* columns, const int32_t* offsets,
-              const int32_t* places, int32_t factor, int32_t* sums) {
+              const int32_t* places, bool unit, int32_t* sums) {
   constexpr decltype(&multiply_some<1>) of[most_pixels] = {multiply_some<1>, multiply_some<2>, multiply_some<3>, multiply_some<4>,
                                                            multiply_some<5>, multiply_some<6>, multiply_some<7>, multiply_some<8>};
   // As even as can be.
   for (int64_t parts = (pixels + most_pixels - 1) / most_pixels, at = 0; parts > 0; --parts) {
     const int64_t some = (pixels - at + parts - 1) / parts;
-    of[some - 1](x + at * step, step, runs, columns, offsets, places + at, factor, sums + at * ColumnTraits::columns);
+    of[some - 1](x + at * step, step, runs, columns, offsets, places + at, unit, sums + at * ColumnTraits::columns);
     at += some;
   }
 }

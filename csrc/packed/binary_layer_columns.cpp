@@ -144,7 +144,7 @@ class ColumnRun : BinaryPass {
         const int64_t some = std::min<int64_t>(ColumnTraits::pixels, l_.out_width - w);
         float* out = l_.out ? l_.out + place(sample, y * l_.out_width + w, n) : nullptr;
         if (out) prefetch(out, some, many);
-        column_kernels_.multiply(x + w * step, step, some, runs_, weights, offsets, places_.data() + w, l_.unit ? 1 : -2, scratch.sums);
+        column_kernels_.multiply(x + w * step, step, some, runs_, weights, offsets, places_.data() + w, l_.unit, scratch.sums);
         if (out)
           store(scratch.sums, some, many, n, out);
         else

@@ -70,12 +70,18 @@ class StemRun {
 
   // Lines [begin, end) of all samples' outputs.
   void operator()(int64_t begin, int64_t end) {
-    const int64_t height = s_.out_height();
+    const int64_t height = s_.out_height(), pixel = s_.sizes.out_channels;
+    // What is written is no more than a line.
+    const bool whole = s_.rows && !s_.pool && s_.pitch() == pixel && s_.out_width() % StemTraits::tile == 0;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t sample = i / height, y = i % height;
       if (i == begin || y == 0) next_ = 0, made_ = end_ = 0, x_ = s_.x + sample * s_.strides[0];
-      float* out =
-          s_.out + (s_.rows ? i * s_.out_width() * s_.sizes.out_channels : (sample * s_.sizes.out_channels * height + y) * s_.out_width());
+      float* out = s_.out + (s_.rows ? i * s_.out_width() * pixel : (sample * pixel * height + y) * s_.out_width());
+      if (whole && y % StemTraits::tile == 0 && std::max(i + StemTraits::tile - end, y + StemTraits::tile - height) <= 0) {
+        make_tiles(y, out, s_.out_width() * pixel);
+        made_ = end_ = y + StemTraits::tile, i += StemTraits::tile - 1;
+        continue;
+      }
       s_.pool ? pool_line(y, out) : copy_line(y, out);
     }
   }
@@ -112,12 +118,17 @@ class StemRun {
       std::copy(rows_ + (kept - made_) * row, rows_ + (end_ - made_) * row, rows_);
       made_ = kept;
       float* out = rows_ + (end_ - made_) * row;
-      transform(end_ * StemTraits::step - s_.padding[0]);
-      k_.multiply(tiles_, s_.tiles, s_.weights, s_.panels, {bias_, s_.low, s_.high}, sums_, out, row);
+      make_tiles(end_, out, row);
       const int64_t some = std::min<int64_t>(StemTraits::tile, s_.sizes.out_height - end_);
       for (int64_t l = 0; s_.pool && l < some; ++l) std::fill_n(out + (l + 1) * row - beyond, beyond, -infinity);
       end_ += some;
     }
+  }
+
+  // Four lines from y on, `pitch` floats apart.
+  void make_tiles(int64_t y, float* out, int64_t pitch) {
+    transform(y * StemTraits::step - s_.padding[0]);
+    k_.multiply(tiles_, s_.tiles, s_.weights, s_.panels, {bias_, s_.low, s_.high}, sums_, out, pitch);
   }
 
   // What the tiles that begin with the image's line `first` see.

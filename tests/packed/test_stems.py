@@ -57,9 +57,12 @@ def test_outputs_are_the_convolutions(outputs, channels, kernel, stride, padding
     assert op(x, weight, None, panels, stride, padding).stride() == F.conv2d(x, weight, None, stride, padding).stride()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("outputs", [24, 32])
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_do_not_matter(threads):
-    x, weight, bias = random_stem(24, 3, (7, 7), (90, 90), 3)
+def test_threads_do_not_matter(threads, outputs, layout):
+    x, weight, bias = random_stem(outputs, 3, (7, 7), (90, 88), 3)
+    x = x.to(memory_format=layout)
     arguments = (x, weight, bias, stem_panels(weight), [2, 2], [3, 3])
     before, want = torch.get_num_threads(), op(*arguments)
     try:

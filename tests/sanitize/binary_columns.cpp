@@ -15,7 +15,7 @@ constexpr int64_t columns = ColumnTraits::columns;
 
 int64_t check_products(const BinaryColumnKernels& kernels, Fence fence, int64_t pixels, int64_t lines, int64_t length, int channels) {
   const int64_t words = lines * length, step = 3, kinds = 2;
-  const int32_t factor = pixels % 2 ? -2 : 1;
+  const bool unit = pixels % 2 == 0;
   const std::string what = "columns: " + std::to_string(pixels) + " pixels, " + std::to_string(lines) + " by " + std::to_string(length) +
                            " words, " + std::to_string(channels) + " channels";
   const Noise<uint8_t> codes(channels * words * 4, fence, 1);
@@ -33,14 +33,14 @@ int64_t check_products(const BinaryColumnKernels& kernels, Fence fence, int64_t 
   for (int64_t l = 0; l < lines; ++l) starts[l] = int32_t(5 * l);
   for (int64_t i = 0; i < kinds * columns; ++i) offsets[i] = int32_t(i * 77 - 900);
   for (int64_t p = 0; p < pixels; ++p) places[p] = int32_t(p % kinds * columns);
-  kernels.multiply(image.data(), step, pixels, {starts.data(), lines, length}, turned.data(), offsets.data(), places.data(), factor,
+  kernels.multiply(image.data(), step, pixels, {starts.data(), lines, length}, turned.data(), offsets.data(), places.data(), unit,
                    sums.data());
   for (int64_t p = 0; p < pixels; ++p)
     for (int64_t c = 0; c < columns; ++c) {
       int32_t count = 0;
       for (int64_t k = 0; k < words; ++k)
         count += std::popcount(image[p * step + k / length * 5 + k % length] ^ want_turned[k * columns + c]);
-      want[p * columns + c] = offsets[places[p] + c] + factor * count;
+      want[p * columns + c] = offsets[places[p] + c] + (unit ? count : -2 * count);
     }
   expect_same(sums, want, what);
   return 2;

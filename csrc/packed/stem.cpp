@@ -111,7 +111,7 @@ class StemRun {
 
   // Lines [first, last) of the convolution, which come after those that were asked for before; four at a time, some may be there.
   void make(int64_t first, int64_t last) {
-    const int64_t row = s_.row(), beyond = s_.row() - s_.sizes.out_width * s_.pitch();
+    const int64_t row = s_.row(), pixel = s_.pitch(), width = s_.sizes.out_width * pixel;
     if (end_ == 0) made_ = end_ = first / StemTraits::tile * StemTraits::tile;
     while (end_ < last) {
       const int64_t kept = std::min(first, end_);
@@ -120,7 +120,9 @@ class StemRun {
       float* out = rows_ + (end_ - made_) * row;
       make_tiles(end_, out, row);
       const int64_t some = std::min<int64_t>(StemTraits::tile, s_.sizes.out_height - end_);
-      for (int64_t l = 0; s_.pool && l < some; ++l) std::fill_n(out + (l + 1) * row - beyond, beyond, -infinity);
+      // Windows that go on behind the last pixel see it again.
+      for (int64_t l = 0; s_.pool && l < some; ++l)
+        for (float* at = out + l * row + width; at < out + (l + 1) * row; at += pixel) std::copy_n(at - pixel, pixel, at);
       end_ += some;
     }
   }
@@ -157,7 +159,6 @@ class StemRun {
     }
   }
 
-  static constexpr float infinity = std::numeric_limits<float>::infinity();
   const Stem& s_;
   const StemKernels& k_;
   const int64_t line_floats_;

@@ -17,7 +17,8 @@ from ..layers.base import CompressedLayer
 from ..patterns import resolve
 from ..table import aligned, kib
 from ..weight.lsq import ActivationQuantizer, alone
-from .module import Control, controls_of
+from .control import Control
+from .module import controls_of
 from .state import LayerState, note_op, noted_op, override
 
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # of which oneDNN and cuDNN keep bytes of their own making

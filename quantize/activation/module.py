@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Mapping
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +17,9 @@ from .. import layers as q
 from ..checks import check_module
 from ..layers.base import CompressedLayer
 from ..patterns import resolve, unmatched
-from .allocation import checked_state, learn, share_bits, teaches, update_curve
+from .allocation import checked_state
 from .config import ActivationConfig, check_config
+from .control import Control
 from .intercept import LOSSY, SUPPORTED, Interceptor, forget_calls_of, keep_two_values, name_calls_of, state_of
 from .state import LayerState, Session, is_disabled, swap_session
 
@@ -29,90 +28,6 @@ LARGEST_INDEX = 2**28  # of a sample: at 4 bytes for each one up to it, 1 GiB a 
 
 # Plain layer to compressed one, by exact type: a subclass may have a forward of its own, which it keeps.
 COUNTERPARTS = {cls.plain: cls for name in q.__all__ if (cls := getattr(q, name)).plain is not None}
-
-
-class Control:
-    """What a QModule knows beside its layers: config, states of functional calls, the step's samples, the figures on their way."""
-
-    def __init__(self, config):
-        self.config = config
-        self.functional: dict[str, LayerState] = {}
-        self.layers: list[LayerState] = []
-        self.indices: Tensor | None = None
-        self.arriving: list[tuple] = []  # figures being copied from the device, oldest first: (what takes them, pinned tensor, event)
-
-    def __getstate__(self):
-        return {**self.__dict__, "indices": None, "arriving": []}
-
-    def states(self) -> list[LayerState]:
-        """All lossy layers' states, then those of functional calls."""
-        return [*self.layers, *self.functional.values()]
-
-    def configs(self) -> list[ActivationConfig]:
-        """All that a layer may have."""
-        return [c for c in (self.config.values() if isinstance(self.config, Mapping) else [self.config]) if c is not None]
-
-    def count_step(self) -> bool:
-        """Counts the step that begins; whether it teaches how to move bits between layers."""
-        if not any(c.enabled and c.adaptive and c.per_layer for c in self.configs()):
-            return False
-        states = self.states()
-        steps = max((s.steps for s in states), default=0)
-        for state in states:
-            state.steps = steps + 1
-        return teaches(steps)
-
-    @torch.no_grad()
-    def begin_step(self) -> None:
-        """Learns from the step that ended and sets the budgets of the one that begins. Never waits for the device."""
-        self.receive()
-        states = sorted((s for s in self.states() if s.records), key=lambda s: s.order or 0)
-        learned = learn(states, curves=not self.arriving)  # of one step at a time
-        seen = []
-        for state in states:
-            pending, state.pending_gradients = state.pending_gradients, None
-            if pending is not None:
-                seen.append((state, *pending))
-        if seen:
-            self._bring(torch.cat([weight for *_, weight in seen]), partial(_remember, [entry[:2] for entry in seen]))
-        if learned:
-            self._bring(torch.stack([curve for _, curve in learned]), partial(self._update, [state for state, _ in learned]))
-
-    def _bring(self, figures: Tensor, take: Callable[[Tensor], None]) -> None:
-        """take(figures) with figures on the CPU: from a GPU by the first step that finds them there."""
-        if figures.is_meta or type(figures).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # no values, as fake tensors have none
-            return
-        if not figures.is_cuda:
-            take(figures)
-            return
-        host = torch.empty(figures.shape, dtype=figures.dtype, device="cpu", pin_memory=True).copy_(figures, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(figures.device))
-        self.arriving.append((take, host, event))
-
-    def receive(self, wait: bool = False) -> None:
-        """Takes the figures that have come, or all."""
-        while self.arriving and (wait or self.arriving[0][2].query()):
-            take, host, event = self.arriving.pop(0)
-            if wait:
-                event.synchronize()
-            take(host)
-
-    def _update(self, owners: list[LayerState], figures: Tensor) -> None:
-        for state, curve in zip(owners, figures.tolist(), strict=True):
-            update_curve(state, curve)
-        by_config: dict[ActivationConfig, list[LayerState]] = {}
-        for state in self.states():
-            if state.config.adaptive and state.config.per_layer:
-                by_config.setdefault(state.config, []).append(state)
-        for states in by_config.values():
-            share_bits(states)
-
-
-def _remember(samples: list[tuple[LayerState, Tensor]], weights: Tensor) -> None:
-    """Of layers, each with the indices of its samples: all their gradients' magnitudes in one tensor."""
-    for (state, indices), weight in zip(samples, weights.split([len(indices) for _, indices in samples]), strict=True):
-        state.remember_gradients(indices, weight)
 
 
 def controls_of(model: nn.Module) -> dict[str, Control]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..checks import check_integer, check_module
 from ..losses import checked_loss
+from .control import Control
 from .memory_report import unchanged
-from .module import Control, controls_of
+from .module import controls_of
 from .state import override
 
 SETTLING_STEPS = 12  # of bits that move between layers

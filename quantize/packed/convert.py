@@ -207,7 +207,7 @@ def _pack_all(model: nn.Module, who: str, calibrated: bool) -> dict[PreparedWeig
         if latent.is_meta:
             raise ValueError(f"{who}: model must have its values in memory; {prepared.name!r} is on the meta device")
         if isinstance(own, ActivationQuantizer):
-            for value in (own.step, own.zero_point, *own.parameters(recurse=False)):
+            for value in (own.step, own.zero_point):  # learned bits that are NaN count as the most
                 if not value.isfinite().all():
                     raise ValueError(f"{who}: the activation quantizer of layer {prepared.layer!r} must be finite; got {own.step.item()}")
         if not latent.isfinite().all():

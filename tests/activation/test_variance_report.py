@@ -167,7 +167,7 @@ def test_its_own_steps_teach_whatever_came_before(monkeypatch):
     model, taught = QModule(network(), ActivationConfig()), []
     for state in model._control.states():
         state.steps = 1001
-    monkeypatch.setattr("quantize.activation.module.update_curve", lambda state, curve: taught.append(state.name))
+    monkeypatch.setattr("quantize.activation.control.update_curve", lambda state, curve: taught.append(state.name))
     quantize.variance_report(model, batches(2), F.cross_entropy, draws=1)
     assert taught.count("0") >= 12
     assert {state.steps for state in model._control.states()} == {1001}

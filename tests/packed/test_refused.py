@@ -45,6 +45,19 @@ def test_a_step_that_diverged_is_not_packed():
         quantize.convert(model)
 
 
+def test_learned_bits_that_are_nan_count_as_the_most():
+    """A bound that is NaN says nothing; bits that are do, as in training."""
+    model = quantize.prepare(nn.Sequential(nn.Linear(16, 4)), quantize.DiffQ(activation_bits="learned"))
+    model(torch.randn(4, 16))
+    own = model[0].activation_quantizer
+    own.logits.data.fill_(torch.nan)
+    packed = quantize.convert(model)
+    assert packed[0].activation_bits == 8 and packed(torch.randn(2, 16)).isfinite().all()
+    own.bound.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="^convert: the activation quantizer of layer '0' must be finite; got nan"):
+        quantize.convert(model)
+
+
 @pytest.mark.parametrize("function", ["convert", "size_report"])
 def test_models_without_values(function):
     model = quantize.prepare(nn.Sequential(nn.Linear(16, 4)), Uniform(4)).to("meta")

@@ -227,3 +227,38 @@ def test_functional_calls_and_traces():
     torch.testing.assert_close(torch.jit.trace(packed, x)(x), want, **CLOSE)
     torch.testing.assert_close(fx.symbolic_trace(packed)(x), want, **CLOSE)
     torch.testing.assert_close(packed.double()(x.double()).float(), want, **CLOSE)
+
+
+INPUTS = {
+    "every second": lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, ::2, ::2],
+    "turned": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "expanded": lambda x: x[:1].expand(4, -1, -1, -1),
+    "empty": lambda x: x[:0],
+    "a pixel": lambda x: x[:1, :, :1, :1],
+    "a row": lambda x: x[:, :, :1],
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_unusual_inputs(kind):
+    model, x = prepared(norm(), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)), INPUTS[kind](torch.randn(4, 3, 41, 50))
+    want, got = model(x), quantize.convert(model)(x)
+    torch.testing.assert_close(got, want, **CLOSE)
+
+
+def test_other_dtypes_go_the_plain_way():
+    model, x = prepared(norm(), nn.ReLU(), nn.MaxPool2d(3, 2, 1)), torch.randn(2, 3, 41, 50)
+    packed = quantize.convert(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(packed(x), model(x), rtol=0.1, atol=0.1)
+    assert copy.deepcopy(packed).bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_modules_that_are_called_twice():
+    class Twice(Network):
+        def forward(self, x):
+            return super().forward(x) + super().forward(2 * x)
+
+    torch.manual_seed(0)
+    model, x = quantize.prepare(Twice(norm(), nn.ReLU()), {"*": quantize.Uniform(8), "conv": None}).eval(), torch.randn(2, 3, 41, 50)
+    torch.testing.assert_close(quantize.convert(model)(x), model(x), **CLOSE)

@@ -4,7 +4,8 @@
 
 Binary: the examples' ResNets in pre-activation order, all but the first and the last layer in 1 bit, through quantize.prepare and convert.
 fp32 and int8 run the ordinary ResNet of the same layers, batch norms folded for int8, each in the memory format that suits it best. Weights
-are random: latency does not depend on them. Sides take turns.
+are random: latency does not depend on them. Sides take turns. PyTorch's run as modules, and without Python by quantize.capture, as the
+other libraries do; the best of each counts.
 
 Then the same on lesser ISAs, each in a process of its own whose libraries keep to it (ONEDNN_MAX_CPU_ISA, which OpenVINO heeds too,
 MKL_ENABLE_INSTRUCTIONS, ATEN_CPU_CAPABILITY, QUANTIZE_ISA): what machines without AMX, and without AVX-512, have. onnxruntime cannot be
@@ -82,6 +83,8 @@ def measure(arch: str, args) -> dict:
         for name, model in (("fp32", plain), ("binary", ours)):
             moved = copy.deepcopy(model).to(memory_format=form)
             sides[name + suffix] = lambda moved=moved, own=own: moved(own)
+            fast = quantize.capture(moved)
+            sides[f"{name}{suffix}, captured"] = lambda fast=fast, own=own: fast(own)
     others = ["OpenVINO int8"] if args.reference else ["onnxruntime int8", "OpenVINO int8"]  # the former cannot be kept to an ISA
     sides |= runtimes(onnx_int8, plain, x, args.threads, others)
     with torch.inference_mode():
@@ -93,7 +96,7 @@ def measure(arch: str, args) -> dict:
     print(f"{layers.bytes / 1024:.0f} KiB packed of {layers.float_bytes / 1024:.0f}")
     result = {}
     for label, t in times.items():
-        print(f"  {label:24} {t['median_s'] * 1e3:8.3f} ms {1 / t['ratio']:6.2f} x fp32", flush=True)
+        print(f"  {label:32} {t['median_s'] * 1e3:8.3f} ms {1 / t['ratio']:6.2f} x fp32", flush=True)
         result[label] = {"median_s": t["median_s"], "min_s": t["min_s"], "speedup": 1 / t["ratio"]}
     best = {
         kind: min(t["median_s"] for label, t in times.items() if kind in label)

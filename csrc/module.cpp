@@ -11,6 +11,7 @@
 #include "layers/direct.h"
 #include "mixed_precision/bind.h"
 #include "packed/bound_op.h"
+#include "packed/tape.h"
 #include "weight/step.h"
 
 #if defined(__clang__)
@@ -57,6 +58,7 @@ PYBIND11_MODULE(_C, m) {
   quantize::refuse_cuda();
 #endif
   quantize::packed::define_bound_op(m);
+  quantize::packed::define_tape(m);
   quantize::mixed_precision::define_allocate(m);
   quantize::weight::define_step(m);
   quantize::layers::define_direct(m);

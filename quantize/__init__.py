@@ -42,6 +42,7 @@ from .mixed_precision.allocate import Allocation, allocate
 from .mixed_precision.latency import measure_latency
 from .mixed_precision.measure import measure_sensitivity
 from .mixed_precision.sensitivity import Sensitivity
+from .packed.capture import capture
 from .packed.convert import convert
 from .packed.file import load, save
 from .packed.modules import (
@@ -121,6 +122,7 @@ __all__ = [
     "allocate",
     "binary",
     "calibrate",
+    "capture",
     "convert",
     "dorefa_activation",
     "dorefa_weight",

@@ -3,10 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/clone.h>
-#include <ATen/ops/equal.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
@@ -15,8 +11,9 @@
 #include <atomic>
 #include <limits>
 #include <string>
-#include <tuple>
 #include <vector>
+
+#include "watch.h"
 
 namespace quantize::packed {
 namespace {
@@ -55,58 +52,10 @@ class BoundOp {
   std::vector<c10::IValue> rest_;
 };
 
-// Whether ops go through a torch.func transform or a mode (fake tensors, tracing) first: what they give is not to be kept.
-bool in_transform() {
-  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
-         c10::impl::TorchDispatchModeTLS::any_modes_set();
-}
-
 // Whether x is to be computed with and nothing more: without a derivative, which the kernels have none of, or a transform.
 bool value_only(const at::Tensor& x) {
   return !(x.requires_grad() && at::GradMode::is_enabled()) && !x._fw_grad(/*level=*/0).defined() && !in_transform();
 }
-
-// Tensors that something was made of, where they were found: entries of dictionaries.
-class Watch {
- public:
-  explicit Watch(const std::vector<std::tuple<pybind11::dict, pybind11::str, at::Tensor>>& entries) {
-    for (const auto& [owner, name, tensor] : entries) {
-      PyObject* object = PyDict_GetItemWithError(owner.ptr(), name.ptr());
-      TORCH_CHECK_VALUE(object && THPVariable_Check(object) && THPVariable_Unpack(object).is_same(tensor), "Watch: ", std::string(name),
-                        " must be in its dictionary");
-      entries_.push_back({owner, name, pybind11::reinterpret_borrow<pybind11::object>(object), version(tensor),
-                          tensor.is_inference() ? tensor.clone() : at::Tensor()});
-    }
-  }
-
-  bool unchanged() const {
-    for (const Entry& entry : entries_) {
-      PyObject* object = PyDict_GetItemWithError(entry.owner.ptr(), entry.name.ptr());
-      if (object != entry.tensor.ptr()) return false;
-      const at::Tensor& tensor = THPVariable_Unpack(object);
-      if (version(tensor) != entry.version || (entry.before.defined() && !same(tensor, entry.before))) return false;
-    }
-    return true;
-  }
-
- private:
-  struct Entry {
-    pybind11::dict owner;
-    pybind11::str name;
-    pybind11::object tensor;
-    int64_t version;
-    at::Tensor before;  // a copy of a tensor that counts no versions
-  };
-
-  // Inference tensors count none.
-  static int64_t version(const at::Tensor& tensor) { return tensor.is_inference() ? -1 : int64_t(tensor._version()); }
-
-  static bool same(const at::Tensor& tensor, const at::Tensor& before) {
-    return tensor.dtype() == before.dtype() && tensor.sizes() == before.sizes() && (tensor.is_meta() || at::equal(tensor, before));
-  }
-
-  std::vector<Entry> entries_;
-};
 
 // Whether this thread is in the forward of one module, for layers inside it that hand on what only that forward knows what to do with.
 class Region {
@@ -192,8 +141,10 @@ void define_bound_op(pybind11::module_& m) {
       .def("__call__", [](const BoundOp& op, const at::Tensor& x, const pybind11::kwargs& named) { return op(x, named); });
   m.def("in_transform", &in_transform, "Whether ops go through a torch.func transform or a mode, as of fake tensors, first.");
   m.def("value_only", &value_only, pybind11::arg("x"), "Whether nobody asks for a derivative by x, and no transform is active.");
-  pybind11::class_<Watch>(m, "Watch", "Whether dictionaries still hold the same tensors with the same values.")
-      .def(pybind11::init<const std::vector<std::tuple<pybind11::dict, pybind11::str, at::Tensor>>&>(), pybind11::arg("entries"))
+  pybind11::class_<Watch>(
+      m, "Watch", "Whether dictionaries still hold the same objects, tensors with the same values, and no more where sizes are watched.")
+      .def(pybind11::init<const std::vector<Watch::Found>&, const std::vector<pybind11::dict>&>(), pybind11::arg("entries"),
+           pybind11::arg("sizes") = std::vector<pybind11::dict>())
       .def("unchanged", &Watch::unchanged);
   pybind11::class_<Region>(m, "Region", "Whether this thread is between enter() and leave(). Copies are other regions.")
       .def(pybind11::init<>())

@@ -8,7 +8,7 @@ namespace quantize::packed {
 
 // BoundOp(name, arguments)(x, **named) -> Tensor: an op with all its arguments but the first, defaults where there are fewer; those named
 // in a call take their places.
-// Watch([(dictionary, name, tensor), ...]).unchanged() -> bool
+// Watch([(dictionary, key, object), ...], sizes=[dictionary, ...]).unchanged() -> bool: watch.h
 // Region().enter(), .leave(), .is_entered() -> bool: whether this thread is in the forward of some module.
 // Call(watch, wrap, region).add(dtype, dims, axis, size, op[, most])...; (x) -> Tensor | None: what `op` gives, or wrap(op, x), if x is as
 // one of the cases has it, with no more than `most` rows, `watch` has seen no change, `region`, if any, is entered, and value_only(x).

@@ -82,6 +82,8 @@ def test_what_missed_its_bar_says_so(readme):
     assert "1.50 times as fast as the best int8 (short: at least 2 asked)" in readme.binary_models(result)[0]
     sides["OpenVINO int8"]["median_s"] = 5e-3
     assert "2.50 times as fast as the best int8;" in readme.binary_models(result)[0]
+    sides["binary, captured"] = {"median_s": 1e-3}
+    assert "| 1.00 | 9.00 | 9.0 times as fast, 5.00 times as fast as the best int8; as a module 2.00;" in readme.binary_models(result)[0]
 
 
 def test_every_machine_is_named(readme, tmp_path):

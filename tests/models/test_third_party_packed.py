@@ -56,6 +56,10 @@ def test_packed(entry, config, tmp_path):
     with torch.no_grad():
         for a, b in zip(tensors(loaded(x)), got, strict=True):
             assert torch.equal(a, b)
+    fast = quantize.capture(packed)
+    for _ in range(2):
+        for a, b in zip(tensors(fast(x)), got, strict=True):
+            assert torch.equal(a, b)
     quantize.save(loaded, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
     assert quantize.size_report(packed).bytes == quantize.size_report(loaded).bytes < quantize.size_report(packed).float_bytes / 3

@@ -494,3 +494,16 @@ def test_recurrent_and_attention():
         for _ in range(3):
             ids = torch.randint(9, (2, 5))
             assert torch.allclose(fast(ids), model(ids), atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [quantize.XNOR(), quantize.Uniform(4, activation_bits=8)], ids=["XNOR", "Uniform"])
+def test_on_a_gpu(config):
+    model = packed(config).cuda()
+    fast = quantize.capture(model)
+    with torch.no_grad():
+        for n in (2, 1, 2):
+            x = torch.randn(n, 3, 32, 32, device="cuda")
+            expected = model(x)
+            for _ in range(2):
+                assert torch.allclose(fast(x), expected, rtol=1e-5, atol=1e-5)

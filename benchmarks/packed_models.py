@@ -63,7 +63,7 @@ def measure(name: str, args) -> dict:
     plain = create_model(name.split(",")[0], classes).eval()
     models = {"fp32": plain}
     with contextlib.suppress(TraceError):
-        models["fp32, folded"] = fuse(plain)
+        models["fp32, folded"] = fuse(plain).eval()
     models |= {label: packed(plain, x, config) for label, config in CONFIGURATIONS.items()}
     sides = {}
     for suffix, form in FORMATS.items():

@@ -54,7 +54,8 @@ def refusal(layer: nn.Module, input, handed_on: bool = False) -> TypeError | Val
         return TypeError(f"{name_of(layer)}: input must be a dense Tensor; got {found}")
     try:
         handed_on = input.dtype == torch.uint8 and (handed_on or getattr(layer, "_fed", False))
-        return (None if handed_on else _wrong_kind(layer, input)) or _wrong_shape(layer, _shape(layer, input, handed_on))
+        wrong = None if handed_on else _wrong_kind(layer, input)
+        return wrong if wrong or not _takes_what_nn_takes(layer) else _wrong_shape(layer, _shape(layer, input, handed_on))
     except Exception:  # attributes that somebody has set to something else: then it is PyTorch's error
         return None
 
@@ -65,6 +66,11 @@ def name_of(layer: nn.Module) -> str:
     name = state.name if state is not None else getattr(layer, "placed", "") or getattr(quantizer, "layer_name", "")
     kind = type(layer).__name__.removeprefix("Parametrized")
     return f"{kind} {name!r}" if name else kind
+
+
+def _takes_what_nn_takes(layer: nn.Module) -> bool:
+    """Whether the forward is torch.nn's or ours. Another's may pad its input, or turn it."""
+    return "forward" not in vars(layer) and type(layer).forward.__module__.partition(".")[0] in ("torch", __package__)
 
 
 def _kind(layer: nn.Module) -> type:

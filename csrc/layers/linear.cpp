@@ -19,8 +19,18 @@ struct Linear : torch::autograd::Function<Linear> {
     variable_list saved = packed_tensors(packed);
     saved.push_back(input.requires_grad() ? weight : Tensor());  // autocast's copy would be kept for nothing
     ctx->save_for_backward(std::move(saved));
+    const bool folded = weight.requires_grad() && input.dim() > 2 && !input.is_contiguous();
     at::AutoDispatchBelowADInplaceOrView below;
-    return at::linear(input, weight, bias);
+    return folded ? of_rows(input, weight, bias) : at::linear(input, weight, bias);
+  }
+
+  // What at::linear does with gaps between rows where the weight needs a gradient, which below autograd it does not see.
+  static Tensor of_rows(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+    c10::SymDimVector sizes(input.sym_sizes());
+    const Tensor rows = at::linear(input.reshape_symint({-1, sizes.back()}), weight);
+    sizes.back() = weight.sym_size(0);
+    const Tensor y = rows.view_symint(sizes);
+    return bias ? y + *bias : y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {

@@ -59,7 +59,7 @@ class Enter:
         self.state = state
 
     def __call__(self, module, args):
-        if _local.stack:
+        if not torch.compiler.is_compiling() and _local.stack:
             _local.stack[-1].layers.append(self.state)
 
 
@@ -67,7 +67,7 @@ class Leave:
     """The forward hook that ends :class:`Enter`'s reach, also when the layer raises."""
 
     def __call__(self, module, args, output):
-        if _local.stack and _local.stack[-1].layers:
+        if not torch.compiler.is_compiling() and _local.stack and _local.stack[-1].layers:
             _local.stack[-1].layers.pop()
 
 
@@ -118,6 +118,8 @@ class Interceptor(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():  # a part of the model that is compiled by itself
+            return func(*args, **kwargs)
         handler = HANDLERS.get(func)
         if handler is None or not self.applies():
             return func(*args, **kwargs)

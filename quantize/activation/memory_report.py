@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ..calls import call
 from ..checks import check_module
 from ..dtypes import FLOATS
 from ..layers.base import CompressedLayer
@@ -75,7 +77,7 @@ def memory_report(model: nn.Module, *inputs) -> MemoryReport:
 
     Args:
         model: any module, in the mode (train or eval) that matters.
-        inputs: its positional arguments.
+        inputs: its positional arguments; a mapping alone: its arguments by name.
 
     Returns:
         MemoryReport: bytes with compression and without, and a row for each op of a layer that saved something.
@@ -105,7 +107,8 @@ def memory_report(model: nn.Module, *inputs) -> MemoryReport:
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Restores buffers, generators, adaptive states and what starts with the first input on leaving. Asks no other process."""
+    """Restores buffers, generators, adaptive states and what starts with the first input on leaving. Asks no other process, and compiles
+    nothing."""
     quantizers = [(m, m.snapshot()) for m in model.modules() if isinstance(m, ActivationQuantizer)]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     states = [(s, s.snapshot()) for s in _states(model)]
@@ -113,7 +116,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     for control, *_ in held:
         control.indices = None  # of the training's next batch, which is not the report's
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices), alone():
+    # What is compiled runs as it is written: compiled code would not ask whether it is to compress.
+    with torch.random.fork_rng(devices=devices), alone(), torch.compiler.set_stance("force_eager"):
         try:
             yield
         finally:
@@ -150,7 +154,7 @@ class _NoteOps(TorchFunctionMode):
 
 def _forward(model: nn.Module, inputs: tuple) -> dict[int, tuple[int, list[_Saved]]]:
     """Storage address to (bytes, what is saved of it), for all live storages that are neither parameters nor buffers."""
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    own = {part.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()] for part in _parts(t)}
     stack, saved = [""], []
     handles = []
     for name, module in model.named_modules():
@@ -164,19 +168,26 @@ def _forward(model: nn.Module, inputs: tuple) -> dict[int, tuple[int, list[_Save
 
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda holder: holder.tensor), _NoteOps():
-            output = model(*inputs)
+            output = call(model, *inputs)
     finally:
         for handle in handles:
             handle.remove()
     live: dict[int, tuple[int, list[_Saved]]] = {}
     for reference in saved:
         holder = reference()
-        if holder is not None and holder.tensor.layout == torch.strided:
-            storage = holder.tensor.untyped_storage()
+        for part in () if holder is None else _parts(holder.tensor):
+            storage = part.untyped_storage()
             if storage.nbytes() and storage.data_ptr() not in own:
                 live.setdefault(storage.data_ptr(), (storage.nbytes(), []))[1].append(holder)
     del output
     return live
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """The dense tensors that it is, or is made of, as a DTensor is of its own process's part."""
+    if is_traceable_wrapper_subclass(tensor):
+        return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
+    return [tensor] if isinstance(tensor, Tensor) and tensor.layout == torch.strided else []  # a DTensor's mesh is a part too
 
 
 def _leave(stack: list[str]) -> None:  # returns None: a hook's value would replace the output

@@ -49,7 +49,7 @@ class _Converted(_Converting):
     """Of converted models' classes: calling one makes a plain model, as ``type(self)(...)`` in nn.Sequential's slices wants."""
 
     def __call__(cls, *args, **kwargs):
-        return cls.__mro__[2](*args, **kwargs)
+        return cls._plain(*args, **kwargs)
 
 
 class QModule(nn.Module, metaclass=_Converting):
@@ -211,8 +211,10 @@ class QModule(nn.Module, metaclass=_Converting):
         return self._control.states()
 
     def __reduce_ex__(self, protocol):
+        plain, owns_config = self._plain, self._owns_config
+        if type(self) is not _class_for(plain, owns_config):  # what somebody has made of it since
+            return super().__reduce_ex__(protocol)
         # The class was made at run time; pickle gets the original one and the fact that it was converted.
-        plain, owns_config = type(self).__mro__[2], type(self)._owns_config
         if getattr(plain, "__getstate__", None) in (None, getattr(object, "__getstate__", None)):
             return _restore, (plain, owns_config), self.__dict__.copy()
         return _restore, (plain, owns_config, self._control), self.__getstate__()  # which may know nothing of what is ours
@@ -257,13 +259,16 @@ def _convert(model: nn.Module, config) -> nn.Module:
     for pattern in unmatched(config, [name for name, _ in model.named_modules()]):
         warnings.warn(f"QModule: config's pattern {pattern!r} matches no module of the model", stacklevel=3)
     control = Control(config)
-    if isinstance(model, QModule):  # again, with another config: hooks and classes of the first time go
-        _revert(model)
-    _class_for(type(model), owns_config=not hasattr(model, "config"))  # a class that cannot be subclassed says so before anything changes
+    if isinstance(model, QModule):  # again, with another config: the hooks of the first time go
+        for module in model.modules():
+            forget_calls_of(module)
+        converted = type(model)  # it may be a subclass by now: of parametrizations, of torch.distributed's
+    else:
+        converted = _class_for(type(model), owns_config=not hasattr(model, "config"))  # which may say that it cannot be
     for name, module in list(model.named_modules()):
         _convert_layer(module, name, config, control)
     model.__dict__["_control"] = control
-    model.__class__ = _class_for(type(model), owns_config=not hasattr(model, "config"))
+    model.__class__ = converted
     return model
 
 
@@ -296,12 +301,6 @@ def _convert_layer(module: nn.Module, name: str, config, control: Control) -> No
     keep_two_values(module)
 
 
-def _revert(model: nn.Module) -> None:
-    for module in model.modules():
-        forget_calls_of(module)
-    model.__class__ = type(model).__mro__[2]
-
-
 _classes: dict[tuple[type, bool], type] = {}
 
 
@@ -309,7 +308,7 @@ def _class_for(plain: type, owns_config: bool) -> type:
     """The subclass of QModule and `plain`, one per plain class."""
     key = (plain, owns_config)
     if key not in _classes:
-        body = {"__doc__": plain.__doc__, "__module__": plain.__module__, "_owns_config": owns_config}
+        body = {"__doc__": plain.__doc__, "__module__": plain.__module__, "_plain": plain, "_owns_config": owns_config}
         if owns_config:
             body["config"] = property(lambda self: self._control.config)
         meta = _Converted if type(plain) is type else type("_Converted", (_Converted, type(plain)), {})  # ABCMeta, ...

@@ -114,7 +114,7 @@ class LayerState:
 
     def draw_seed(self) -> Tensor:
         """Seed and offset of one packing's noise."""
-        return draw_seed(_local.generator)
+        return draw_seed(None if torch.compiler.is_compiling() else _local.generator)
 
     def pack(self, x: Tensor, is_norm: bool = False) -> Packed:
         """`x`, sample axis first, packed as the config says; shared with another consumer of the same tensor in this forward."""
@@ -292,8 +292,8 @@ _local = _Local()
 
 
 def current_session() -> Session | None:
-    """The session of the QModule forward that this thread is in."""
-    return _local.session
+    """The session of the QModule forward that this thread is in. What is compiled, be it a part of the model alone, is in none."""
+    return None if torch.compiler.is_compiling() else _local.session
 
 
 def swap_session(session: Session | None) -> Session | None:
@@ -304,13 +304,13 @@ def swap_session(session: Session | None) -> Session | None:
 
 def session_to_reuse() -> Session | None:
     """The current session, where a convolution's input may be made of a batch norm's."""
-    session = _local.session
-    return None if session is None or torch.compiler.is_compiling() or under_checkpoint() else session
+    session = current_session()
+    return None if session is None or under_checkpoint() else session
 
 
 def norm_behind(y: Tensor) -> NormOutput | None:
     """How to make `y` in the backward, if it is a norm's output and unchanged since."""
-    session = _local.session
+    session = current_session()
     reference, version, norm = (None, None, None) if session is None else session.norms.get(id(y), (None, None, None))
     if reference is None or reference() is not y or version != y._version:
         return None
@@ -325,8 +325,8 @@ def under_checkpoint() -> bool:
 
 
 def is_disabled() -> bool:
-    """Whether this thread is in :func:`override` with ``disabled``."""
-    return _local.disabled
+    """Whether this thread is in :func:`override` with ``disabled``, or traces by torch.jit, which is for inference."""
+    return _local.disabled or torch.jit.is_tracing()
 
 
 @contextlib.contextmanager

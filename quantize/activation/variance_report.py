@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..calls import call
 from ..checks import check_integer, check_module
 from ..losses import checked_loss
 from .control import Control
@@ -43,7 +44,7 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
 
     Args:
         model: a :class:`quantize.QModule`, a model that has one inside, or one with compressed layers.
-        batches: (input, target) pairs, kept in memory.
+        batches: (input, target) pairs, kept in memory. An input that is a mapping holds the model's arguments by name.
         loss_fn: ``loss_fn(output, target) -> scalar Tensor``.
         draws: of the noise, a batch; 10 or more for a usable figure.
 
@@ -94,10 +95,15 @@ def variance_report(model: nn.Module, batches: Iterable, loss_fn, draws: int = 1
             first = sum(len(b[1]) for b in batches[:number])
             control.indices = torch.arange(first, first + len(target), device="cpu")
         with override(disabled, noise), torch.enable_grad():
-            loss = checked_loss("variance_report", loss_fn(model(inputs), target), f" of batch {number}")
+            loss = checked_loss("variance_report", loss_fn(call(model, inputs), target), f" of batch {number}")
             if not loss.requires_grad:
                 raise ValueError(f"variance_report: loss_fn must return a loss with a gradient; got one without, of batch {number}")
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        if all(g is None for g in gradients):
+            raise ValueError(
+                "variance_report: model must have parameters that the loss depends on; it depends on none of them, as where a forward "
+                "takes others in their place (FSDP's do: report before the model is sharded)"
+            )
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().double() for g, p in zip(gradients, parameters, strict=True)])
 
     with unchanged(model):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..activation.state import NOT_KEPT, LayerState, NormOutput, Packed, current_session, norm_behind, session_to_reuse
 from ..dtypes import FLOATS
@@ -30,6 +31,8 @@ def compressible(x: Tensor) -> str | None:
         return "empty"
     if x.layout != torch.strided or x.is_nested:
         return f"{x.layout} tensors are kept as they are"
+    if type(x) is not Tensor and is_traceable_wrapper_subclass(x):
+        return f"{type(x).__name__} is kept as it is"
     if (type(x) is not Tensor and isinstance(x, Parameter)) or ((base := x._base) is not None and isinstance(base, Parameter)):
         return "a parameter, which is alive anyway"  # weight-standardised convolutions normalize it by F.batch_norm
     if x.device.type not in ("cpu", "cuda", "meta"):
@@ -248,10 +251,10 @@ def adaptive_avg_pool(input, output_size, *, n, plain) -> Tensor:
     if len(size) != n or any(s is not None and s < 0 for s in size):
         return plain()  # the namesake's error
     size = [input.shape[d - n] if s is None else s for d, s in enumerate(size)]
-    if n == 1:
-        return _ops.adaptive_avg_pool(input.unsqueeze(-2), [1, *size]).squeeze(-2)
     if all(s == 1 for s in size):
         return plain()  # a mean: keeps nothing
+    if n == 1:
+        return _ops.adaptive_avg_pool(input.unsqueeze(-2), [1, *size]).squeeze(-2)
     return _ops.adaptive_avg_pool(input, size)
 
 

@@ -24,6 +24,18 @@ def as_logits(output, who: str) -> Tensor:
     return output.movedim(1, -1).reshape(-1, output.shape[1]).double()
 
 
+def refuse_classes_last(output, targets, who: str) -> None:
+    """ValueError for logits of tokens whose classes are the last dimension, as the classes in `targets` tell."""
+    logits = getattr(output, "logits", output)
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or not isinstance(logits, Tensor) or logits.dim() < 3:
+        return
+    if targets.shape == logits.shape[:-1] and targets.shape != logits[:, 0].shape:
+        raise ValueError(
+            f"{who}: model must return logits [N, classes, ...]; got {list(logits.shape)} for targets {list(targets.shape)}, with classes "
+            "last: return logits.movedim(-1, 1)"
+        )
+
+
 def as_probabilities(targets, logits: Tensor, who: str) -> Tensor:
     """Classes, or probabilities shaped as the model's output, as float64 [samples, classes]. TypeError or ValueError for others."""
     if not isinstance(targets, Tensor) or targets.is_complex() or targets.dtype == torch.bool:
@@ -52,6 +64,7 @@ class KL:
 
     def __init__(self, output, targets, samples: int, who: str):
         self.who = who
+        refuse_classes_last(output, targets, who)
         self.log = F.log_softmax(as_logits(output, who), 1)
         self.samples = len(self.log)
 

@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint, Sums
 from .choices import choice_text, weight_bits_of
 from .composition import composed_pairs
 from .fingerprint import fingerprint, spelled
-from .metrics import as_logits, gauss_newton_features, loss_slope
+from .metrics import as_logits, gauss_newton_features, loss_slope, refuse_classes_last
 from .replay import Call, call, samples_in
 from .switches import SwitchedModel
 
@@ -120,6 +120,7 @@ class Survey:
 
     def _changes(self, inputs, targets, output, record: Call, starts: list[int]) -> None:
         """Of the logits, by every choice of a layer."""
+        refuse_classes_last(output, targets, WHO)
         reference = as_logits(output, WHO)
         self.samples.append(len(reference))
         self.unit += 1

@@ -188,21 +188,29 @@ def _as_computed(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, shift if norm.bias is None else shift + norm.bias.detach()
 
 
+def _has_seen_data(module: nn.Module, others: bool) -> bool:
+    """`others`: whether some quantizer has, so that one with nothing but zeros is a dead layer's."""
+    own = getattr(module, "activation_quantizer", None)
+    return not isinstance(own, ActivationQuantizer) or own.has_started() or (own.zeros and others)
+
+
 def _pack_all(model: nn.Module, who: str, calibrated: bool) -> dict[PreparedWeight, PackedWeight]:
     """Every prepared weight, packed; tied ones share the result."""
     packs, shared = {}, {}
     started = any(isinstance(m, ActivationQuantizer) and m.has_started() for m in model.modules())
+    unseen = [] if not calibrated else [w.layer for w in prepared_weights(model) if not _has_seen_data(w.module, started)]
+    if unseen:
+        others = f" (and those of {', '.join(map(repr, unseen[1:]))})" if unseen[1:] else ""
+        raise ValueError(
+            f"{who}: the activation quantizer of layer {unseen[0]!r}{others} must have seen data; run a batch or quantize.calibrate. "
+            "Where the model reads a layer's weight and never calls it, it needs a configuration without activation_bits"
+        )
     for prepared in prepared_weights(model):
         module, quantizer = prepared.module, prepared.quantizer
         chain = module.parametrizations[prepared.tensor]
         if chain[len(chain) - 1] is not quantizer:
             raise ValueError(f"{who}: the quantizer must be the last parametrization of {prepared.name!r}; remove those after it")
         own = getattr(module, "activation_quantizer", None)
-        if calibrated and isinstance(own, ActivationQuantizer) and not (own.has_started() or (own.zeros and started)):
-            raise ValueError(
-                f"{who}: the activation quantizer of layer {prepared.layer!r} must have seen data; run a batch or quantize.calibrate. "
-                "Where the model reads the layer's weight and never calls it, it needs a configuration without activation_bits"
-            )
         latent = prepared.latent
         if latent.is_meta:
             raise ValueError(f"{who}: model must have its values in memory; {prepared.name!r} is on the meta device")

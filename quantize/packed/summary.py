@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ..calls import arguments
 from ..table import aligned, bits_text, kib, short_count
 from ..weight.prepare import prepared_weights
 from .contents import input_grid, packed_weights
@@ -89,7 +90,7 @@ def summary(model: nn.Module, *inputs) -> Summary:
 
     Args:
         model: a float, prepared or converted model.
-        inputs: its positional arguments.
+        inputs: its positional arguments; a mapping alone: its arguments by name.
 
     Returns:
         Summary: the totals, and a row for each layer.
@@ -112,7 +113,7 @@ def summary(model: nn.Module, *inputs) -> Summary:
     for row in report.layers:  # a layer's packed weight first
         sizes[row.name] += row.bytes
         stored_bits.setdefault(row.name, row.bits)
-    macs, products, seen_bits = count_macs(model, inputs)
+    macs, products, seen_bits = count_macs(model, *arguments(model, inputs))
     prepared = {w.module for w in prepared_weights(model)}
     rows, out_projections = [], {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     for name, module in model.named_modules():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..calls import call
 from ..checks import check_module, first_of
 from ..modes import evaluating
 
@@ -25,7 +26,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
 
     Args:
         model: any nn.Module.
-        batches: inputs (Tensor[N, ...], or a tuple or list whose first item is one).
+        batches: inputs (Tensor[N, ...], or a tuple or list whose first item is one, or a mapping of the model's arguments by name).
 
     Returns:
         The same object, its training flags and momentums as before.
@@ -58,7 +59,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable) -> nn.Module:
                 norm.momentum = None  # a cumulative average
                 norm.training = True
             for batch in batches:
-                model(first_of("reestimate_batch_norm", batch, count))
+                call(model, first_of("reestimate_batch_norm", batch, count))
                 count += 1
         if not count:
             raise ValueError("reestimate_batch_norm: batches must hold something; got nothing")

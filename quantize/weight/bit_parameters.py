@@ -36,12 +36,8 @@ class BitGuard:
     def _versions(self) -> list[int]:
         return [0 if logits.is_inference() else logits._version for logits in self.logits]
 
-    def before_step(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
-        """The optimizer's step pre-hook."""
-        if len(args) > 1 or kwargs.get("closure") is not None:
-            raise ValueError(
-                "add_bit_parameters: step must be called without a closure, whose gradients come too late for the guard; got one"
-            )
+    def before_step(self, optimizer: torch.optim.Optimizer, args, kwargs) -> tuple[tuple, dict] | None:
+        """The optimizer's step pre-hook. A closure is called here, before the gradients are looked at; the step gets its loss."""
         self.steps += 1
         self._moved = self._moved + 1 if self._versions() != self._left else 0
         if self._moved == MOVED:
@@ -50,6 +46,11 @@ class BitGuard:
                 "that is another optimizer that holds them too, unguarded and with its weight decay, make it without them",
                 stacklevel=3,  # the caller of step()
             )
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+            args, kwargs = (args[0], lambda: loss), {name: value for name, value in kwargs.items() if name != "closure"}
         owned = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not _C.all_finite([p.grad for p in owned]):
             for parameter in owned:
@@ -64,6 +65,7 @@ class BitGuard:
                     stacklevel=3,  # the caller of step()
                 )
             self._recent = 0
+        return None if closure is None else (args, kwargs)
 
     def after_step(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         """The optimizer's step post-hook: projects the bits into their bounds."""
@@ -90,8 +92,8 @@ def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: f
     (``copy.deepcopy``, pickle) has no hooks and so no guard.
 
     Args:
-        optimizer: any of torch.optim, without closures. If it was made with ``model.parameters()`` after prepare, the bits leave their old
-            group.
+        optimizer: any of torch.optim but LBFGS. A closure that its step gets is called once, before the guard looks at the gradients. If
+            it was made with ``model.parameters()`` after prepare, the bits leave their old group.
         model: the prepared one, DistributedDataParallel around it or not.
         lr: of the bits' group, whose weight decay is 0.
 
@@ -117,7 +119,7 @@ def add_bit_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, lr: f
         raise TypeError(f"{who}: optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}")
     check_module(who, model)
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError(f"{who}: optimizer must step without a closure; got LBFGS")
+        raise ValueError(f"{who}: optimizer must take one gradient a step; got LBFGS")
     check_number(
         who, "lr", lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr, 0, sys.float_info.max, "a finite number from 0"
     )

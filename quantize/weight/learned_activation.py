@@ -33,8 +33,8 @@ class LearnedBitsQuantizer(ActivationQuantizer):
         self.bound = nn.Parameter(torch.ones((), dtype=torch.float32, device=device))
         first = first_logit(self.least, self.most, min(config.init_bits, self.most))
         self.logits = nn.Parameter(torch.full((1,), first, dtype=torch.float32, device=device))
-        self.register_buffer("signed", torch.zeros((), dtype=torch.bool, device=device))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.bool, device=device))
+        self.register_buffer("signed", torch.zeros((), dtype=torch.int64, device=device))  # 0 or 1, as `seen`
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=device))
         self.initialized = self.is_signed = False  # what the buffers hold, known without waiting for the device
         self.zeros = False
         self.observer: Observer | None = None

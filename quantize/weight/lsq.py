@@ -54,7 +54,7 @@ class ActivationQuantizer(nn.Module):
         self.bits = bits
         self.step = nn.Parameter(torch.ones((), dtype=torch.float32, device=device))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.float32, device=device))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.bool, device=device))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=device))  # 0 or 1: averages of models know no bools
         self.initialized = False  # what `seen` holds, known without waiting for the device
         self.zeros = False  # whether tensors were seen with nothing else in them: a dead layer's, for which any grid will do
         self.observer: Observer | None = None
@@ -115,7 +115,7 @@ class ActivationQuantizer(nn.Module):
         step, zero_point = observer.grid(self.levels, method)
         self.step.fill_(step)
         self.zero_point.fill_(zero_point)
-        self.seen.fill_(True)
+        self.seen.fill_(1)
         self.initialized = True
 
     def snapshot(self) -> tuple[dict, list[Tensor]]:

@@ -12,6 +12,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from ..activation.intercept import keep_two_values
+from ..calls import call
 from ..checks import check_module, first_of
 from ..dtypes import FLOATS
 from ..hooks import add_hook, add_pre_hook
@@ -79,6 +80,9 @@ def prepare(model: nn.Module, config) -> nn.Module:
     for :class:`quantize.DoReFa` within [0, 1], else by a learned step: a new parameter (``module.activation_quantizer.step``) that an
     optimizer made afterwards will train. Goes together with :class:`quantize.QModule` (before or after it), DistributedDataParallel
     (prepare first), autocast, deepcopy and torch.compile.
+
+    A learned step starts with the first batch, or :func:`quantize.calibrate`: make a moving average of the model (EMA) after that, or it
+    will average where the step was before. Pickle knows no parametrized modules: keep the state dict.
 
     Args:
         model: any nn.Module, or a single layer.
@@ -263,7 +267,8 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
     Args:
         model: a prepared model with activation bits.
         batches: inputs (Tensor[N, ...], or a tuple or list whose first item is one), in something that can be walked through twice: a
-            list, a DataLoader. Anything else in it, a dictionary for one, is passed to the model as it is.
+            list, a DataLoader. A mapping holds the model's arguments by name, if its keys are those names; anything else is passed to the
+            model as it is.
         method: ``"mse"`` (the smallest squared error), ``"minmax"``, or ``"percentile"`` (99.99 % of the values inside).
 
     Returns:
@@ -296,7 +301,7 @@ def calibrate(model: nn.Module, batches: Iterable, method: str = "mse") -> nn.Mo
             count = 0
             with torch.no_grad(), evaluating(model):
                 for batch in batches:
-                    model(first_of("calibrate", batch, count, may_be_empty=True))  # of one process of several
+                    call(model, first_of("calibrate", batch, count, may_be_empty=True))  # empty: of one process of several
                     count += 1
             if not count:
                 raise ValueError(f"calibrate: batches must hold something each time they are walked through; walk {walk + 1} got nothing")

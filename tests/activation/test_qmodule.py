@@ -419,3 +419,31 @@ def test_script_modules_are_refused():
 
 def test_config_is_optional():
     assert QModule(nn.Linear(3, 3)).config == ActivationConfig()
+
+
+class Gated(nn.Module):
+    """With a parameter of the root's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.inner = nn.Parameter(torch.randn(8, 8)), nn.Sequential(nn.Linear(8, 8), nn.SiLU())
+
+    def forward(self, x):
+        return F.linear(self.inner(x), self.weight)
+
+
+@pytest.mark.parametrize("parametrization", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_a_class_on_top_of_the_converted_one(parametrization):
+    model = QModule(Gated(), ActivationConfig(bits=2, max_bits=2))
+    parametrization(model, "weight")
+    x = torch.randn(4, 64, 8)
+    for config in (ActivationConfig(bits=4, max_bits=4), ActivationConfig()):
+        assert QModule(model, config) is model and model.config == config
+        model(x).sum().backward()
+        assert copy.deepcopy(model)(x).shape == (4, 64, 8)
+    assert set(model.layer_bits()) >= {"inner.0"}
+    assert type(type(model)()) is Gated  # calling the class makes a plain model
+    with pytest.raises(RuntimeError, match="parametrized modules is only supported through state_dict"):
+        through_pickle(model)
+    nn.utils.parametrize.remove_parametrizations(model, "weight")
+    assert type(copy.deepcopy(model)) is type(model)

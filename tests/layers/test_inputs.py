@@ -140,3 +140,26 @@ def test_first_layers_of_binary_networks_name_wrong_shapes():
     assert type(model[0]).__name__ == "PackedStemConv2d"
     with pytest.raises(ValueError, match=r"^PackedStemConv2d '0': input must be \[N, 3, H, W\] or \[3, H, W\]; got \[1, 4, 32, 32\]$"):
         model(torch.randn(1, 4, 32, 32))
+
+
+class PadsItself(nn.Conv2d):
+    def forward(self, x):
+        return nn.functional.conv2d(nn.functional.pad(x, (2, 2, 2, 2)), self.weight, self.bias)
+
+
+class ChannelsFirst(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x.movedim(1, -1), self.weight, self.bias)
+
+
+@pytest.mark.parametrize("layer", [PadsItself(3, 8, 5), ChannelsFirst(3, 8)], ids=["conv", "linear"])
+def test_another_forward_takes_what_it_takes(layer):
+    model, x = nn.Sequential(copy.deepcopy(layer)), torch.randn(2, 3, 4, 4)
+    quantize.prepare(model, quantize.Uniform(4, activation_bits=8))
+    assert model(x).shape == layer(x).shape
+    assert quantize.calibrate(model, [x])(x).shape == layer(x).shape
+    with pytest.raises(TypeError, match="input must be a floating-point Tensor; got int64"):
+        quantize.prepare(nn.Sequential(copy.deepcopy(layer)), quantize.Uniform(4, activation_bits=8))(torch.ones(2, 3, 4, 4).long())
+    model = nn.Sequential(nn.Linear(3, 8))
+    model[0].forward = lambda x: nn.functional.linear(x.movedim(1, -1), model[0].weight, model[0].bias)
+    assert quantize.prepare(model, quantize.Uniform(4, activation_bits=8))(x).shape == (2, 4, 4, 8)

@@ -162,3 +162,26 @@ def test_an_override_of_any_argument_sees_the_call():
 
     x, w, b = torch.randn(3, 8), torch.zeros(5, 8, requires_grad=True), torch.ones(5).as_subclass(Doubled)
     assert torch.equal(quantize.QModule(Call())(x, w, b), torch.full((3, 5), 2.0))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda: torch.randn(6, 9, 40)[:, 1:3],
+        lambda: torch.randn(3, 40, 49).transpose(1, 2),
+        lambda: torch.randn(2, 6, 5, 40)[:, ::2],
+        lambda: torch.randn(40, 3, 5).permute(1, 2, 0),
+        lambda: torch.randn(1, 1, 40).expand(3, 5, 40),
+    ],
+    ids=["slices", "turned", "steps", "permuted", "expanded"],
+)
+def test_rows_with_gaps_between_them(view, bias):
+    plain, ours = twins(QLinear, 40, 7, bias=bias)
+    x = view()
+    assert torch.equal(ours(x), plain(x))  # the products that torch.nn makes where the weight needs a gradient
+    (y := ours(x)).sum().backward()
+    plain(x).sum().backward()
+    assert y.shape == plain(x).shape and torch.allclose(ours.bias.grad, plain.bias.grad) if bias else True
+    with torch.no_grad():
+        assert torch.equal(ours(x), plain(x))

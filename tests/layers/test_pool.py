@@ -225,3 +225,11 @@ def test_numpys_integers_count(layer):
     for arguments in ((np.int64(2),), ((np.int32(3), 2), np.int64(2)), (2, ())):
         plain = [tuple(map(int, a)) if isinstance(a, tuple) else int(a) for a in arguments]
         assert torch.equal(layer(*arguments)(x), layer.plain(*plain)(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_means_are_pytorchs_own(n, training):
+    plain, ours = twins((None, quantize.QAdaptiveAvgPool1d, quantize.QAdaptiveAvgPool2d, quantize.QAdaptiveAvgPool3d)[n], 1)
+    x = torch.randn(4, 24, *[7] * n)
+    assert torch.equal(ours.train(training)(x.clone().requires_grad_()), plain.train(training)(x.clone().requires_grad_()))

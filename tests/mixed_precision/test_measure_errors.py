@@ -273,3 +273,12 @@ def test_a_model_after_an_error_is_as_before():
         quantize.measure_sensitivity(model, batches, [(2, 4)], progress=False)
     assert model.training and all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not hasattr(model.fc, "parametrizations") and "forward" not in vars(model.fc)
+
+
+@pytest.mark.parametrize("method", ["gauss_newton", "diagonal", "clado"])
+def test_classes_last_are_named(method):
+    model, tokens = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 7)), torch.randint(7, (4, 5))
+    with pytest.raises(ValueError, match=r"logits \[N, classes, ...\]; got \[4, 5, 7\] for targets \[4, 5\], with classes last"):
+        quantize.measure_sensitivity(model, [(tokens, tokens)], [(4, None)], method, progress=False)
+    square = torch.randint(7, (4, 7))  # which may be meant either way
+    assert quantize.measure_sensitivity(model, [(square, square)], [(4, None)], method, progress=False).layers

@@ -179,7 +179,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="it is converted already"):
         convert(convert(prepare(nn.Linear(3, 3), Uniform(4))))
     with pytest.raises(
-        ValueError, match=r"the activation quantizer of layer 'conv1' must have seen data; run a batch or quantize.calibrate"
+        ValueError, match=r"quantizer of layer 'conv1' \(and those of 'conv2'.*\) must have seen data; run a batch or quantize.calibrate"
     ):
         convert(prepare(Residual(), Uniform(4, activation_bits=4)))
 

@@ -212,9 +212,11 @@ def test_definitions_with_parametrizations(tmp_path):
     define = lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)))  # noqa: E731
     prepared = prepare(define(), Uniform(4))
     save(convert(prepared), tmp_path / "f")
-    with pytest.raises(ValueError, match="layer '0': expected a plain parameter 'weight', .*; the model has _WeightNorm before it"):
+    with pytest.raises(ValueError, match="layer '0': expected a plain parameter 'weight', .* has _WeightNorm before it; call .*remove_par"):
         load(define(), tmp_path / "f")
-    x = torch.randn(2, 8)
+    x, plain = torch.randn(2, 8), define()
+    nn.utils.parametrize.remove_parametrizations(plain[0], "weight")
+    assert torch.equal(load(plain, tmp_path / "f")(x), convert(prepared)(x))
     assert torch.equal(load(nn.Sequential(nn.Linear(8, 4)), tmp_path / "f")(x), convert(prepared)(x))
 
 

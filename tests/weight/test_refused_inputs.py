@@ -84,22 +84,45 @@ def learned():
     return quantize.prepare(nn.Sequential(nn.Linear(8, 4)), quantize.DiffQ())
 
 
-def test_steps_without_closures():
-    model = learned()
-    with pytest.raises(ValueError, match="^add_bit_parameters: optimizer must step without a closure; got LBFGS"):
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
+def test_steps_with_closures(kind):
+    model, by_hand = learned(), learned()
+    by_hand.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match="^add_bit_parameters: optimizer must take one gradient a step; got LBFGS"):
         quantize.add_bit_parameters(torch.optim.LBFGS(model.parameters()), model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer, other = (kind(m.parameters(), lr=0.1) for m in (model, by_hand))
     guard = quantize.add_bit_parameters(optimizer, model)
-    before = copy.deepcopy(model.state_dict())
+    quantize.add_bit_parameters(other, by_hand)
+    called = []
 
-    def closure():
-        loss = model(torch.full((2, 8), torch.nan)).sum()
+    def closure(value=1.0):
+        called.append(value)
+        optimizer.zero_grad()
+        loss = model(torch.full((2, 8), value)).square().sum() + quantize.size_penalty(model)
         loss.backward()
         return loss
 
-    with pytest.raises(ValueError, match="^add_bit_parameters: step must be called without a closure"):
-        optimizer.step(closure)
-    assert guard.steps == 0 and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for step in (lambda: optimizer.step(closure), lambda: optimizer.step(closure=closure)):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            loss = step()
+        torch.manual_seed(1)
+        other.zero_grad()
+        expected = by_hand(torch.ones(2, 8)).square().sum() + quantize.size_penalty(by_hand)
+        expected.backward()
+        other.step()
+        assert torch.equal(loss, expected)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), by_hand.parameters(), strict=True))
+    before = copy.deepcopy(model.state_dict())
+    optimizer.step(lambda: closure(torch.nan))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert called == [1.0, 1.0, pytest.approx(torch.nan, nan_ok=True)] and repr(guard) == "BitGuard(steps=3, skipped=1)"
+    optimizer.step(None)  # as accelerate calls it
+    optimizer.step(closure=None)
+    assert guard.steps == 5
+
+
+def test_rates_that_are_no_numbers():
     with pytest.raises(ValueError, match="lr must be a finite number from 0; got inf"):
         quantize.add_bit_parameters(torch.optim.SGD(learned().parameters(), lr=0.1), learned(), lr=float("inf"))
 

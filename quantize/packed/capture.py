@@ -79,7 +79,7 @@ class Captured:
             captures = self._captures.get(form, ())
         except TypeError:  # an argument without a hash, whose values nobody could compare
             return self.model(*args, **kwargs)
-        for found in captures:
+        for found in () if self.model.training else captures:
             if found.watch.unchanged() and (outputs := found.tape(leaves)) is not None:
                 return found.output(outputs)
         return self._capture(form, args, kwargs)
@@ -178,10 +178,12 @@ def _record(model: nn.Module, call: Callable[[list[Tensor]], Any], inputs: list[
 
 
 def _watch(model: nn.Module) -> _C.Watch:
-    """Over all that the captured ops were chosen by."""
+    """Over all that the captured ops were chosen by, but the mode of `model` itself: what is watched is held, and the model may hold the
+    capture."""
     entries, sizes = [], list(_OF_ALL_MODULES)
     for module in model.modules():
-        entries.append((vars(module), "training", False))
+        if module is not model:
+            entries.append((vars(module), "training", False))
         own = (module._parameters, module._buffers, module._modules, module._forward_pre_hooks, module._forward_hooks)
         entries += [(dictionary, key, value) for dictionary in own for key, value in dictionary.items()]
         sizes += own

@@ -1,8 +1,10 @@
 """Captured models: the same numbers without Python, and none at all where they could become others."""
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -427,6 +429,19 @@ def test_copies_capture_for_themselves():
     for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
         assert other.model is not fast.model and torch.equal(other(x), fast(x)) and torch.equal(other(x), fast(x))
     assert repr(fast) == "Captured(Linear(in_features=4, out_features=2, bias=True))"
+
+
+def test_a_model_may_hold_its_capture():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), torch.randn(3, 4)
+    model.fast = quantize.capture(model)
+    for _ in range(2):
+        assert torch.equal(model.fast(x), model(x))
+    other = copy.deepcopy(model)
+    assert other.fast.model is other and torch.equal(other.fast(x), model(x))
+    gone = weakref.ref(model)
+    del model, other
+    gc.collect()
+    assert gone() is None
 
 
 def test_threads_share_it():

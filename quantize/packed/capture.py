@@ -69,20 +69,25 @@ class Captured:
 
     def __call__(self, *args, **kwargs):
         if torch.compiler.is_compiling():
-            return self.model(*args, **kwargs)
-        leaves, form = (args, len(args)) if not kwargs else pytree.tree_flatten((args, kwargs))
-        if not all(type(x) is Tensor for x in leaves):
-            leaves, form = pytree.tree_flatten((args, kwargs))
-            form = (form, *((type(leaf), None if isinstance(leaf, Tensor) else leaf) for leaf in leaves))
-            leaves = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            return self._plain(args, kwargs)
+        if not kwargs and all(type(x) is Tensor for x in args):
+            tensors, form = args, len(args)
+        else:
+            leaves, structure = pytree.tree_flatten((args, kwargs))
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            form = (structure, *((type(leaf), None if isinstance(leaf, Tensor) else leaf) for leaf in leaves))
         try:
             captures = self._captures.get(form, ())
         except TypeError:  # an argument without a hash, whose values nobody could compare
-            return self.model(*args, **kwargs)
+            return self._plain(args, kwargs)
         for found in () if self.model.training else captures:
-            if found.watch.unchanged() and (outputs := found.tape(leaves)) is not None:
+            if found.watch.unchanged() and (outputs := found.tape(tensors)) is not None:
                 return found.output(outputs)
         return self._capture(form, args, kwargs)
+
+    @torch.no_grad()
+    def _plain(self, args: tuple, kwargs: dict):
+        return self.model(*args, **kwargs)
 
     @torch.no_grad()
     def _capture(self, form, args: tuple, kwargs: dict):

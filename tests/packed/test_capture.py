@@ -361,6 +361,7 @@ def test_compiled_around():
     with torch.no_grad():
         for _ in range(2):
             assert torch.allclose(compiled(x), model(x) + 1, atol=1e-6)
+    assert not compiled(x).requires_grad
 
 
 @pytest.mark.parametrize(

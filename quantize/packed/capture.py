@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import _C
 from ..checks import check_module
-from .region import Enter, Leave
 
 MOST = 16  # captures that are kept, of which the oldest goes first
 CLOSE = 1e-4  # how near a capture's outputs are to the model's, of their largest: some kernels on GPUs sum in any order
+_WITHOUT_MODE = (nn.ModuleDict, nn.ModuleList, ParametrizationList)  # parametrize makes them in training mode in any model
+OURS = __name__.partition(".")[0]
 _OF_ALL_MODULES = (nn.modules.module._global_forward_pre_hooks, nn.modules.module._global_forward_hooks)
 
 
@@ -92,7 +94,7 @@ class Captured:
     @torch.no_grad()
     def _capture(self, form, args: tuple, kwargs: dict):
         modules = list(self.model.modules())
-        if any(module.training for module in modules):
+        if any(module.training and not isinstance(module, _WITHOUT_MODE) for module in modules):
             raise ValueError("capture: model must be in evaluation mode; got one in training mode")
         leaves, structure = pytree.tree_flatten((args, kwargs))
         inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -188,7 +190,7 @@ def _watch(model: nn.Module) -> _C.Watch:
     entries, sizes = [], list(_OF_ALL_MODULES)
     for module in model.modules():
         if module is not model:
-            entries.append((vars(module), "training", False))
+            entries.append((vars(module), "training", module.training))
         own = (module._parameters, module._buffers, module._modules, module._forward_pre_hooks, module._forward_hooks)
         entries += [(dictionary, key, value) for dictionary in own for key, value in dictionary.items()]
         sizes += own
@@ -196,9 +198,9 @@ def _watch(model: nn.Module) -> _C.Watch:
 
 
 def _has_hooks(model: nn.Module) -> bool:
-    """Beside those of packed layers' regions, whose work is in the ops already."""
+    """Beside ours, which do nothing but call ops."""
     hooks = (hook for module in model.modules() for own in (module._forward_pre_hooks, module._forward_hooks) for hook in own.values())
-    return any(_OF_ALL_MODULES) or any(not isinstance(hook, (Enter, Leave)) for hook in hooks)
+    return any(_OF_ALL_MODULES) or any(getattr(hook, "__module__", "").partition(".")[0] != OURS for hook in hooks)
 
 
 def _copy(x: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def _set_input_grid(module: nn.Module, grid: Grid | None) -> None:
     remove_hooks(module, lambda hook: hook is quantize_input_of)
     if grid is not None:
         spatial = len(getattr(module, "kernel_size", ()))
-        module.activation_quantizer = InputQuantizer(grid, -spatial - 1)
+        module.activation_quantizer = InputQuantizer(grid, -spatial - 1).train(module.training)
         add_pre_hook(module, quantize_input_of, with_kwargs=True)
 
 

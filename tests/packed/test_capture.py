@@ -285,6 +285,29 @@ def test_forwards(forward, grad):
         assert not out.requires_grad or out is x or out is model.weight
 
 
+class OwnConv(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias)
+
+
+def test_our_own_hooks_are_ops():
+    x = torch.randn(2, 3, 12, 12)
+    model = nn.Sequential(OwnConv(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(512, 16))
+    model = nn.Sequential(model, nn.TransformerEncoderLayer(16, 2, 16, batch_first=True)).eval()
+    prepared = quantize.prepare(model, quantize.Uniform(8, activation_bits=8))
+    prepared(x)
+    packed, compressed = quantize.convert(prepared), quantize.QModule(copy.deepcopy(prepared))
+    assert not any(module.training for module in packed.modules())
+    for model in (prepared, packed, compressed):
+        fast = quantize.capture(model)
+        with torch.no_grad():
+            for _ in range(2):
+                y = torch.randn(2, 3, 12, 12)
+                fast(y)
+                assert torch.equal(fast(y), model(y))
+        assert fast._captures
+
+
 def test_an_input_changed_in_place():
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)).eval()
     fast = quantize.capture(model)

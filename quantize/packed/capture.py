@@ -224,11 +224,11 @@ def _other_values(inputs: list[Tensor]) -> list[Tensor]:
 
 def _compare(made: _Capture, call: Callable[[list[Tensor]], Any], inputs: list[Tensor]) -> None:
     """ValueError where the capture gives something else than the model."""
-    devices = list({x.device for x in inputs if x.is_cuda})
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(0)
+    devices = {x.device for x in inputs if x.is_cuda}
+    with torch.random.fork_rng(list(devices)):
+        _seed(devices)
         expected = pytree.tree_leaves(call(list(map(_copy, inputs))))
-        torch.manual_seed(0)
+        _seed(devices)
         outputs = made.tape(list(map(_copy, inputs)))
     for index, (output, value) in enumerate(zip(pytree.tree_leaves(made.output(outputs)), expected, strict=True)):
         if not (_close(output, value) if isinstance(value, Tensor) else output == value):
@@ -236,6 +236,13 @@ def _compare(made: _Capture, call: Callable[[list[Tensor]], Any], inputs: list[T
                 f"capture: model must compute the same for all values of its inputs; on other values output {index} of its ops is not that "
                 "of its forward"
             )
+
+
+def _seed(devices: set[torch.device]) -> None:
+    torch.default_generator.manual_seed(0)
+    for device in devices:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(0)
 
 
 def _close(output: Tensor, expected: Tensor) -> bool:

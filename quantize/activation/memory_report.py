@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -116,8 +117,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     for control, *_ in held:
         control.indices = None  # of the training's next batch, which is not the report's
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
-    # What is compiled runs as it is written: compiled code would not ask whether it is to compress.
-    with torch.random.fork_rng(devices=devices), alone(), torch.compiler.set_stance("force_eager"):
+    with torch.random.fork_rng(devices=devices), alone(), _as_written():
         try:
             yield
         finally:
@@ -130,6 +130,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 state.restore(values)
             for control, *values in held:
                 control.functional, control.indices, control.arriving = values
+
+
+def _as_written():
+    """Within it, what is compiled runs as it is written: compiled code would not ask whether it is to compress."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it takes seconds
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _states(model: nn.Module) -> list[LayerState]:

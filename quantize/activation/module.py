@@ -49,7 +49,7 @@ class _Converted(_Converting):
     """Of converted models' classes: calling one makes a plain model, as ``type(self)(...)`` in nn.Sequential's slices wants."""
 
     def __call__(cls, *args, **kwargs):
-        return cls._plain(*args, **kwargs)
+        return cls._converted_from(*args, **kwargs)
 
 
 class QModule(nn.Module, metaclass=_Converting):
@@ -211,7 +211,7 @@ class QModule(nn.Module, metaclass=_Converting):
         return self._control.states()
 
     def __reduce_ex__(self, protocol):
-        plain, owns_config = self._plain, self._owns_config
+        plain, owns_config = self._converted_from, self._owns_config
         if type(self) is not _class_for(plain, owns_config):  # what somebody has made of it since
             return super().__reduce_ex__(protocol)
         # The class was made at run time; pickle gets the original one and the fact that it was converted.
@@ -308,7 +308,7 @@ def _class_for(plain: type, owns_config: bool) -> type:
     """The subclass of QModule and `plain`, one per plain class."""
     key = (plain, owns_config)
     if key not in _classes:
-        body = {"__doc__": plain.__doc__, "__module__": plain.__module__, "_plain": plain, "_owns_config": owns_config}
+        body = {"__doc__": plain.__doc__, "__module__": plain.__module__, "_converted_from": plain, "_owns_config": owns_config}
         if owns_config:
             body["config"] = property(lambda self: self._control.config)
         meta = _Converted if type(plain) is type else type("_Converted", (_Converted, type(plain)), {})  # ABCMeta, ...

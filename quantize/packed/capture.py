@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import _C
 from ..checks import check_module
+from .trial import compare, copy_of, other_values
 
 MOST = 16  # captures that are kept, of which the oldest goes first
-CLOSE = 1e-4  # how near a capture's outputs are to the model's, of their largest: some kernels on GPUs sum in any order
 _WITHOUT_MODE = (nn.ModuleDict, nn.ModuleList, ParametrizationList)  # parametrize makes them in training mode in any model
 OURS = __name__.partition(".")[0]
 _OF_ALL_MODULES = (nn.modules.module._global_forward_pre_hooks, nn.modules.module._global_forward_hooks)
@@ -98,7 +98,7 @@ class Captured:
             raise ValueError("capture: model must be in evaluation mode; got one in training mode")
         leaves, structure = pytree.tree_flatten((args, kwargs))
         inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        strange = any(type(x) is not Tensor or x.layout != torch.strided or x.is_conj() or x.is_neg() for x in inputs)
+        strange = any(not _is_plain(x) for x in inputs)
         strange |= any(isinstance(module, torch.jit.ScriptModule) for module in modules)  # which does not show what it holds
         traced = torch._C._get_tracing_state() is not None or _C.in_transform()
         if strange or traced or _has_hooks(self.model) or any(isinstance(leaf, fx.Proxy) for leaf in leaves):
@@ -109,10 +109,10 @@ class Captured:
             args, kwargs = pytree.tree_unflatten([next(left) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
             return self.model(*args, **kwargs)
 
-        copies, others = list(map(_copy, inputs)), _other_values(inputs)  # before a forward changes its inputs
+        copies, others = list(map(copy_of, inputs)), other_values(inputs)  # before a forward changes its inputs
         output = self.model(*args, **kwargs)  # what packed layers make at their first use they make now
         made = _record(self.model, call, copies)
-        _compare(made, call, others)
+        compare(call, lambda tensors: made.output(made.tape(tensors)), others)
         with self._lock:
             self._keep(form, made)
         return output
@@ -197,59 +197,12 @@ def _watch(model: nn.Module) -> _C.Watch:
     return _C.Watch(entries, sizes)
 
 
+def _is_plain(x: Tensor) -> bool:
+    """Whether `x` is dense numbers, with values."""
+    return type(x) is Tensor and x.layout == torch.strided and not (x.is_conj() or x.is_neg() or x.is_meta)
+
+
 def _has_hooks(model: nn.Module) -> bool:
     """Beside ours, which do nothing but call ops."""
     hooks = (hook for module in model.modules() for own in (module._forward_pre_hooks, module._forward_hooks) for hook in own.values())
     return any(_OF_ALL_MODULES) or any(getattr(hook, "__module__", "").partition(".")[0] != OURS for hook in hooks)
-
-
-def _copy(x: Tensor) -> Tensor:
-    """With the strides of `x`, whichever they are."""
-    length = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
-    return x.as_strided((length,), (1,)).clone().as_strided(x.shape, x.stride())
-
-
-def _other_values(inputs: list[Tensor]) -> list[Tensor]:
-    """Inputs of the same kinds with other values: of floats, or where there are none, the same integers in another order."""
-    floats = any(x.is_floating_point() for x in inputs)
-    changed = []
-    for x in inputs:
-        x = _copy(x)
-        if x.numel() and (x.is_floating_point() or not floats):
-            values = x.as_strided((x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
-            values.copy_(values.flip(0) * 0.75 if x.is_floating_point() else values.flip(0))
-        changed.append(x)
-    return changed
-
-
-def _compare(made: _Capture, call: Callable[[list[Tensor]], Any], inputs: list[Tensor]) -> None:
-    """ValueError where the capture gives something else than the model."""
-    devices = {x.device for x in inputs if x.is_cuda}
-    with torch.random.fork_rng(list(devices)):
-        _seed(devices)
-        expected = pytree.tree_leaves(call(list(map(_copy, inputs))))
-        _seed(devices)
-        outputs = made.tape(list(map(_copy, inputs)))
-    for index, (output, value) in enumerate(zip(pytree.tree_leaves(made.output(outputs)), expected, strict=True)):
-        if not (_close(output, value) if isinstance(value, Tensor) else output == value):
-            raise ValueError(
-                f"capture: model must compute the same for all values of its inputs; on other values output {index} of its ops is not that "
-                "of its forward"
-            )
-
-
-def _seed(devices: set[torch.device]) -> None:
-    torch.default_generator.manual_seed(0)
-    for device in devices:
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(0)
-
-
-def _close(output: Tensor, expected: Tensor) -> bool:
-    if output.shape != expected.shape or output.dtype != expected.dtype:
-        return False
-    if not output.is_floating_point() or not output.numel():
-        return torch.equal(output, expected)
-    finite = expected[expected.isfinite()]
-    largest = float(finite.abs().max()) if finite.numel() else 0.0
-    return torch.allclose(output, expected, rtol=0, atol=CLOSE * largest, equal_nan=True)

@@ -28,7 +28,7 @@ def plain_class(cls: type, keep_parametrized: bool = False) -> type:
     if issubclass(cls, (PackedLayer, PackedMaxPool2d, PackedStemConv2d, PackedBatchNorm2d, *CLIPS.values())):
         return cls.plain
     if "_owns_config" in vars(cls):  # QModule's, made at run time
-        return plain_class(cls._plain, keep_parametrized)
+        return plain_class(cls._converted_from, keep_parametrized)
     if is_parametrized_class(cls):
         base = plain_class(cls.__bases__[0], keep_parametrized)
         if not keep_parametrized:

@@ -236,7 +236,7 @@ def _shape(name: str, module: nn.Module, tensor: str) -> list[int]:
         own = type(module.parametrizations[tensor][0]).__name__
         raise Bad(
             f"layer {name!r}: expected a plain parameter {tensor!r}, which the file stands for; the model has {own} before it; "
-            "call torch.nn.utils.parametrize.remove_parametrizations(layer, {tensor!r}) first"
+            f"call torch.nn.utils.parametrize.remove_parametrizations(layer, {tensor!r}) first"
         )
     if weight is None:
         raise Bad(f"layer {name!r}: expected a parameter {short(tensor)} in the model; {kind_of(module)} has none")

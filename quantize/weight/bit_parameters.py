@@ -38,6 +38,11 @@ class BitGuard:
 
     def before_step(self, optimizer: torch.optim.Optimizer, args, kwargs) -> tuple[tuple, dict] | None:
         """The optimizer's step pre-hook. A closure is called here, before the gradients are looked at; the step gets its loss."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+            args, kwargs = (args[0], lambda: loss), {name: value for name, value in kwargs.items() if name != "closure"}
         self.steps += 1
         self._moved = self._moved + 1 if self._versions() != self._left else 0
         if self._moved == MOVED:
@@ -46,11 +51,6 @@ class BitGuard:
                 "that is another optimizer that holds them too, unguarded and with its weight decay, make it without them",
                 stacklevel=3,  # the caller of step()
             )
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-            args, kwargs = (args[0], lambda: loss), {name: value for name, value in kwargs.items() if name != "closure"}
         owned = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not _C.all_finite([p.grad for p in owned]):
             for parameter in owned:

@@ -117,6 +117,9 @@ def test_steps_with_closures(kind):
     optimizer.step(lambda: closure(torch.nan))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert called == [1.0, 1.0, pytest.approx(torch.nan, nan_ok=True)] and repr(guard) == "BitGuard(steps=3, skipped=1)"
+    with pytest.raises(RuntimeError, match="must match|shapes cannot be multiplied"):
+        optimizer.step(lambda: model(torch.ones(2, 9)))
+    assert guard.steps == 3  # that was none
     optimizer.step(None)  # as accelerate calls it
     optimizer.step(closure=None)
     assert guard.steps == 5

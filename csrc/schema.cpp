@@ -229,6 +229,27 @@ TORCH_LIBRARY(quantize, m) {
   m.def(
       "mul_(Tensor(a!) input, Tensor gate, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, "
       "Tensor? energy) -> Tensor(a!)");
+  // Norms of rows: `shape` their sizes, the last of the input's; of a group norm the channels of a group at all positions, of an instance
+  // norm a channel's positions, by the batch's own statistics.
+  m.def(
+      "layer_norm(Tensor input, int[] shape, Tensor? weight, Tensor? bias, float eps, Tensor? codes, Tensor? ranges, Tensor? sample_bits, "
+      "int bits, int group_size, Tensor? seed, Tensor? energy) -> Tensor");
+  m.def(
+      "rms_norm(Tensor input, int[] shape, Tensor? weight, float? eps, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int "
+      "group_size, Tensor? seed, Tensor? energy) -> Tensor");
+  m.def(
+      "group_norm(Tensor input, int groups, Tensor? weight, Tensor? bias, float eps, Tensor? codes, Tensor? ranges, Tensor? sample_bits, "
+      "int bits, int group_size, Tensor? seed, Tensor? energy) -> Tensor");
+  m.def(
+      "instance_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, float momentum, float eps, "
+      "Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, Tensor? energy) -> Tensor");
+  // scaled_dot_product_attention. packed: codes, ranges, seed of query, of key, of value, as group_quantize made them in bits[i].
+  m.def(
+      "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float dropout, bool causal, float? scale, bool gqa, Tensor[] "
+      "packed, int[] bits, int group_size) -> Tensor");
+  // a * b of equal sizes, or a @ b. packed: of both, likewise; bits of 0: not kept, as the other needs no gradient.
+  m.def("product(Tensor a, Tensor b, bool matrices, Tensor[] packed, int[] bits, int group_size) -> Tensor");
+  m.def("softmax(Tensor input, int dim, int bits, int group_size, Tensor seed) -> Tensor");
   // `function`: silu, hardswish, mish, gelu, gelu_tanh. `codes, ranges, ...`: what smooth_derivative returns, packed.
   m.def(
       "smooth(Tensor input, str function, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, "

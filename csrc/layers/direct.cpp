@@ -59,6 +59,11 @@ void define_direct(pybind11::module_& m) {
                 double, double>>(direct, "batch_norm");
   define<Packed<Tensor, const Tensor&, const Tensor&>>(direct, "mul");
   define<Packed<Tensor&, Tensor&, const Tensor&>>(direct, "mul_");
+  define<Packed<Tensor, const Tensor&, at::IntArrayRef, const OptionalTensor&, const OptionalTensor&, double>>(direct, "layer_norm");
+  define<Packed<Tensor, const Tensor&, at::IntArrayRef, const OptionalTensor&, std::optional<double>>>(direct, "rms_norm");
+  define<Packed<Tensor, const Tensor&, int64_t, const OptionalTensor&, const OptionalTensor&, double>>(direct, "group_norm");
+  define<Packed<Tensor, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double,
+                double>>(direct, "instance_norm");
   define<Packed<Tensor, const Tensor&, c10::string_view>>(direct, "smooth");
   define<Packed<Tensor&, Tensor&, c10::string_view>>(direct, "smooth_");
   define<Tensor(const Tensor&, double, double, double)>(direct, "clip");

@@ -7,6 +7,7 @@ weight-standardised convolutions) keep a forward of their own. A TorchFunctionMo
 from __future__ import annotations
 
 import threading
+import types
 from collections.abc import Callable
 from functools import partial
 
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..hooks import add_hook, add_pre_hook, remove_hooks
-from ..layers import functional
+from ..layers import functional, products, row_norms
+from ..layers.attention import attention
 from .config import ActivationConfig
 from .state import LayerState, hold_op, under_checkpoint
 
@@ -25,6 +27,10 @@ LOSSY = (
     nn.modules.conv._ConvNd,
     nn.Linear,
     nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GroupNorm,
+    nn.modules.instancenorm._InstanceNorm,
     nn.SiLU,
     nn.Hardswish,
     nn.Mish,
@@ -181,6 +187,52 @@ def _torch_batch_norm(mode, input, weight, bias, running_mean, running_var, trai
     return _batch_norm(mode, input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
+def _layer_norm(mode, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    call_plain = lambda: F.layer_norm(input, normalized_shape, weight, bias, eps)  # noqa: E731
+    state = mode.state(weight, "layer_norm")
+    return row_norms.layer_norm(state, input, normalized_shape, weight, bias, eps, plain=call_plain)
+
+
+def _rms_norm(mode, input, normalized_shape, weight=None, eps=None):
+    call_plain = lambda: F.rms_norm(input, normalized_shape, weight, eps)  # noqa: E731
+    return row_norms.rms_norm(mode.state(weight, "rms_norm"), input, normalized_shape, weight, eps, plain=call_plain)
+
+
+def _group_norm(mode, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+    call_plain = lambda: F.group_norm(input, num_groups, weight, bias, eps)  # noqa: E731
+    return row_norms.group_norm(mode.state(weight, "group_norm"), input, num_groups, weight, bias, eps, plain=call_plain)
+
+
+def _instance_norm(mode, input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5):
+    arguments = (input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    state = mode.state(weight if weight is not None else running_mean, "instance_norm")
+    return row_norms.instance_norm(state, *arguments, plain=lambda: F.instance_norm(*arguments))
+
+
+def _torch_instance_norm(mode, input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled):
+    return _instance_norm(mode, input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def _attention(mode, query, key, value, *args, **kwargs):
+    call_plain = lambda: F.scaled_dot_product_attention(query, key, value, *args, **kwargs)  # noqa: E731
+    return attention(lambda: mode.state(None, "attention"), query, key, value, *args, **kwargs, plain=call_plain)
+
+
+# F.multi_head_attention_forward as it would run without a mode to ask: with one it hands itself over whole, and the calls that it is made
+# of, which are to be compressed, are not seen.
+_multi_head_attention_parts = types.FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+
+
+def _multi_head_attention(mode, *args, **kwargs):
+    hold_op("")  # what it calls has names of its own
+    with mode:
+        return _multi_head_attention_parts(*args, **kwargs)
+
+
 def _relu(mode, input, inplace=False, *, plain):
     return functional.clip(input, inplace=inplace, plain=lambda: plain(input, inplace) if inplace else plain(input))
 
@@ -238,10 +290,45 @@ def _avg_pool(
 def _mul(mode, input, other, *, out=None, plain, inplace=False):
     if out is not None:
         return plain(input, other, out=out)
+    if not inplace and products.keeps_both(input, other) and input.shape == other.shape:
+        return products.multiply(lambda: mode.state(None, "mul"), input, other, plain=lambda: plain(input, other))
     large, gate = input, other
     if not inplace and isinstance(input, Tensor) and isinstance(other, Tensor) and other.numel() > input.numel():
         large, gate = other, input
     return functional.mul(lambda: mode.state(None, "mul"), large, gate, inplace, plain=lambda: plain(input, other))
+
+
+def _matmul(mode, input, other, *, out=None, plain):
+    if out is not None:
+        return plain(input, other, out=out)
+    return products.matmul(lambda: mode.state(None, "matmul"), input, other, plain=lambda: plain(input, other))
+
+
+def _bmm(mode, input, mat2, *, out=None, plain):
+    return _matmul(mode, input, mat2, out=out, plain=plain)
+
+
+def _square(mode, input, *, out=None, plain):
+    if out is not None:
+        return plain(input, out=out)
+    return products.square(lambda: mode.state(None, "square"), input, plain=lambda: plain(input))
+
+
+def _pow(mode, input, exponent, *, out=None, plain):
+    if out is None and type(exponent) in (int, float) and exponent == 2:
+        return products.square(lambda: mode.state(None, "square"), input, plain=lambda: plain(input, exponent))
+    return plain(input, exponent) if out is None else plain(input, exponent, out=out)
+
+
+def _softmax(mode, input, dim=None, _stacklevel=3, dtype=None):
+    plain = lambda: F.softmax(input, dim, _stacklevel, dtype)  # noqa: E731
+    return products.softmax(lambda: mode.state(None, "softmax"), input, dim, dtype, plain=plain)
+
+
+def _torch_softmax(mode, input, dim, dtype=None, *, out=None, plain):
+    if out is not None:
+        return plain(input, dim, dtype=dtype, out=out)
+    return products.softmax(lambda: mode.state(None, "softmax"), input, dim, dtype, plain=lambda: plain(input, dim, dtype=dtype))
 
 
 def _smooth(mode, input, inplace=False, *, function, plain):
@@ -272,6 +359,13 @@ HANDLERS: dict[Callable, Callable] = {
     F.linear: _linear,
     F.batch_norm: _batch_norm,
     torch.batch_norm: _torch_batch_norm,
+    **dict.fromkeys((F.layer_norm, torch.layer_norm), _layer_norm),
+    **dict.fromkeys((F.rms_norm, torch.rms_norm), _rms_norm),
+    **dict.fromkeys((F.group_norm, torch.group_norm), _group_norm),
+    F.instance_norm: _instance_norm,
+    torch.instance_norm: _torch_instance_norm,
+    F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _multi_head_attention,
     F.relu: partial(_relu, plain=F.relu),
     **{f: partial(_relu_method, plain=f, inplace=False) for f in (torch.relu, Tensor.relu)},
     **{f: partial(_relu_method, plain=f, inplace=True) for f in (torch.relu_, Tensor.relu_)},
@@ -295,6 +389,12 @@ HANDLERS: dict[Callable, Callable] = {
     F.pad: _pad,
     **{f: partial(_mul, plain=f) for f in (torch.mul, Tensor.mul, torch.multiply, Tensor.multiply)},
     **{f: partial(_mul, plain=f, inplace=True) for f in (Tensor.mul_, Tensor.multiply_)},
+    **{f: partial(_matmul, plain=f) for f in (torch.matmul, Tensor.matmul, Tensor.__matmul__)},
+    **{f: partial(_bmm, plain=f) for f in (torch.bmm, Tensor.bmm)},
+    **{f: partial(_square, plain=f) for f in (torch.square, Tensor.square)},
+    **{f: partial(_pow, plain=f) for f in (torch.pow, Tensor.pow, Tensor.__pow__)},
+    F.softmax: _softmax,
+    **{f: partial(_torch_softmax, plain=f) for f in (torch.softmax, Tensor.softmax)},
     F.silu: partial(_smooth, function="silu", plain=F.silu),
     F.hardswish: partial(_smooth, function="hardswish", plain=F.hardswish),
     F.mish: partial(_smooth, function="mish", plain=F.mish),

@@ -238,7 +238,7 @@ def _bits_of(controls: dict[str, Control], module, name: str, op: str) -> float:
         return 1
     control, name = _control_of(controls, name)
     states = control.states() if control is not None else []
-    used = [s.used_bits() for s in states if s.name == name]
+    used = [] if "attention" in op else [s.used_bits() for s in states if s.name == name]  # which is not the module's own linear layer's
     used = used or [s.used_bits() for s in states if "#" in s.name and s.name.partition("#")[0] in op]  # calls outside any layer
     return sum(used) / len(used) if used else 8
 
@@ -252,8 +252,10 @@ def _reason(controls: dict[str, Control], module, name: str, tensor: Tensor, op:
     config = module.config if isinstance(module, CompressedLayer) else resolve(control.config, name) if control is not None else None
     if config is None or not config.enabled:
         return "disabled by its config" if control is not None or config is not None else "not converted by QModule"
-    if "norm" in op.lower() and tensor.dim() == 1:
-        return "statistics, a number a channel"
+    if "norm" in op.lower() and (tensor.dim() == 1 or tensor.shape[-1] == 1 or (op == "group_norm" and tensor.dim() == 2)):
+        return "statistics, a number a channel" if tensor.dim() == 1 else "statistics, a number a row"
+    if "attention" in op:
+        return "attention's mask, kept as it is"
     if op.startswith("conv") and not isinstance(module, CompressedLayer):
         return "a computed weight, kept as it is"
     return f"no compressed version of {op or 'this op'}"

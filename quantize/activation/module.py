@@ -23,7 +23,11 @@ from .control import Control
 from .intercept import LOSSY, SUPPORTED, Interceptor, forget_calls_of, keep_two_values, name_calls_of, state_of
 from .state import LayerState, Session, is_disabled, swap_session
 
-CALL = re.compile("(conv|conv_transpose|linear|batch_norm|mul|silu|hardswish|mish|gelu)#[1-9][0-9]*")  # as Interceptor.state has it
+OPS = (
+    "conv|conv_transpose|linear|batch_norm|layer_norm|rms_norm|group_norm|instance_norm|attention|matmul|softmax|square|mul|"
+    "silu|hardswish|mish|gelu"
+)
+CALL = re.compile(f"({OPS})#[1-9][0-9]*")  # as Interceptor.state has it
 LARGEST_INDEX = 2**28  # of a sample: at 4 bytes for each one up to it, 1 GiB a layer
 
 # Plain layer to compressed one, by exact type: a subclass may have a forward of its own, which it keeps.

@@ -157,6 +157,19 @@ class LayerState:
         codes, ranges = ops_for(x).smooth_quantize(x, function, int(config.bits), group, seed)
         return Packed(codes, ranges, None, int(config.bits), group, seed, None)
 
+    def fixed_bits(self) -> int:
+        """For what bits do not adapt for: the config's average, or what is just above it."""
+        return next(bits for bits in (1, 2, 4, 8) if bits >= self.config.bits)
+
+    def pack_in(self, x: Tensor, bits: int) -> Packed:
+        """`x`, which is nobody else's, packed in `bits` that do not adapt."""
+        group, seed, session = op_group_size(self.config.group_size), self.draw_seed(), current_session()
+        if session:
+            self.order = session.count()
+        self.used = float(bits)
+        codes, ranges = ops_for(x).group_quantize(x, bits, group, seed)
+        return Packed(codes, ranges, None, bits, group, seed, None)
+
     def _pack_adaptive(self, x: Tensor, group: int, seed: Tensor, is_norm: bool, session, shares: bool) -> tuple[Packed, Record | None]:
         ops, samples, elements = ops_for(x), x.shape[0], x.numel()
         variance = ops.group_variance(x.detach(), group)

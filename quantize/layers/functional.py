@@ -57,12 +57,23 @@ def _autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, torch.dtype]:
     return input.to(dtype), dtype if weight.is_floating_point() and weight.dtype != torch.float64 else weight.dtype
 
 
-def _pack(state: LayerState, x: Tensor, is_norm: bool = False) -> Packed | None:
+def as_autocast(op: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in float32 where autocast computes `op` in that, as it does on CUDA: before packing, so that what is kept is what is
+    used."""
+    kind = tensors[0].device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # there is no autocast of meta tensors
+        return tensors
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{op}", f"Autocast{kind.upper()}"):
+        return tensors
+    return tuple(t if t is None else t.float() for t in tensors)
+
+
+def pack(state: LayerState, x: Tensor, is_norm: bool = False) -> Packed | None:
     """`x` packed, or None where samples or groups are so small (one or two elements) that ranges outweigh the saving."""
-    return state.pack(x, is_norm) if _saves(state, x) else None
+    return state.pack(x, is_norm) if saves(state, x) else None
 
 
-def _saves(state: LayerState, x: Tensor) -> bool:
+def saves(state: LayerState, x: Tensor) -> bool:
     per_sample, group = x.numel() // x.shape[0] if x.dim() else 1, state.config.group_size
     if isinstance(group, str) or group > per_sample:
         group = per_sample
@@ -73,7 +84,7 @@ def draw_as_if_tracked(state: LayerState, input: Tensor, needed: bool) -> None:
     """For training layers under no_grad: that may be the first forward of reentrant checkpointing, and must leave the generator where the
     second will, or dropout would differ between the two."""
     untracked = needed and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    if untracked and compressible(input) is None and _saves(state, input):
+    if untracked and compressible(input) is None and saves(state, input):
         state.draw_seed()
 
 
@@ -105,7 +116,7 @@ def conv(
             unbatched = input.dim() == n + 1
             x = input.unsqueeze(0) if unbatched else input
             norm = _norm_behind(state, x) if weight.requires_grad else None
-            packed = NOT_KEPT if not weight.requires_grad else _pack(state, x) if norm is None else state.reuse(norm)
+            packed = NOT_KEPT if not weight.requires_grad else pack(state, x) if norm is None else state.reuse(norm)
             if packed is not None:
                 window = numbers_of(stride, n), numbers_of(padding, n), numbers_of(dilation, n)
                 arguments = (x, weight, bias, *window, transposed, numbers_of(output_padding, n), groups, *packed)
@@ -143,7 +154,7 @@ def linear(state, input, weight, bias=None) -> Tensor:
         input, weight_dtype = _autocast(input, weight)
         if input.dtype == weight_dtype and input.device == weight.device and input.shape[-1:] == weight.shape[1:]:
             x = input.unsqueeze(0) if input.dim() == 1 else input
-            packed = _pack(state, x) if weight.requires_grad else NOT_KEPT
+            packed = pack(state, x) if weight.requires_grad else NOT_KEPT
             if packed is not None:
                 y = ops_for(x, weight, bias).linear(x, weight, bias, *packed)
                 return y.squeeze(0) if input.dim() == 1 else y
@@ -155,7 +166,7 @@ def batch_norm(state, input, running_mean, running_var, weight=None, bias=None, 
     fits = compressible(input) is None and tracks(input, weight, bias) and input.dim() >= 2
     if fits and _per_channel(input, running_mean, running_var, weight, bias) and (not training or input.numel() > input.shape[1]):
         needed = training or (weight is not None and weight.requires_grad)
-        packed = _pack(state, input, is_norm=True) if needed else NOT_KEPT
+        packed = pack(state, input, is_norm=True) if needed else NOT_KEPT
         if packed is not None:
             ops = ops_for(input, weight, bias, running_mean, running_var)
             arguments = (input, weight, bias, running_mean, running_var, training, momentum, eps, *packed)
@@ -280,7 +291,7 @@ def mul(state, input, gate, inplace=False, *, plain) -> Tensor:
     if gate.dim() > input.dim() or any(g not in (1, n) for g, n in zip(gate.shape[::-1], input.shape[::-1], strict=False)):
         return plain()
     input, gate = input.to(dtype), gate.to(dtype)
-    packed = _pack(state(), input, is_norm=True)
+    packed = pack(state(), input, is_norm=True)
     if packed is None:
         return plain()
     ops = ops_for(input, gate)
@@ -297,7 +308,7 @@ def smooth(state, input, function, inplace=False, *, plain) -> Tensor:
     if not tracks(input) or compressible(input) is not None:
         return plain()
     layer, ops = state(), ops_for(input)
-    if not _saves(layer, input):
+    if not saves(layer, input):
         return plain()
     packed = layer.pack_derivative(input.detach(), function)
     return ops.smooth_(input, function, *packed) if inplace else ops.smooth(input, function, *packed)

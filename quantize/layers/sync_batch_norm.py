@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import _C
 from ..activation.state import NOT_KEPT, LayerState
-from .functional import _pack, compressible, draw_as_if_tracked, tracks
+from .functional import compressible, draw_as_if_tracked, pack, tracks
 
 _ops = torch.ops.quantize
 
@@ -27,7 +27,7 @@ def sync_batch_norm(
     """Tensor[N, C, ...] normalised by the mean and variance over all processes' samples; N may differ and be 0 on some."""
     packed = None
     if state is not None and compressible(input) is None and tracks(input, weight, bias):
-        packed = _pack(state, input, is_norm=True)
+        packed = pack(state, input, is_norm=True)
     elif state is not None:  # it synchronises in training alone
         draw_as_if_tracked(state, input, True)
     return _SyncBatchNorm.apply(

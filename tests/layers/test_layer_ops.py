@@ -48,6 +48,24 @@ def norm(x, training=True):
     return x, leaf(c), leaf(c), torch.zeros(c), torch.ones(c), training, 0.1, 1e-5, *packed(x)
 
 
+def several(inputs, bits):
+    """Likewise of ops with several packed inputs."""
+    tensors = []
+    for x, b in zip(inputs, bits, strict=True):
+        codes, ranges, _, _, _, seed, _ = packed(x, b, 16)
+        tensors += [codes, ranges, seed]
+    return tensors, bits, 16
+
+
+def attention(*shape, mask=False):
+    inputs = [leaf(*shape) for _ in range(3)]
+    return *inputs, leaf(shape[-2], shape[-2]) if mask else None, 0.0, False, None, False, *several(inputs, (8, 8, 2))
+
+
+def product(a, b, matrices):
+    return a, b, matrices, *several((a, b), (2, 2))
+
+
 SAMPLES = {  # of ops that write into their input, no leaves
     "conv": [
         lambda: conv(leaf(2, 3, 9), leaf(4, 3, 3)),
@@ -76,6 +94,29 @@ SAMPLES = {  # of ops that write into their input, no leaves
     "pad": [lambda: (leaf(2, 3, 9, 9), [1, 2, 3, 0], "reflect"), lambda: (leaf(2, 3, 9), [1, 2], "replicate")],
     "mul": [lambda: ((x := leaf(2, 3, 9, 9)), leaf(2, 3, 1, 1), *packed(x)), lambda: ((x := leaf(2, 40)), leaf(40), *packed(x))],
     "mul_": [lambda: ((x := leaf(2, 3, 9, 9).clone()), leaf(2, 3, 1, 1), *packed(x))],
+    "layer_norm": [
+        lambda: ((x := leaf(2, 3, 20)), [20], leaf(20), leaf(20), 1e-5, *packed(x)),
+        lambda: ((x := leaf(2, 3, 20)), [3, 20], None, None, 1e-5, *packed(x)),
+    ],
+    "rms_norm": [
+        lambda: ((x := leaf(2, 3, 20)), [20], leaf(20), 1e-5, *packed(x)),
+        lambda: ((x := leaf(2, 3, 20)), [3, 20], None, None, *packed(x)),
+    ],
+    "group_norm": [
+        lambda: ((x := leaf(2, 6, 5, 7)), 3, leaf(6), leaf(6), 1e-5, *packed(x)),
+        lambda: ((x := leaf(2, 6)), 2, None, None, 1e-5, *packed(x)),
+    ],
+    "instance_norm": [
+        lambda: ((x := leaf(2, 6, 5, 7)), leaf(6), leaf(6), None, None, 0.1, 1e-5, *packed(x)),
+        lambda: ((x := leaf(2, 6, 9)), None, None, None, None, 0.1, 1e-5, *packed(x)),
+    ],
+    "product": [
+        lambda: product(leaf(2, 5, 20), leaf(2, 5, 20), False),
+        lambda: product(leaf(2, 5, 20), leaf(2, 20, 7), True),
+        lambda: product(leaf(3, 1, 5, 20), leaf(2, 20, 7), True),
+    ],
+    "softmax": [lambda: (leaf(2, 5, 20), -1, 8, 16, torch.tensor([3, 4])), lambda: (leaf(2, 5, 20), 1, 2, 0, torch.tensor([3, 4]))],
+    "attention": [lambda: attention(2, 3, 20, 8), lambda: attention(2, 20, 8, mask=True)],
     "smooth": [lambda: ((x := leaf(2, 3, 9, 9)), "silu", *packed(ops.smooth_derivative(x.detach(), "silu")))],
     "smooth_": [lambda: ((x := leaf(2, 3, 9, 9).clone()), "silu", *packed(ops.smooth_derivative(x.detach(), "silu")))],
 }

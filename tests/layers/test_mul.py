@@ -47,7 +47,6 @@ def test_what_is_left_alone():
     x = levels(3, 4, 5, 6)
     assert both(lambda x, g: x * g.detach() + g, (4, 1, 1), x) == set()  # nobody asks for the gate's gradient
     assert both(lambda x, g: x * 2 + g, (4, 1, 1), x) == set()
-    assert both(lambda x, g: x * (g * x), (4, 1, 1), x) >= {torch.float32}  # two operands of one size: no gate
     assert both(lambda x, g: x.double() * g, (4, 1, 1), x) >= {torch.float64}
     assert both(lambda x, g: torch.mul(x.detach(), g.detach(), out=torch.empty_like(x)) + g + x, (4, 1, 1), x) == set()
     assert both(lambda x, g: x[:0] * g, (4, 1, 1), x) == set()
@@ -65,7 +64,7 @@ def test_mixed_types(dtypes):
 
 
 @pytest.mark.parametrize("function", [
-    lambda x, g: x * x[:, :1], lambda x, g: x[0] * x[1], lambda x, g: x * torch.ones(4, 1, 1),
+    lambda x, g: x * x[:, :1], lambda x, g: x * torch.ones(4, 1, 1),
     lambda x, g: x.mul(g.new_ones(2, 1, 4, 1, 1)),
 ])  # fmt: skip
 def test_other_products_are_pytorch_s(function):

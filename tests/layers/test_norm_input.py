@@ -267,7 +267,7 @@ def test_two_convolutions_of_one_relu():
 
         def forward(self, x):
             y = F.relu(self.norm(x))
-            return self.a(y) * self.b(y)
+            return self.a(y) + self.b(y)
 
     x, plain = torch.randn(4, 16, 12, 12), Fork()
     model = QModule(copy.deepcopy(plain), ActivationConfig(8, 8, compress_once=True))

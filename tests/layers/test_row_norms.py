@@ -1,0 +1,222 @@
+"""Layer, RMS, group and instance norms: outputs bit-equal, gradients equal at exact levels, statistics exact whatever is packed."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exact_levels import EXACT, assert_same, keeps, levels, run
+from torch import nn
+
+import quantize
+
+NORMS = {
+    "layer": (nn.LayerNorm(64), (3, 10, 64)),
+    "layer of two": (nn.LayerNorm((12, 64)), (3, 5, 12, 64)),
+    "layer, rows": (nn.LayerNorm(64), (9, 64)),
+    "layer without bias": (nn.LayerNorm(64, bias=False), (3, 10, 64)),
+    "layer without both": (nn.LayerNorm(64, elementwise_affine=False), (3, 10, 64)),
+    "group": (nn.GroupNorm(4, 16), (3, 16, 7, 9)),
+    "group, one": (nn.GroupNorm(1, 16), (3, 16, 40)),
+    "group of volumes": (nn.GroupNorm(4, 16), (3, 16, 4, 5, 6)),
+    "group of vectors": (nn.GroupNorm(2, 64), (9, 64)),
+    "group without both": (nn.GroupNorm(4, 16, affine=False), (3, 16, 7, 9)),
+    "instance": (nn.InstanceNorm2d(16), (3, 16, 7, 9)),
+    "instance with both": (nn.InstanceNorm2d(16, affine=True), (3, 16, 7, 9)),
+    "instance with statistics": (nn.InstanceNorm2d(16, affine=True, track_running_stats=True), (3, 16, 7, 9)),
+    "instance 1d": (nn.InstanceNorm1d(16, affine=True), (3, 16, 60)),
+    "instance 3d": (nn.InstanceNorm3d(16, track_running_stats=True), (3, 16, 4, 5, 6)),
+}
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.to(memory_format=torch.channels_last) if x.dim() == 4 else x,
+    "turned": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "sliced": lambda x: torch.stack([x, x], -1)[..., 0],
+}
+
+
+class Call(nn.Module):
+    def __init__(self, function, **parameters):
+        super().__init__()
+        self.function = function
+        for name, value in parameters.items():
+            self.register_parameter(name, nn.Parameter(value))
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def drawn(layer: nn.Module) -> nn.Module:
+    """A copy with weights and biases that are not ones and zeros."""
+    layer = copy.deepcopy(layer)
+    for p in layer.parameters():
+        nn.init.uniform_(p, 0.5, 2)
+    return nn.Sequential(layer)
+
+
+def compressed(plain: nn.Module, config=EXACT) -> nn.Module:
+    return quantize.QModule(copy.deepcopy(plain), config)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", NORMS)
+def test_as_plain_at_exact_levels(name, layout):
+    layer, shape = NORMS[name]
+    plain, x = drawn(layer), LAYOUTS[layout](levels(*shape))
+    ours = compressed(plain)
+    saved = assert_same(ours, plain, x)
+    assert keeps(saved, ours, x) == {torch.uint8}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("shape", "weight"), [((64,), True), ((64,), False), ((10, 64), True)])
+def test_rms_norm(shape, weight, layout):
+    plain, x = drawn(nn.RMSNorm(shape, elementwise_affine=weight)), LAYOUTS[layout](levels(3, 10, 64))
+    ours = compressed(plain)
+    saved = assert_same(ours, plain, x, rtol=1e-5, atol=1e-5)  # PyTorch's backward is of the ops that it is made of
+    assert keeps(saved, ours, x) == {torch.uint8}
+
+
+@pytest.mark.parametrize("function", [
+    lambda m, x: F.layer_norm(x, (64,), m.rows), lambda m, x: torch.layer_norm(x, [64], m.rows, None, 1e-3),
+    lambda m, x: F.layer_norm(input=x, normalized_shape=[64], bias=m.rows), lambda m, x: F.rms_norm(x, (64,), m.rows, 1e-6),
+    lambda m, x: torch.rms_norm(x, (64,)), lambda m, x: F.group_norm(x, 2, m.channels),
+    lambda m, x: torch.group_norm(x, 2, m.channels, None, 1e-3), lambda m, x: F.instance_norm(x, weight=m.channels),
+    lambda m, x: torch.instance_norm(x, m.channels, None, None, None, True, 0.1, 1e-5, True),
+])  # fmt: skip
+def test_functional_calls(function):
+    plain, x = Call(function, rows=torch.rand(64), channels=torch.rand(10)), levels(3, 10, 64)
+    y, grads, _ = run(plain, x)
+    ours = compressed(plain)
+    got, got_grads, saved = run(ours, x)
+    assert torch.equal(got, y)
+    for a, b in zip(got_grads, grads, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert keeps(saved, ours, x) == {torch.uint8}
+
+
+@pytest.mark.parametrize("name", ["layer", "group", "instance with statistics"])
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16), (torch.bfloat16, torch.float32)])
+def test_dtypes(name, dtypes):
+    layer, shape = NORMS[name]
+    plain, x = drawn(layer).to(dtypes[1]), levels(*shape, dtype=dtypes[0])
+    ours = compressed(plain)
+    assert keeps(assert_same(ours, plain, x), ours, x) == {torch.uint8}
+
+
+@pytest.mark.parametrize("name", ["layer", "group", "instance with both"])
+def test_autocast_computes_what_it_does_without_us(name):
+    layer, shape = NORMS[name]
+    plain, x = nn.Sequential(nn.Conv1d(shape[1], shape[1], 1), drawn(layer)), levels(*shape)
+    ours = compressed(plain, quantize.ActivationConfig(bits=8, max_bits=8))
+    if len(shape) == 4:
+        plain[0], ours[0] = nn.Identity(), nn.Identity()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, got = plain(x), ours(x)
+    assert y.dtype == got.dtype and torch.equal(y, got)
+    assert all(p.grad.dtype == p.dtype for p in (got.sum().backward(), [p for p in ours.parameters() if p.requires_grad])[1])
+
+
+def test_running_statistics_are_pytorch_s():
+    plain = drawn(NORMS["instance with statistics"][0])
+    ours = compressed(plain, quantize.ActivationConfig(bits=2, max_bits=2))
+    for _ in range(3):
+        x = torch.randn(4, 16, 5, 6) * 3 + 1
+        assert torch.equal(plain(x), ours(x))
+    assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), ours.buffers(), strict=True))
+    assert plain[0].running_mean.abs().min() > 0
+    x = torch.randn(4, 16, 5, 6)
+    assert_same(ours.eval(), plain.eval(), x)  # by statistics that are fixed: PyTorch's
+
+
+def test_what_is_left_to_pytorch():
+    x = levels(3, 16, 8, 8)
+    for layer, shaped in ((nn.LayerNorm(16), x[0, :, 0, 0]), (nn.GroupNorm(2, 16), x.double()), (nn.LayerNorm(8), x[:0])):
+        layer = layer.to(shaped.dtype)
+        ours = compressed(nn.Sequential(layer))
+        assert torch.uint8 not in {t.dtype for t in assert_same(ours, nn.Sequential(layer), shaped)}
+    frozen = nn.Sequential(nn.LayerNorm(8).requires_grad_(False))
+    frozen[0].bias.requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        compressed(frozen)(x)  # the bias alone, which needs no input
+    assert torch.uint8 not in {t.dtype for t in saved}
+    for layer in (nn.LayerNorm(9), nn.GroupNorm(2, 8), nn.RMSNorm(9)):
+        with pytest.raises(RuntimeError) as ours:
+            compressed(nn.Sequential(layer))(x)
+        with pytest.raises(RuntimeError) as plain:
+            layer(x)
+        assert str(ours.value) == str(plain.value)
+    for layer, small in ((nn.GroupNorm(2, 2), x[:1, :2, 0, 0]), (nn.InstanceNorm2d(16), x[..., :1, :1])):
+        with pytest.raises(ValueError, match="Expected more than 1"):
+            compressed(nn.Sequential(layer))(small)
+
+
+def test_frozen_weights_and_inputs_without_gradients():
+    for layer, shape in (NORMS["layer"], NORMS["group"], NORMS["instance with both"]):
+        x = levels(*shape)
+        frozen = drawn(layer)
+        frozen[0].weight.requires_grad_(False)
+        assert_same(compressed(frozen), frozen, x)
+        model = drawn(layer)
+        ours = compressed(model)
+        for m in (model, ours):
+            m(x).square().sum().backward()  # x itself is nobody's output
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), ours.parameters(), strict=True))
+
+
+def test_names_configs_and_the_report():
+    model = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64), nn.RMSNorm(64), nn.LayerNorm(64))
+    two, four = (quantize.ActivationConfig(bits=b, max_bits=b) for b in (2, 4))
+    model = quantize.QModule(model, {"*": two, "2": four, "3": None})
+    x = torch.randn(8, 100, 64)
+    model(x).sum().backward()
+    assert model.layer_bits() == {"0": 2.0, "1": 2.0, "2": 4.0}
+    report = quantize.memory_report(model, x)
+    rows = {(row.name, row.op, row.bits): row.reason for row in report.layers}
+    assert rows[("0", "layer_norm", 2.0)] == "" and rows[("2", "rms_norm", 4.0)] == ""
+    assert rows[("3", "layer_norm", 32)] == "disabled by its config"
+    rows = quantize.memory_report(quantize.QModule(model, two), torch.randn(80, 100, 64)).layers
+    reasons = {row.reason for row in rows if "norm" in row.op and row.bits == 32 and row.bytes > 4096}
+    assert reasons == {"statistics, a number a row"}
+
+
+class Probe(nn.Module):
+    """A norm between a parameter that stands for the layers before it, and an output's gradient that is the same in each draw."""
+
+    def __init__(self, layer, shape):
+        super().__init__()
+        self.norm, self.before = layer, nn.Parameter(torch.randn(shape))
+
+    def forward(self, x):
+        return self.norm(self.before * 1)
+
+
+@pytest.mark.parametrize("name", ["layer", "group", "instance with both", "rms"])
+def test_variances_are_those_reported(name):
+    """Draws against the energies that bits are allocated by, and their mean against the exact gradients."""
+    layer, shape = (nn.RMSNorm(64), (3, 10, 64)) if name == "rms" else NORMS[name]
+    shape = (8, *shape[1:])
+    model = Probe(drawn(layer)[0], shape)
+    grad = torch.randn(shape) + 0.7 * model.before.detach()  # correlated with the input, or noise would be all there is
+    exact = torch.autograd.grad(model(None), [model.norm.weight, model.before], grad)
+    ours = quantize.QModule(model, quantize.ActivationConfig(bits=2, max_bits=8, group_size=32))
+    draws, predicted = [], None
+    for _ in range(400):
+        state = quantize.activation.intercept.state_of(ours.norm)
+        state.budget, state.steps = 2.0, 0  # nothing is learned
+        draws.append(torch.autograd.grad(ours(None), [ours.norm.weight, ours.before], grad))
+        (record,) = state.records
+        bits = {1: 0, 2: 1, 4: 2, 8: 3}
+        spent = torch.stack([v[bits[int(b)]] for v, b in zip(record.variance, state.used, strict=True)])
+        predicted = (spent[:, None] * record.energies[0]).sum(0)
+    weight, input = (torch.stack(parts) for parts in zip(*draws, strict=True))
+    found = weight.var(0).sum(), input.var(0).sum() / exact[1].square().sum()
+    for got, want in zip(found, predicted, strict=True):
+        assert 0.8 * want < got < 1.25 * want
+    # Five deviations of a mean of 400; of the weight's it has no bias at all.
+    assert ((weight.mean(0) - exact[0]).abs() < 5 * weight.std(0) / 20).all()
+    off = (input.mean(0) - exact[1]).norm() / exact[1].norm()
+    assert off < 1.2 * float(found[1] / 400) ** 0.5 + 0.02

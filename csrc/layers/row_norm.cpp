@@ -1,8 +1,10 @@
 // layer_norm, rms_norm, group_norm, instance_norm: they normalize rows, each of which lies in one sample. Statistics and output come from
-// the full-precision input, which is kept packed for the backward; that is ATen's, from the unpacked input and the exact statistics.
+// the full-precision input. What is kept packed is the normalized input x^, before weight and bias: rows that differ in size a thousandfold
+// share groups, and noise of the large ones' size, divided by the small ones' deviation, would be all that is left of their gradient.
 //
-// The gradients of weight and bias are linear in what is packed, so their means are exact. The input's has the packed input in it twice,
-// in normalized * mean(grad * normalized), like a batch norm's: of a row of n elements it is off by the noise's variance over n.
+// With g the output's gradient, weighed, a row's is inverse_std * (g - mean g - x^ * mean(g x^)): ATen's backward for rows whose mean is 0
+// and whose deviation is 1, times inverse_std. Those of weight and bias are linear in x^, so their means are exact. The input's has x^ in
+// it twice: of a row of n elements it is off by the noise's variance over n.
 #include <ATen/ops/_fused_rms_norm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/native_batch_norm.h>
@@ -11,6 +13,8 @@
 #include <ATen/ops/native_group_norm_backward.h>
 #include <ATen/ops/native_layer_norm.h>
 #include <ATen/ops/native_layer_norm_backward.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include "channel_shape.h"
@@ -33,20 +37,22 @@ struct RowArguments {
   std::optional<double> eps;
 };
 
-// What its forward gives. mean is undefined where rows are not centred.
 struct Normalized {
-  Tensor output, mean, inverse_std;
+  Tensor output, inverse_std;
 };
 
 // What its backward reads.
 struct Kept {
-  Tensor input;
+  Tensor x;  // normalized
   OptionalTensor weight, bias;
-  Tensor mean, inverse_std;
+  Tensor inverse_std;
   std::vector<int64_t> shape;
+
+  Tensor zeros() const { return at::zeros_like(inverse_std); }
+  Tensor ones() const { return at::ones_like(inverse_std); }
 };
 
-// [n, C, ...] against one value a channel.
+// One value a channel, against [n, C, ...].
 Tensor of_channels(const Tensor& values, const Tensor& x) { return values.view(channel_shape(x)); }
 
 struct LayerNorm {
@@ -54,15 +60,16 @@ struct LayerNorm {
 
   static Normalized forward(const Tensor& x, const RowArguments& a) {
     auto [output, mean, inverse_std] = at::native_layer_norm(x, a.shape, a.weight, a.bias, *a.eps);
-    return {output, mean, inverse_std};
+    return {output, inverse_std};
   }
 
   static Gradients backward(const Tensor& grad, const Kept& k, const Mask& mask) {
-    auto [input, weight, bias] = at::native_layer_norm_backward(grad, k.input, k.shape, k.mean, k.inverse_std, k.weight, k.bias, mask);
+    auto [input, weight, bias] = at::native_layer_norm_backward(grad, k.x, k.shape, k.zeros(), k.ones(), k.weight, k.bias, mask);
     return {input, weight, bias};
   }
 
   static Tensor weigh(const Tensor& grad, const Tensor& weight) { return grad * weight; }
+  static Tensor spread(const Tensor& of_rows, const Tensor& x) { return of_rows; }  // against x
 };
 
 struct RmsNorm {
@@ -70,23 +77,24 @@ struct RmsNorm {
 
   static Normalized forward(const Tensor& x, const RowArguments& a) {
     auto [output, inverse_std] = at::_fused_rms_norm(x, a.shape, a.weight, a.eps);
-    return {output, Tensor(), inverse_std};
+    return {output, inverse_std};
   }
 
   static Gradients backward(const Tensor& grad, const Kept& k, const Mask& mask) {
-    const Tensor g = grad.to(at::kFloat), inverse_std = k.inverse_std.to(at::kFloat), x = k.input.to(at::kFloat) * inverse_std;
     std::vector<int64_t> row, others;
-    for (int64_t d = 0; d < x.dim(); ++d) (d < x.dim() - int64_t(k.shape.size()) ? others : row).push_back(d);
+    for (int64_t d = 0; d < grad.dim(); ++d) (d < grad.dim() - int64_t(k.shape.size()) ? others : row).push_back(d);
     Gradients result;
     if (mask[0]) {
-      const Tensor weighed = k.weight ? g * *k.weight : g;
-      result.input = ((weighed - x * (weighed * x).mean(row, /*keepdim=*/true)) * inverse_std).to(grad.scalar_type());
+      const Tensor g = k.weight ? grad * *k.weight : grad;
+      const Tensor mean = (g * k.x).mean(row, /*keepdim=*/true, at::kFloat);
+      result.input = (g - k.x * mean).to(grad.scalar_type());
     }
-    if (mask[1]) result.weight = (g * x).sum(others).to(k.weight->scalar_type());
+    if (mask[1]) result.weight = (grad * k.x).sum(others, /*keepdim=*/false, at::kFloat).to(k.weight->scalar_type());
     return result;
   }
 
   static Tensor weigh(const Tensor& grad, const Tensor& weight) { return grad * weight; }
+  static Tensor spread(const Tensor& of_rows, const Tensor& x) { return of_rows; }
 };
 
 struct GroupNorm {
@@ -98,23 +106,28 @@ struct GroupNorm {
   }
 
   static int64_t positions(const Tensor& x) { return c10::multiply_integers(x.sizes().slice(2)); }
+  static OptionalTensor dense(const OptionalTensor& t) { return t ? OptionalTensor(t->contiguous()) : t; }
 
   static Normalized forward(const Tensor& x, const RowArguments& a) {
-    const auto dense = [](const OptionalTensor& t) { return t ? OptionalTensor(t->contiguous()) : t; };
     auto [output, mean, inverse_std] =
         at::native_group_norm(ordered(x, x), dense(a.weight), dense(a.bias), x.size(0), x.size(1), positions(x), a.shape[0], *a.eps);
-    return {output, mean, inverse_std};
+    return {output, inverse_std};
   }
 
   static Gradients backward(const Tensor& grad, const Kept& k, const Mask& mask) {
-    const Tensor& x = k.input;
-    auto [input, weight, bias] = at::native_group_norm_backward(ordered(grad, x), ordered(x, x), k.mean, k.inverse_std,
-                                                                k.weight ? OptionalTensor(k.weight->contiguous()) : k.weight, x.size(0),
-                                                                x.size(1), positions(x), k.shape[0], mask);
+    const Tensor& x = k.x;
+    auto [input, weight, bias] = at::native_group_norm_backward(ordered(grad, x), ordered(x, x), k.zeros(), k.ones(), dense(k.weight),
+                                                                x.size(0), x.size(1), positions(x), k.shape[0], mask);
     return {input, weight, bias};
   }
 
   static Tensor weigh(const Tensor& grad, const Tensor& weight) { return grad * of_channels(weight, grad); }
+
+  static Tensor spread(const Tensor& of_rows, const Tensor& x) {
+    std::vector<int64_t> shape(x.dim(), 1);
+    shape[0] = x.size(0), shape[1] = x.size(1);
+    return of_rows.repeat_interleave(x.size(1) / of_rows.size(1), 1).view(shape);
+  }
 };
 
 // A batch norm of one sample whose channels are those of all samples, as at::instance_norm has it.
@@ -136,36 +149,38 @@ struct InstanceNorm {
                                                              running_mean, running_var, /*training=*/true, a.momentum, *a.eps);
     if (running_mean) a.running_mean->copy_(running_mean->view({samples, channels}).mean(0));
     if (running_var) a.running_var->copy_(running_var->view({samples, channels}).mean(0));
-    return {output.view(x.sizes()), mean, inverse_std};
+    return {output.view(x.sizes()), inverse_std};
   }
 
   static Gradients backward(const Tensor& grad, const Kept& k, const Mask& mask) {
     const int64_t samples = grad.size(0), channels = grad.size(1);
-    auto [input, weight, bias] =
-        at::native_batch_norm_backward(as_one(grad), as_one(k.input), repeated(k.weight, samples), {}, {}, k.mean, k.inverse_std,
-                                       /*train=*/true, /*eps=*/0., mask);
+    auto [input, weight, bias] = at::native_batch_norm_backward(as_one(grad), as_one(k.x), repeated(k.weight, samples), {}, {}, k.zeros(),
+                                                                k.ones(), /*train=*/true, /*eps=*/0., mask);
     const auto of_all = [&](const Tensor& t) { return t.defined() ? t.view({samples, channels}).sum(0) : t; };
     return {input.defined() ? input.view(grad.sizes()) : input, of_all(weight), of_all(bias)};
   }
 
   static Tensor weigh(const Tensor& grad, const Tensor& weight) { return grad * of_channels(weight, grad); }
+
+  static Tensor spread(const Tensor& of_rows, const Tensor& x) {
+    std::vector<int64_t> shape(x.dim(), 1);
+    shape[0] = x.size(0), shape[1] = x.size(1);
+    return of_rows.view(shape);
+  }
 };
 
-// Of energy.h: of a row, noise in the normalized input x^ reaches the input's gradient inverse_std * (g - mean g - x^ * mean(g x^)), with g
-// times the weight, directly and through mean(g x^). Rows are many, so both are taken as incoherent.
+// Of energy.h, for noise in x^, which reaches the input's gradient directly and through mean(g x^). Rows are many, so both are taken as
+// incoherent.
 template <typename Norm>
 Tensor row_energy(const Tensor& grad, const Kept& k, const Tensor& grad_input) {
   const int64_t samples = grad.size(0), rows = k.inverse_std.numel(), length = grad.numel() / rows;
   const auto as_rows = [&](const Tensor& t) { return t.to(at::kFloat).contiguous().view({rows, length}); };
-  const auto of_samples = [&](const Tensor& t) { return t.view({samples, -1}).mean(1) / double(length); };  // from sums over a row
-  const Tensor inverse_std = k.inverse_std.to(at::kFloat).reshape({rows, 1}), variance_scale = inverse_std.square();
-  Tensor x = as_rows(k.input);
-  if (k.mean.defined()) x = x - k.mean.to(at::kFloat).reshape({rows, 1});
+  const auto of_samples = [&](const Tensor& t) { return t.view({samples, -1}).mean(1); };
   const Tensor g = as_rows(grad), weighed = k.weight ? as_rows(Norm::weigh(grad, *k.weight)) : g;
-  const Tensor correlation = (weighed * (x * inverse_std)).mean(1, true);
-  const Tensor through = (correlation.square() * double(length) + weighed.square().mean(1, true)) * variance_scale.square();
+  const Tensor correlation = (weighed * as_rows(k.x)).mean(1), gain = k.inverse_std.to(at::kFloat).reshape(rows).square();
+  const Tensor through = gain * (correlation.square() + weighed.square().mean(1) / double(length));
   Tensor energy = at::empty({samples, 2}, g.options());
-  energy.select(1, 0).copy_(of_samples(g.square().sum(1, true) * variance_scale));
+  energy.select(1, 0).copy_(of_samples(g.square().mean(1)));
   energy.select(1, 1).copy_(of_samples(through) / grad_input.to(at::kFloat).square().sum().clamp_min(1e-30));
   return energy;
 }
@@ -174,13 +189,13 @@ template <typename Norm>
 struct RowNorm : torch::autograd::Function<RowNorm<Norm>> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                         const RowArguments& arguments, const PackedArguments& packed) {
-    NumberWriter numbers(ctx);
-    save_packed(ctx, numbers, input, packed);
-    numbers.put_list(arguments.shape).save();
     at::AutoDispatchBelowADInplaceOrView below;
     const Normalized made = Norm::forward(input, arguments);
+    NumberWriter numbers(ctx);
+    save_packed(ctx, numbers, made.output, packed);  // whose order the normalized input has
+    numbers.put_list(arguments.shape).save();
     variable_list saved = packed_tensors(packed);
-    saved.insert(saved.end(), {weight.value_or(Tensor()), bias.value_or(Tensor()), made.mean, made.inverse_std});
+    saved.insert(saved.end(), {weight.value_or(Tensor()), bias.value_or(Tensor()), made.inverse_std});
     ctx->save_for_backward(std::move(saved));
     return made.output;
   }
@@ -193,13 +208,14 @@ struct RowNorm : torch::autograd::Function<RowNorm<Norm>> {
     const auto optional = [&](size_t i) { return saved[i].defined() ? OptionalTensor(saved[i]) : std::nullopt; };
     NumberReader numbers(ctx);
     const SavedActivation packed(numbers);
-    const Kept kept{packed.unpack(saved.data()), optional(4), optional(5), saved[6], saved[7], numbers.get_ints()};
+    const Kept kept{packed.unpack(saved.data()), optional(4), optional(5), saved[6], numbers.get_ints()};
     const Tensor grad = grads[0].to(packed.dtype);
     const OptionalTensor energy = saved_energy(ctx);
     // Arguments that are None have no number.
     const Mask mask{ctx->needs_input_grad(0) || energy, kept.weight && ctx->needs_input_grad(1),
                     kept.bias && ctx->needs_input_grad(kept.weight ? 2 : 1)};
-    const Gradients gradients = Norm::backward(grad, kept, mask);
+    Gradients gradients = Norm::backward(grad, kept, mask);
+    if (mask[0]) gradients.input = gradients.input.mul_(Norm::spread(kept.inverse_std, grad));
     if (energy) energy->copy_(row_energy<Norm>(grad, kept, gradients.input));
     if (ctx->needs_input_grad(0)) result[0] = gradients.input;
     result[1] = gradients.weight, result[2] = gradients.bias;

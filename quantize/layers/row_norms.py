@@ -1,4 +1,4 @@
-"""torch.nn.functional's norms of rows, that keep their input packed: layer_norm, rms_norm, group_norm and instance_norm.
+"""torch.nn.functional's norms of rows, that keep their normalized input packed: layer_norm, rms_norm, group_norm and instance_norm.
 
 As in functional.py, each takes its namesake's arguments after the layer's state, and `plain` is the namesake with its arguments, called
 where nothing is compressed.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..activation.state import LayerState
@@ -25,7 +26,7 @@ def layer_norm(state: LayerState, input: Tensor, shape, weight: Tensor | None, b
     if not _of_rows(input, shape, weight, bias):
         return plain()
     input, weight, bias = as_autocast("layer_norm", input, weight, bias)
-    packed = pack(state, input, is_norm=True)
+    packed = pack(state, F.layer_norm(input.detach(), shape, eps=eps), is_norm=True)
     return plain() if packed is None else ops_for(input, weight, bias).layer_norm(input, shape, weight, bias, eps, *packed)
 
 
@@ -37,7 +38,7 @@ def rms_norm(state: LayerState, input: Tensor, shape, weight: Tensor | None, eps
     input, weight = as_autocast("rms_norm", input, weight)
     if weight is not None and weight.dtype != input.dtype:
         return plain()
-    packed = pack(state, input, is_norm=True)
+    packed = pack(state, F.rms_norm(input.detach(), shape, eps=eps), is_norm=True)
     return plain() if packed is None else ops_for(input, weight).rms_norm(input, shape, weight, eps, *packed)
 
 
@@ -48,7 +49,7 @@ def group_norm(state: LayerState, input: Tensor, groups: int, weight: Tensor | N
     if input.numel() < input.shape[0] * groups * SHORTEST:
         return plain()
     input, weight, bias = as_autocast("group_norm", input, weight, bias)
-    packed = pack(state, input, is_norm=True)
+    packed = pack(state, F.group_norm(input.detach(), groups, eps=eps), is_norm=True)
     return plain() if packed is None else ops_for(input, weight, bias).group_norm(input, groups, weight, bias, eps, *packed)
 
 
@@ -62,7 +63,7 @@ def instance_norm(
     if running_mean is not None and (running_mean.shape != input.shape[1:2] or running_var.shape != running_mean.shape):
         return plain()
     input, weight, bias = as_autocast("instance_norm", input, weight, bias)
-    packed = pack(state, input, is_norm=True)
+    packed = pack(state, F.instance_norm(input.detach(), eps=eps), is_norm=True)
     if packed is None:
         return plain()
     ops = ops_for(input, weight, bias, running_mean, running_var)

@@ -1,31 +1,36 @@
-"""Layer, RMS, group and instance norms: outputs bit-equal, gradients equal at exact levels, statistics exact whatever is packed."""
+"""Layer, RMS, group and instance norms: outputs bit-equal, gradients equal where one bit holds the normalized input."""
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from exact_levels import EXACT, assert_same, keeps, levels, run
+from exact_levels import assert_same, keeps, run
 from torch import nn
 
 import quantize
+from quantize.activation.intercept import state_of
+from quantize.layers import row_norms
 
+EPS = 3.0  # of values a step of 1 beside their mean: a deviation of 2, so that they are normalized to one half and minus one half
+ONE_BIT = quantize.ActivationConfig(bits=1, max_bits=1, group_size="sample")
 NORMS = {
-    "layer": (nn.LayerNorm(64), (3, 10, 64)),
-    "layer of two": (nn.LayerNorm((12, 64)), (3, 5, 12, 64)),
-    "layer, rows": (nn.LayerNorm(64), (9, 64)),
-    "layer without bias": (nn.LayerNorm(64, bias=False), (3, 10, 64)),
-    "layer without both": (nn.LayerNorm(64, elementwise_affine=False), (3, 10, 64)),
-    "group": (nn.GroupNorm(4, 16), (3, 16, 7, 9)),
-    "group, one": (nn.GroupNorm(1, 16), (3, 16, 40)),
-    "group of volumes": (nn.GroupNorm(4, 16), (3, 16, 4, 5, 6)),
-    "group of vectors": (nn.GroupNorm(2, 64), (9, 64)),
-    "group without both": (nn.GroupNorm(4, 16, affine=False), (3, 16, 7, 9)),
-    "instance": (nn.InstanceNorm2d(16), (3, 16, 7, 9)),
-    "instance with both": (nn.InstanceNorm2d(16, affine=True), (3, 16, 7, 9)),
-    "instance with statistics": (nn.InstanceNorm2d(16, affine=True, track_running_stats=True), (3, 16, 7, 9)),
-    "instance 1d": (nn.InstanceNorm1d(16, affine=True), (3, 16, 60)),
-    "instance 3d": (nn.InstanceNorm3d(16, track_running_stats=True), (3, 16, 4, 5, 6)),
+    "layer": (nn.LayerNorm(64, EPS), (3, 10, 64)),
+    "layer of two": (nn.LayerNorm((12, 64), EPS), (3, 5, 12, 64)),
+    "layer, rows": (nn.LayerNorm(64, EPS), (9, 64)),
+    "layer without bias": (nn.LayerNorm(64, EPS, bias=False), (3, 10, 64)),
+    "layer without both": (nn.LayerNorm(64, EPS, elementwise_affine=False), (3, 10, 64)),
+    "group": (nn.GroupNorm(4, 16, EPS), (3, 16, 7, 9)),
+    "group, one": (nn.GroupNorm(1, 16, EPS), (3, 16, 40)),
+    "group of volumes": (nn.GroupNorm(4, 16, EPS), (3, 16, 4, 5, 6)),
+    "group of vectors": (nn.GroupNorm(2, 64, EPS), (9, 64)),
+    "group without both": (nn.GroupNorm(4, 16, EPS, affine=False), (3, 16, 7, 9)),
+    "instance": (nn.InstanceNorm2d(16, EPS), (3, 16, 7, 10)),
+    "instance with both": (nn.InstanceNorm2d(16, EPS, affine=True), (3, 16, 7, 10)),
+    "instance with statistics": (nn.InstanceNorm2d(16, EPS, affine=True, track_running_stats=True), (3, 16, 7, 10)),
+    "instance 1d": (nn.InstanceNorm1d(16, EPS, affine=True), (3, 16, 60)),
+    "instance 3d": (nn.InstanceNorm3d(16, EPS, track_running_stats=True), (3, 16, 4, 5, 6)),
 }
 LAYOUTS = {
     "contiguous": lambda x: x,
@@ -33,6 +38,30 @@ LAYOUTS = {
     "turned": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
     "sliced": lambda x: torch.stack([x, x], -1)[..., 0],
 }
+
+
+def halves(layer: nn.Module, shape, dtype=torch.float32) -> torch.Tensor:
+    """Rows of as many values one above their mean as one below it, for `layer`."""
+    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+        length = math.prod(layer.normalized_shape)
+    else:
+        length = math.prod(shape[1:]) // (layer.num_groups if isinstance(layer, nn.GroupNorm) else shape[1])
+    signs = torch.rand(math.prod(shape) // length, length).argsort(1) % 2 * 2.0 - 1
+    means = torch.randint(-4, 5, (len(signs), 1)) * (not isinstance(layer, nn.RMSNorm))
+    return (signs + means).view(shape).to(dtype)
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """PyTorch's sums over a row are a bit off: what is to be packed becomes what one bit holds."""
+    pack = row_norms.pack
+    monkeypatch.setattr(row_norms, "pack", lambda state, x, is_norm: pack(state, (2 * x).round() / 2, is_norm))
+
+
+def assert_near(ours, plain, x):
+    """assert_same, of gradients up to that bit."""
+    tolerance = 1e-5 if x.dtype == torch.float32 else 2e-2
+    return assert_same(ours, plain, x, rtol=tolerance, atol=tolerance)
 
 
 class Call(nn.Module):
@@ -54,38 +83,39 @@ def drawn(layer: nn.Module) -> nn.Module:
     return nn.Sequential(layer)
 
 
-def compressed(plain: nn.Module, config=EXACT) -> nn.Module:
+def compressed(plain: nn.Module, config=ONE_BIT) -> nn.Module:
     return quantize.QModule(copy.deepcopy(plain), config)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", NORMS)
-def test_as_plain_at_exact_levels(name, layout):
+def test_as_plain_where_one_bit_is_exact(exact, name, layout):
     layer, shape = NORMS[name]
-    plain, x = drawn(layer), LAYOUTS[layout](levels(*shape))
+    plain, x = drawn(layer), LAYOUTS[layout](halves(layer, shape))
     ours = compressed(plain)
-    saved = assert_same(ours, plain, x)
+    saved = assert_near(ours, plain, x)
     assert keeps(saved, ours, x) == {torch.uint8}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("shape", "weight"), [((64,), True), ((64,), False), ((10, 64), True)])
-def test_rms_norm(shape, weight, layout):
-    plain, x = drawn(nn.RMSNorm(shape, elementwise_affine=weight)), LAYOUTS[layout](levels(3, 10, 64))
+def test_rms_norm(exact, shape, weight, layout):
+    layer = nn.RMSNorm(shape, EPS, elementwise_affine=weight)
+    plain, x = drawn(layer), LAYOUTS[layout](halves(layer, (3, 10, 64)))
     ours = compressed(plain)
-    saved = assert_same(ours, plain, x, rtol=1e-5, atol=1e-5)  # PyTorch's backward is of the ops that it is made of
+    saved = assert_near(ours, plain, x)
     assert keeps(saved, ours, x) == {torch.uint8}
 
 
 @pytest.mark.parametrize("function", [
-    lambda m, x: F.layer_norm(x, (64,), m.rows), lambda m, x: torch.layer_norm(x, [64], m.rows, None, 1e-3),
-    lambda m, x: F.layer_norm(input=x, normalized_shape=[64], bias=m.rows), lambda m, x: F.rms_norm(x, (64,), m.rows, 1e-6),
-    lambda m, x: torch.rms_norm(x, (64,)), lambda m, x: F.group_norm(x, 2, m.channels),
-    lambda m, x: torch.group_norm(x, 2, m.channels, None, 1e-3), lambda m, x: F.instance_norm(x, weight=m.channels),
-    lambda m, x: torch.instance_norm(x, m.channels, None, None, None, True, 0.1, 1e-5, True),
+    lambda m, x: F.layer_norm(x, (64,), m.rows, eps=EPS), lambda m, x: torch.layer_norm(x, [64], m.rows, None, EPS),
+    lambda m, x: F.layer_norm(input=x, normalized_shape=[64], bias=m.rows, eps=EPS), lambda m, x: F.rms_norm(x, (64,), m.rows, EPS),
+    lambda m, x: torch.rms_norm(x, (64,), eps=EPS), lambda m, x: F.group_norm(x, 10, m.channels, None, EPS),
+    lambda m, x: torch.group_norm(x, 10, m.channels, None, EPS), lambda m, x: F.instance_norm(x, weight=m.channels, eps=EPS),
+    lambda m, x: torch.instance_norm(x, m.channels, None, None, None, True, 0.1, EPS, True),
 ])  # fmt: skip
-def test_functional_calls(function):
-    plain, x = Call(function, rows=torch.rand(64), channels=torch.rand(10)), levels(3, 10, 64)
+def test_functional_calls(exact, function):
+    plain, x = Call(function, rows=torch.rand(64), channels=torch.rand(10)), halves(nn.RMSNorm(64), (3, 10, 64))
     y, grads, _ = run(plain, x)
     ours = compressed(plain)
     got, got_grads, saved = run(ours, x)
@@ -99,17 +129,17 @@ def test_functional_calls(function):
 
 @pytest.mark.parametrize("name", ["layer", "group", "instance with statistics"])
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16), (torch.bfloat16, torch.float32)])
-def test_dtypes(name, dtypes):
+def test_dtypes(exact, name, dtypes):
     layer, shape = NORMS[name]
-    plain, x = drawn(layer).to(dtypes[1]), levels(*shape, dtype=dtypes[0])
+    plain, x = drawn(layer).to(dtypes[1]), halves(layer, shape, dtypes[0])
     ours = compressed(plain)
-    assert keeps(assert_same(ours, plain, x), ours, x) == {torch.uint8}
+    assert keeps(assert_near(ours, plain, x), ours, x) == {torch.uint8}
 
 
 @pytest.mark.parametrize("name", ["layer", "group", "instance with both"])
 def test_autocast_computes_what_it_does_without_us(name):
     layer, shape = NORMS[name]
-    plain, x = nn.Sequential(nn.Conv1d(shape[1], shape[1], 1), drawn(layer)), levels(*shape)
+    plain, x = nn.Sequential(nn.Conv1d(shape[1], shape[1], 1), drawn(layer)), torch.randn(shape)
     ours = compressed(plain, quantize.ActivationConfig(bits=8, max_bits=8))
     if len(shape) == 4:
         plain[0], ours[0] = nn.Identity(), nn.Identity()
@@ -132,16 +162,23 @@ def test_running_statistics_are_pytorch_s():
 
 
 def test_what_is_left_to_pytorch():
-    x = levels(3, 16, 8, 8)
-    for layer, shaped in ((nn.LayerNorm(16), x[0, :, 0, 0]), (nn.GroupNorm(2, 16), x.double()), (nn.LayerNorm(8), x[:0])):
+    x = torch.randn(3, 16, 8, 8)
+    for layer, shaped in (
+        (nn.LayerNorm(16), x[0, :, 0, 0]),
+        (nn.GroupNorm(2, 16), x.double()),
+        (nn.LayerNorm([8, 8]), x[:0]),
+        (nn.LayerNorm(8), x),
+        (nn.GroupNorm(4, 16), x[:, :, 0, :3]),
+        (nn.InstanceNorm2d(16), x[..., :3, :5]),
+    ):
         layer = layer.to(shaped.dtype)
         ours = compressed(nn.Sequential(layer))
         assert torch.uint8 not in {t.dtype for t in assert_same(ours, nn.Sequential(layer), shaped)}
-    frozen = nn.Sequential(nn.LayerNorm(8).requires_grad_(False))
+    frozen = nn.Sequential(nn.LayerNorm(64).requires_grad_(False))
     frozen[0].bias.requires_grad_()
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        compressed(frozen)(x)  # the bias alone, which needs no input
+        compressed(frozen)(x.flatten(2))  # the bias alone, which needs no input
     assert torch.uint8 not in {t.dtype for t in saved}
     for layer in (nn.LayerNorm(9), nn.GroupNorm(2, 8), nn.RMSNorm(9)):
         with pytest.raises(RuntimeError) as ours:
@@ -154,17 +191,18 @@ def test_what_is_left_to_pytorch():
             compressed(nn.Sequential(layer))(small)
 
 
-def test_frozen_weights_and_inputs_without_gradients():
+def test_frozen_weights_and_inputs_without_gradients(exact):
     for layer, shape in (NORMS["layer"], NORMS["group"], NORMS["instance with both"]):
-        x = levels(*shape)
+        x = halves(layer, shape)
         frozen = drawn(layer)
         frozen[0].weight.requires_grad_(False)
-        assert_same(compressed(frozen), frozen, x)
+        assert_near(compressed(frozen), frozen, x)
         model = drawn(layer)
         ours = compressed(model)
         for m in (model, ours):
             m(x).square().sum().backward()  # x itself is nobody's output
-        assert all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), ours.parameters(), strict=True))
+        for a, b in zip(model.parameters(), ours.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-3)
 
 
 def test_names_configs_and_the_report():
@@ -181,6 +219,17 @@ def test_names_configs_and_the_report():
     rows = quantize.memory_report(quantize.QModule(model, two), torch.randn(80, 100, 64)).layers
     reasons = {row.reason for row in rows if "norm" in row.op and row.bits == 32 and row.bytes > 4096}
     assert reasons == {"statistics, a number a row"}
+
+
+def test_rows_of_other_sizes_beside_them_do_no_harm():
+    """Rows a million times as large, in the same group: the small ones' gradients are off by noise of their own size."""
+    x = torch.randn(4, 64, 64) * torch.tensor([1e-3, 1e3]).repeat(32)[:, None]
+    plain = nn.Sequential(nn.LayerNorm(64))
+    for config, least in ((quantize.ActivationConfig(bits=8, max_bits=8), 0.999), (quantize.ActivationConfig(bits=2, max_bits=2), 0.9)):
+        _, (exact, *_), _ = run(plain, x)
+        _, (grad, *_), _ = run(compressed(plain, config), x)
+        for rows in (slice(0, None, 2), slice(1, None, 2)):
+            assert F.cosine_similarity(grad[:, rows].flatten(), exact[:, rows].flatten(), dim=0) > least
 
 
 class Probe(nn.Module):
@@ -205,7 +254,7 @@ def test_variances_are_those_reported(name):
     ours = quantize.QModule(model, quantize.ActivationConfig(bits=2, max_bits=8, group_size=32))
     draws, predicted = [], None
     for _ in range(400):
-        state = quantize.activation.intercept.state_of(ours.norm)
+        state = state_of(ours.norm)
         state.budget, state.steps = 2.0, 0  # nothing is learned
         draws.append(torch.autograd.grad(ours(None), [ours.norm.weight, ours.before], grad))
         (record,) = state.records

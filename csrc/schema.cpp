@@ -212,6 +212,9 @@ TORCH_LIBRARY(quantize, m) {
   m.def("clip_(Tensor(a!) input, float low, float high, float negative_slope) -> Tensor(a!)");
   m.def("clip_and_mask(Tensor input, float low, float high, float negative_slope) -> (Tensor output, Tensor mask)");
   m.def("clip_and_mask_(Tensor(a!) input, float low, float high, float negative_slope) -> Tensor");
+  m.def(
+      "prelu(Tensor input, Tensor weight, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, "
+      "Tensor? energy) -> Tensor");
   m.def("dropout(Tensor input, float p) -> Tensor");
   m.def("max_pool(Tensor input, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> Tensor");
   m.def(
@@ -250,7 +253,8 @@ TORCH_LIBRARY(quantize, m) {
   // a * b of equal sizes, or a @ b. packed: of both, likewise; bits of 0: not kept, as the other needs no gradient.
   m.def("product(Tensor a, Tensor b, bool matrices, Tensor[] packed, int[] bits, int group_size) -> Tensor");
   m.def("softmax(Tensor input, int dim, int bits, int group_size, Tensor seed) -> Tensor");
-  // `function`: silu, hardswish, mish, gelu, gelu_tanh. `codes, ranges, ...`: what smooth_derivative returns, packed.
+  // `function`: silu, hardswish, mish, gelu, gelu_tanh; sigmoid, tanh, elu, softplus, cube. `codes, ranges, ...`: its derivative, packed:
+  // what smooth_derivative returns of the first five.
   m.def(
       "smooth(Tensor input, str function, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, "
       "Tensor? energy) -> Tensor");

@@ -57,6 +57,7 @@ void define_direct(pybind11::module_& m) {
   define<Packed<Tensor, const Tensor&, const Tensor&, const OptionalTensor&>>(direct, "linear");
   define<Packed<Tensor, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, bool,
                 double, double>>(direct, "batch_norm");
+  define<Packed<Tensor, const Tensor&, const Tensor&>>(direct, "prelu");
   define<Packed<Tensor, const Tensor&, const Tensor&>>(direct, "mul");
   define<Packed<Tensor&, Tensor&, const Tensor&>>(direct, "mul_");
   define<Packed<Tensor, const Tensor&, at::IntArrayRef, const OptionalTensor&, const OptionalTensor&, double>>(direct, "layer_norm");

@@ -1,13 +1,18 @@
-// smooth: SiLU, hardswish, GELU and Mish, which keep their derivative at the input packed.
+// smooth: SiLU, hardswish, GELU, Mish and others, which keep their derivative at the input packed.
 //
 // The input gradient is grad * f'(x), linear in what is packed, so its mean is exact; a packed x would bias it. And f' stays between
 // -0.5 and 1.5 whatever x is, so the noise does not grow with the activations.
 #include <ATen/Parallel.h>
+#include <ATen/ops/elu.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/hardswish.h>
 #include <ATen/ops/mish.h>
+#include <ATen/ops/pow.h>
+#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
+#include <ATen/ops/softplus.h>
+#include <ATen/ops/tanh.h>
 #include <torch/library.h>
 
 #include "../activation/group_stream.h"
@@ -21,19 +26,29 @@ namespace {
 using std::tuple;
 
 struct Function {
+  c10::string_view name;
   Tensor (*forward)(const Tensor& x);
   Tensor& (*forward_)(Tensor& x);
 };
 
-const Function& find(c10::string_view name) {  // in the order of Smooth
+const Function& find(c10::string_view name) {
   static constexpr Function functions[] = {
-      {at::silu, at::silu_},
-      {at::hardswish, at::hardswish_},
-      {at::mish, at::mish_},
-      {[](const Tensor& x) { return at::gelu(x, "none"); }, [](Tensor& x) -> Tensor& { return at::gelu_(x, "none"); }},
-      {[](const Tensor& x) { return at::gelu(x, "tanh"); }, [](Tensor& x) -> Tensor& { return at::gelu_(x, "tanh"); }},
+      {"silu", at::silu, at::silu_},
+      {"hardswish", at::hardswish, at::hardswish_},
+      {"mish", at::mish, at::mish_},
+      {"gelu", [](const Tensor& x) { return at::gelu(x, "none"); }, [](Tensor& x) -> Tensor& { return at::gelu_(x, "none"); }},
+      {"gelu_tanh", [](const Tensor& x) { return at::gelu(x, "tanh"); }, [](Tensor& x) -> Tensor& { return at::gelu_(x, "tanh"); }},
+      // Whose derivatives the caller makes.
+      {"sigmoid", at::sigmoid, at::sigmoid_},
+      {"tanh", at::tanh, at::tanh_},
+      {"elu", [](const Tensor& x) { return at::elu(x); }, [](Tensor& x) -> Tensor& { return at::elu_(x); }},
+      {"softplus", [](const Tensor& x) { return at::softplus(x); }, [](Tensor& x) -> Tensor& { return x.copy_(at::softplus(x)); }},
+      {"cube", [](const Tensor& x) { return x.pow(3); }, [](Tensor& x) -> Tensor& { return x.pow_(3); }},
   };
-  return functions[int(parse_smooth(name))];
+  for (const Function& function : functions)
+    if (function.name == name) return function;
+  parse_smooth(name);  // which says what there is
+  return functions[0];
 }
 
 Tensor smooth_derivative_cpu(const Tensor& input, c10::string_view name) {

@@ -35,6 +35,11 @@ LOSSY = (
     nn.Hardswish,
     nn.Mish,
     nn.GELU,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.ELU,
+    nn.Softplus,
+    nn.PReLU,
 )
 SUPPORTED = (
     *LOSSY,
@@ -257,6 +262,10 @@ def _leaky_relu(mode, input, negative_slope=0.01, inplace=False):
     return functional.clip(input, negative_slope=float(negative_slope), inplace=inplace, plain=plain)
 
 
+def _prelu(mode, input, weight, *, plain):
+    return functional.prelu(mode.state(weight, "prelu"), input, weight, plain=lambda: plain(input, weight))
+
+
 def _dropout(mode, input, p=0.5, training=True, inplace=False):
     return functional.dropout(input, p, training, inplace)
 
@@ -315,6 +324,8 @@ def _square(mode, input, *, out=None, plain):
 
 
 def _pow(mode, input, exponent, *, out=None, plain):
+    if out is None and type(exponent) in (int, float) and exponent == 3:
+        return _unary(mode, input, function="cube", plain=lambda x: plain(x, exponent))
     if out is None and type(exponent) in (int, float) and exponent == 2:
         return products.square(lambda: mode.state(None, "square"), input, plain=lambda: plain(input, exponent))
     return plain(input, exponent) if out is None else plain(input, exponent, out=out)
@@ -342,6 +353,37 @@ def _gelu(mode, input, *, approximate="none"):
         return F.gelu(input, approximate=approximate)  # PyTorch's error
     function = "gelu_tanh" if approximate == "tanh" else "gelu"
     return functional.smooth(lambda: mode.state(None, "gelu"), input, function, plain=lambda: F.gelu(input, approximate=approximate))
+
+
+def _unary(mode, input, *, out=None, function, plain):
+    if out is not None or not _has_positions(input):
+        return plain(input) if out is None else plain(input, out=out)
+    return functional.smooth(lambda: mode.state(None, function), input, function, plain=lambda: plain(input))
+
+
+def _has_positions(input) -> bool:
+    """Whether it is more than a value a channel: gates of that size a product keeps as they are anyway."""
+    return isinstance(input, Tensor) and input.dim() > 2 and input.numel() > input.shape[0] * input.shape[1]
+
+
+def _elu(mode, input, alpha=1.0, inplace=False):
+    if alpha != 1 or inplace:
+        return F.elu(input, alpha, inplace)
+    return _unary(mode, input, function="elu", plain=F.elu)
+
+
+def _softplus(mode, input, beta=1.0, threshold=20.0):
+    if beta != 1 or threshold != 20:
+        return F.softplus(input, beta, threshold)
+    return _unary(mode, input, function="softplus", plain=F.softplus)
+
+
+def _addmm(mode, input, mat1, mat2, *, beta=1, alpha=1, out=None, plain):
+    """As a linear layer, where that is what it is: Hugging Face's Conv1D."""
+    if type(mat2) is not nn.Parameter or out is not None or beta != 1 or alpha != 1 or not isinstance(input, Tensor) or input.dim() != 1:
+        more = {} if out is None else {"out": out}
+        return plain(input, mat1, mat2, beta=beta, alpha=alpha, **more)
+    return functional.linear(mode.state(mat2, "linear"), mat1, mat2.t(), input)
 
 
 def _pad(interceptor, input, pad, mode="constant", value=None):
@@ -372,6 +414,7 @@ HANDLERS: dict[Callable, Callable] = {
     F.relu6: _relu6,
     F.hardtanh: partial(_hardtanh, plain=F.hardtanh),
     F.leaky_relu: _leaky_relu,
+    **{f: partial(_prelu, plain=f) for f in (F.prelu, Tensor.prelu)},
     F.dropout: _dropout,
     torch.dropout: _torch_dropout,
     **{f: partial(_max_pool, n=1, plain=f) for f in (torch.max_pool1d, F.max_pool1d)},
@@ -399,4 +442,9 @@ HANDLERS: dict[Callable, Callable] = {
     F.hardswish: partial(_smooth, function="hardswish", plain=F.hardswish),
     F.mish: partial(_smooth, function="mish", plain=F.mish),
     F.gelu: _gelu,
+    **{f: partial(_unary, function="sigmoid", plain=f) for f in (torch.sigmoid, Tensor.sigmoid, torch.special.expit)},
+    **{f: partial(_unary, function="tanh", plain=f) for f in (torch.tanh, Tensor.tanh)},
+    F.elu: _elu,
+    F.softplus: _softplus,
+    **{f: partial(_addmm, plain=f) for f in (torch.addmm, Tensor.addmm)},
 }

@@ -252,8 +252,10 @@ def _reason(controls: dict[str, Control], module, name: str, tensor: Tensor, op:
     config = module.config if isinstance(module, CompressedLayer) else resolve(control.config, name) if control is not None else None
     if config is None or not config.enabled:
         return "disabled by its config" if control is not None or config is not None else "not converted by QModule"
-    if "norm" in op.lower() and (tensor.dim() == 1 or tensor.shape[-1] == 1 or (op == "group_norm" and tensor.dim() == 2)):
-        return "statistics, a number a channel" if tensor.dim() == 1 else "statistics, a number a row"
+    if "norm" in op.lower() and tensor.dim() == 1:
+        return "statistics, a number a channel"
+    if "norm" in op.lower() and (tensor.shape[-1] == 1 or (tensor.dim() == 2 and "group" in op.lower())):
+        return "statistics, a number a row"
     if "attention" in op:
         return "attention's mask, kept as it is"
     if op.startswith("conv") and not isinstance(module, CompressedLayer):

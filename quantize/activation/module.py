@@ -25,7 +25,7 @@ from .state import LayerState, Session, is_disabled, swap_session
 
 OPS = (
     "conv|conv_transpose|linear|batch_norm|layer_norm|rms_norm|group_norm|instance_norm|attention|matmul|softmax|square|mul|"
-    "silu|hardswish|mish|gelu"
+    "silu|hardswish|mish|gelu|sigmoid|tanh|elu|softplus|cube|prelu"
 )
 CALL = re.compile(f"({OPS})#[1-9][0-9]*")  # as Interceptor.state has it
 LARGEST_INDEX = 2**28  # of a sample: at 4 bytes for each one up to it, 1 GiB a layer

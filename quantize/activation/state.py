@@ -51,6 +51,14 @@ class NormOutput(NamedTuple):
 
 
 LEARNED = ("budget", "curve", "updates", "steps", "sample_weight", "elements")  # what a checkpoint keeps of a LayerState
+# Of functions that have no kernel for it (csrc/layers/smooth.h).
+DERIVATIVES = {
+    "sigmoid": lambda x: (s := x.sigmoid()).mul_(1 - s),
+    "tanh": lambda x: x.tanh().square_().neg_().add_(1),
+    "elu": lambda x: x.clamp(max=0).exp_(),
+    "softplus": lambda x: x.sigmoid(),
+    "cube": lambda x: x.square().mul_(3),
+}
 NOT_KEPT = Packed(None, None, None, 0, 0, None, None)
 
 
@@ -147,8 +155,10 @@ class LayerState:
         return norm.packed._replace(energy=_join(norm.record, False))
 
     def pack_derivative(self, x: Tensor, function: str) -> Packed:
-        """What smooth_derivative makes of `x`, which is nobody else's, packed."""
+        """The derivative of `function` at `x`, which is nobody else's, packed."""
         config = self.config
+        if function in DERIVATIVES:
+            return self.pack(DERIVATIVES[function](x), is_norm=True)
         if config.adaptive:
             return self.pack(ops_for(x).smooth_derivative(x, function), is_norm=True)
         group, seed, session = op_group_size(config.group_size), self.draw_seed(), current_session()

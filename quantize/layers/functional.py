@@ -206,6 +206,15 @@ def clip(input, low=0.0, high=math.nan, negative_slope=0.0, inplace=False, *, pl
     return y
 
 
+def prelu(state, input, weight, *, plain) -> Tensor:
+    """F.prelu by an exact mask of one bit; for the slopes' gradient the input is packed."""
+    fits = compressible(input) is None and tracks(input, weight) and input.dim() > 1 and input.dtype == weight.dtype
+    if not fits or input.device != weight.device or weight.numel() not in (1, input.shape[1]):
+        return plain()
+    packed = pack(state, input) if weight.requires_grad else NOT_KEPT
+    return plain() if packed is None else ops_for(input, weight).prelu(input, weight, *packed)
+
+
 def _is_packed_order(x: Tensor) -> bool:
     if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return True
@@ -304,7 +313,7 @@ def _stored(x: Tensor) -> int:
 
 
 def smooth(state, input, function, inplace=False, *, plain) -> Tensor:
-    """F.silu, F.hardswish, F.mish and F.gelu by their packed derivative; `function` as in csrc/schema.cpp."""
+    """F.silu, F.hardswish, F.mish, F.gelu and others by their packed derivative; `function` as in csrc/schema.cpp."""
     if not tracks(input) or compressible(input) is not None:
         return plain()
     layer, ops = state(), ops_for(input)

@@ -20,6 +20,11 @@ from .functional import as_autocast, compressible, pack, tracks
 SHORTEST = 16
 
 
+def are_long(input: Tensor, rows: int) -> bool:
+    """Whether the `rows` of each sample are long enough."""
+    return input.dim() > 1 and input.numel() >= input.shape[0] * rows * SHORTEST
+
+
 def layer_norm(state: LayerState, input: Tensor, shape, weight: Tensor | None, bias: Tensor | None, eps: float, *, plain) -> Tensor:
     """F.layer_norm."""
     shape = [int(size) for size in shape] if isinstance(shape, (tuple, list)) else None
@@ -46,7 +51,7 @@ def group_norm(state: LayerState, input: Tensor, groups: int, weight: Tensor | N
     """F.group_norm."""
     if not _of_channels(input, weight, bias) or not isinstance(groups, int) or groups < 1 or input.shape[1] % groups:
         return plain()
-    if input.numel() < input.shape[0] * groups * SHORTEST:
+    if not are_long(input, groups):
         return plain()
     input, weight, bias = as_autocast("group_norm", input, weight, bias)
     packed = pack(state, F.group_norm(input.detach(), groups, eps=eps), is_norm=True)
@@ -58,7 +63,7 @@ def instance_norm(
 ) -> Tensor:
     """F.instance_norm. By running statistics, which are fixed, it is PyTorch's."""
     fits = use_input_stats and _of_channels(input, weight, bias) and input.dim() > 2
-    if not fits or input.numel() < input.shape[0] * input.shape[1] * SHORTEST or (running_mean is None) != (running_var is None):
+    if not fits or not are_long(input, input.shape[1]) or (running_mean is None) != (running_var is None):
         return plain()
     if running_mean is not None and (running_mean.shape != input.shape[1:2] or running_var.shape != running_mean.shape):
         return plain()

@@ -94,6 +94,10 @@ SAMPLES = {  # of ops that write into their input, no leaves
     "pad": [lambda: (leaf(2, 3, 9, 9), [1, 2, 3, 0], "reflect"), lambda: (leaf(2, 3, 9), [1, 2], "replicate")],
     "mul": [lambda: ((x := leaf(2, 3, 9, 9)), leaf(2, 3, 1, 1), *packed(x)), lambda: ((x := leaf(2, 40)), leaf(40), *packed(x))],
     "mul_": [lambda: ((x := leaf(2, 3, 9, 9).clone()), leaf(2, 3, 1, 1), *packed(x))],
+    "prelu": [
+        lambda: ((x := leaf(2, 3, 9, 9)), leaf(3), *packed(x)),
+        lambda: (leaf(2, 3, 9, 9), torch.ones(1), *NOT_KEPT),
+    ],
     "layer_norm": [
         lambda: ((x := leaf(2, 3, 20)), [20], leaf(20), leaf(20), 1e-5, *packed(x)),
         lambda: ((x := leaf(2, 3, 20)), [3, 20], None, None, 1e-5, *packed(x)),
@@ -117,7 +121,10 @@ SAMPLES = {  # of ops that write into their input, no leaves
     ],
     "softmax": [lambda: (leaf(2, 5, 20), -1, 8, 16, torch.tensor([3, 4])), lambda: (leaf(2, 5, 20), 1, 2, 0, torch.tensor([3, 4]))],
     "attention": [lambda: attention(2, 3, 20, 8), lambda: attention(2, 20, 8, mask=True)],
-    "smooth": [lambda: ((x := leaf(2, 3, 9, 9)), "silu", *packed(ops.smooth_derivative(x.detach(), "silu")))],
+    "smooth": [
+        lambda: ((x := leaf(2, 3, 9, 9)), "silu", *packed(ops.smooth_derivative(x.detach(), "silu"))),
+        *[lambda f=f: ((x := leaf(2, 3, 9)), f, *packed(x)) for f in ("sigmoid", "tanh", "elu", "softplus", "cube")],
+    ],
     "smooth_": [lambda: ((x := leaf(2, 3, 9, 9).clone()), "silu", *packed(ops.smooth_derivative(x.detach(), "silu")))],
 }
 

@@ -167,7 +167,7 @@ def test_autocast():
 
 
 @pytest.mark.parametrize("function", [
-    lambda x: x * x.detach(), lambda x: x[0] @ x[1].T, lambda x: x.double() * x.double(), lambda x: x @ x[0, 0, :], lambda x: x**3,
+    lambda x: x * x.detach(), lambda x: x[0] @ x[1].T, lambda x: x.double() * x.double(), lambda x: x @ x[0, 0, :], lambda x: x**4,
     lambda x: 2**x, lambda x: x.abs().pow(x), lambda x: F.softmax(x[0, 0], 0), lambda x: x[:0] @ x[:0].mT,
     lambda x: x.softmax(-1, dtype=torch.float64), lambda x: torch.square(x.detach(), out=torch.empty(0)) * x.detach() + x,
 ])  # fmt: skip

@@ -30,6 +30,7 @@ def measure(entry, batch: int) -> dict:
         "saved_mib": report.saved_bytes / 2**20,
         "ratio": report.ratio,
         "below_ten_because": entry.below or None,
+        "transformer": entry.transformer,
         "full_precision": [{"op": op, "reason": reason, "mib": mib} for (op, reason), mib in left.most_common()],
     }
 

@@ -57,7 +57,7 @@ SECTIONS = {
 }
 # The rows that README opens with.
 HEADLINES = {
-    memory: [0], compress_once: [0, 1], step_time: [0, 1], accuracy: [0], other_models: [0], other_steps: [0], packed: [0, 1],
+    memory: [0], compress_once: [0, 1], step_time: [0, 1], accuracy: [0], other_models: [0, 1], other_steps: [0], packed: [0, 1],
     packed_models: [2, 3], diffq_reliability: [0], binary: [0], binary_models: [1, 5],
 }  # fmt: skip
 HEADER = ["| | compressed | plain | | command |", "|---|---|---|---|---|"]

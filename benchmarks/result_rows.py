@@ -138,18 +138,19 @@ def kernels(r: dict) -> list[str]:
 
 def other_models(r: dict) -> list[str]:
     """torchvision's and timm's: those of what is compressed, and by name those that it helps less."""
-    ratios = {name: row["ratio"] for name, row in r["results"].items() if not row["below_ten_because"]}
-    lowest, highest = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
-    below = {name: row for name, row in r["results"].items() if row["below_ten_because"]}
-    attention = sorted(row["ratio"] for row in below.values() if "attention" in row["below_ten_because"])
-    others = sorted((row["ratio"], name.partition("/")[2]) for name, row in below.items() if "attention" not in row["below_ten_because"])
-    named = ", ".join(f"{name} {ratio:.1f}" for ratio, name in others)
-    transformers = f"{len(attention)} transformers {attention[0]:.1f} to {attention[-1]:.1f}"
-    return [
-        f"| Saved for backward, unchanged models of torchvision and timm: {len(ratios)} of {len(ratios) + len(others)} CNNs, those of "
-        f"convolutions, batch norms, ReLUs and their kin, gates and pools | {ratios[lowest]:.1f} to {ratios[highest]:.1f} times less | 1 | "
-        f"{lowest} to {highest}; below ten, for their norms, standardized weights or attention: {named}; {transformers} |"
-    ]
+
+    def row_of(what: str, transformer: bool) -> str:
+        rows = {name: row for name, row in r["results"].items() if row["transformer"] == transformer}
+        ratios = {name: row["ratio"] for name, row in rows.items() if not row["below_ten_because"]}
+        lowest, highest = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
+        below = sorted((row["ratio"], name.partition("/")[2]) for name, row in rows.items() if row["below_ten_because"])
+        because = "; below ten, for their standardized weights: " + ", ".join(f"{name} {ratio:.1f}" for ratio, name in below)
+        return (
+            f"| Saved for backward, unchanged models of torchvision and timm, {r['bits']} bits: {len(ratios)} of {len(rows)} {what} | "
+            f"{ratios[lowest]:.1f} to {ratios[highest]:.1f} times less | 1 | {lowest} to {highest}{because if below else ''} |"
+        )
+
+    return [row_of("CNNs", False), row_of("transformers", True)]
 
 
 def other_steps(r: dict) -> list[str]:

@@ -295,7 +295,7 @@ def mul(state, input, gate, inplace=False, *, plain) -> Tensor:
     dtype = torch.result_type(input, gate)
     if input.device != gate.device or gate.is_nested or (input.dtype != gate.dtype and (inplace or gate.dim() == 0)):
         return plain()
-    if compressible(input) is not None or dtype not in FLOATS or _stored(gate) >= input.numel():
+    if compressible(input) is not None or dtype not in FLOATS or stored(gate) >= input.numel():
         return plain()
     if gate.dim() > input.dim() or any(g not in (1, n) for g, n in zip(gate.shape[::-1], input.shape[::-1], strict=False)):
         return plain()
@@ -307,7 +307,7 @@ def mul(state, input, gate, inplace=False, *, plain) -> Tensor:
     return ops.mul_(input, gate, *packed) if inplace else ops.mul(input, gate, *packed)
 
 
-def _stored(x: Tensor) -> int:
+def stored(x: Tensor) -> int:
     """Elements of `x` in memory: an expanded tensor repeats them."""
     return math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride)
 

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from ..activation.config import op_group_size
 from ..dtypes import FLOATS
-from .functional import as_autocast, compressible, saves, tracks
+from .functional import as_autocast, compressible, saves, stored, tracks
 
 # Of a softmax's output p: its gradient p * (g - sum(g * p)) is not linear in p, so noise biases it, by the noise's variance over p.
 SOFTMAX_BITS = 8
 
 
 def keeps_both(a, b) -> bool:
-    """Whether a product of the two would keep both."""
+    """Whether a product of the two would keep both, each of its own size: expanded ones are smaller as they are."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.device != b.device:
         return False
-    return tracks(a) and tracks(b) and compressible(a) is None and compressible(b) is None
+    return all(tracks(t) and compressible(t) is None and stored(t) == t.numel() for t in (a, b))
 
 
 def multiply(state, a: Tensor, b: Tensor, *, plain) -> Tensor:

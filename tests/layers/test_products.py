@@ -50,7 +50,7 @@ def matrices(x):
 
 def broadcast(x):
     a, b = halves(x)
-    return a.unsqueeze(1) @ b[:, None].mT.expand(-1, 3, -1, -1)
+    return a.unsqueeze(1) @ b[0].mT
 
 
 FUNCTIONS = {
@@ -81,8 +81,10 @@ def test_as_plain_at_exact_levels(name):
 def test_broadcast_batches():
     x = ends((3, 20, 128))
     y, grads, _ = run(Call(broadcast), x)
-    got, got_grads, _ = run(quantize.QModule(Call(broadcast), EXACT), x)
+    ours = quantize.QModule(Call(broadcast), config(8, group_size="tensor"))
+    got, got_grads, saved = run(ours, x)
     assert torch.equal(got, y)
+    assert keeps(saved, ours, x) == {torch.uint8}
     torch.testing.assert_close(got_grads[0], grads[0], rtol=1e-5, atol=1e-4)
 
 
@@ -132,6 +134,17 @@ def test_an_attention_that_is_written_out():
     assert not [row for row in report.layers if row.reason and row.bytes > 4096]
     model(x).square().mean().backward()
     assert model.layer_bits() == {"qkv": 2.0, "out": 2.0, "matmul#1": 2.0, "softmax#2": 8.0, "matmul#3": 2.0}
+
+
+def test_expanded_factors_are_kept_small():
+    """A gate expanded over its positions, as in ECA's attention, is a gate."""
+    x = torch.randn(4, 32, 16, 16)
+    model = quantize.QModule(Call(lambda x: (x + 1) * x.mean((2, 3), keepdim=True).exp().expand_as(x)), config(2))
+    _, _, saved = run(model, x)
+    assert sum(t.numel() for t in saved if t.dtype == torch.uint8) == x.numel() // 4
+    a = torch.randn(1, 20, 64).expand(8, 20, 64)
+    _, _, saved = run(quantize.QModule(Call(lambda b: a.detach().requires_grad_() @ b.mT), config(2)), torch.randn(8, 20, 64))
+    assert torch.uint8 not in {t.dtype for t in saved}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -19,6 +19,7 @@ class Model(NamedTuple):
     batch: int = 4  # samples in tests
     large: int = 224  # pixels in the benchmark
     size_argument: str = ""  # of models made for one size
+    transformer: bool = False
 
     @property
     def key(self) -> str:
@@ -47,7 +48,6 @@ class Model(NamedTuple):
         return torch.randn(batch, 3, size, size)
 
 
-ATTENTION = "layer norm and attention are kept as they are"
 STANDARDIZED = "the standardized weights are tensors of their own"
 
 MODELS = [
@@ -70,7 +70,7 @@ MODELS = [
     Model("torchvision", "efficientnet_v2_s", tested=False),
     Model("torchvision", "regnet_x_400mf"),
     Model("torchvision", "regnet_y_400mf"),
-    Model("torchvision", "convnext_tiny", below="layer norm is kept as it is"),
+    Model("torchvision", "convnext_tiny"),
     Model("timm", "resnet18"),
     Model("timm", "resnet50d", tested=False),
     Model("timm", "resnext50_32x4d"),
@@ -82,7 +82,7 @@ MODELS = [
     Model("timm", "tresnet_m", tested=False),
     Model("timm", "res2net50_26w_4s"),
     Model("timm", "resnetv2_50"),
-    Model("timm", "resnetv2_50x1_bit", below=f"group norm is kept as it is, and {STANDARDIZED}"),
+    Model("timm", "resnetv2_50x1_bit", below=STANDARDIZED),
     Model("timm", "dm_nfnet_f0", below=STANDARDIZED, tested=False),
     Model("timm", "regnetx_004"),
     Model("timm", "regnety_004"),
@@ -111,12 +111,12 @@ MODELS = [
     Model("timm", "mixnet_s"),
     Model("timm", "rexnet_100", tested=False),
     Model("timm", "efficientnet_b0"),
-    Model("timm", "convnext_atto", below="layer norm is kept as it is", tested=False),
-    Model("torchvision", "vit_b_16", below=ATTENTION, tested=False, size_argument="image_size"),
-    Model("timm", "vit_tiny_patch16_224", below=ATTENTION, size_argument="img_size"),
-    Model("timm", "deit_tiny_patch16_224", below=ATTENTION, tested=False, size_argument="img_size"),
-    Model("timm", "swin_tiny_patch4_window7_224", below=ATTENTION, size_argument="img_size"),
-    Model("torch", "TransformerEncoder", below=ATTENTION),
+    Model("timm", "convnext_atto", tested=False),
+    Model("torchvision", "vit_b_16", transformer=True, tested=False, size_argument="image_size"),
+    Model("timm", "vit_tiny_patch16_224", transformer=True, size_argument="img_size"),
+    Model("timm", "deit_tiny_patch16_224", transformer=True, tested=False, size_argument="img_size"),
+    Model("timm", "swin_tiny_patch4_window7_224", transformer=True, size_argument="img_size"),
+    Model("torch", "TransformerEncoder", transformer=True),
 ]
 
 

@@ -2,6 +2,7 @@
 """Accuracy on mnist5k (4,000 images to train, 1,000 to test) of ResNet-20 trained with compressed activations, beside fp32.
 
     python benchmarks/accuracy.py                     # everything that results/accuracy.json does not hold yet
+    python benchmarks/accuracy.py --arch mobilevit    # the same of MobileViT: attention, layer norms, SiLU
     python benchmarks/accuracy.py --seeds 1 --only fp32 "2/2 group"
     python benchmarks/accuracy.py --seeds 0           # print the table of what is there
 
@@ -22,7 +23,8 @@ import trainings
 from machine import describe
 
 BAR = -0.3  # points
-RECIPE = "--arch resnet20 --dataset mnist5k --epochs 10 --batch-size 64 --lr 0.1 --weight-decay 5e-4 --channels-last"
+RECIPE = "--dataset mnist5k --epochs 10 --batch-size 64 --lr 0.1 --weight-decay 5e-4 --channels-last"
+ARCHITECTURES = {"resnet20": "accuracy", "mobilevit": "accuracy_mobilevit"}  # to their result files
 CONFIGURATIONS = {
     "fp32": "-c fanin",
     "4/4": "-c quantize --cabits 4 --ibits 4 --no-pergroup --no-perlayer",
@@ -41,46 +43,49 @@ BARRED = ("2/2 group", "2/8 group layer", "2/2 group once", "4/4 group once")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", choices=ARCHITECTURES, default="resnet20", help="model (default resnet20)")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of fp32 and of fixed and adaptive 2 bits (default 5)")
     parser.add_argument("--other-seeds", type=int, default=1, help="seeds of the other configurations (default 1)")
     parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS), help="run these configurations only")
     parser.add_argument("--jobs", type=int, default=describe()["cores"], help="runs at a time, one thread each (default: the cores)")
-    parser.add_argument("--workspace", type=Path, default=Path("runs/accuracy"))
-    parser.add_argument("--output", type=Path, default=results.FOLDER / "accuracy.json")
+    parser.add_argument("--workspace", type=Path, help="folder of the runs (default runs/ and the result file's name)")
+    parser.add_argument("--output", type=Path, help="result file (default that of --arch in results/)")
     args = parser.parse_args()
+    name = ARCHITECTURES[args.arch]
+    workspace, output = args.workspace or Path("runs") / name, args.output or results.FOLDER / f"{name}.json"
 
-    held = json.loads(args.output.read_text()) if args.output.exists() else {"machine": None, "runs": []}
-    runs = [{"machine": held["machine"], **run} for run in held["runs"] if run["flags"] == flags_of(run["configuration"])]
+    held = json.loads(output.read_text()) if output.exists() else {"machine": None, "runs": []}
+    runs = [{"machine": held["machine"], **run} for run in held["runs"] if run["flags"] == flags_of(args.arch, run["configuration"])]
     done = {(run["configuration"], run["seed"]) for run in runs}
     counts = {name: args.seeds if name in ("fp32", *BARRED) else min(args.seeds, args.other_seeds) for name in args.only}
     waiting = [(name, seed) for seed in range(args.seeds) for name, count in counts.items() if seed < count and (name, seed) not in done]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        for number, run in enumerate(pool.map(lambda job: train(*job, args.workspace), waiting), 1):
+        for number, run in enumerate(pool.map(lambda job: train(args.arch, *job, workspace), waiting), 1):
             runs.append(run)
             print(
                 f"{number}/{len(waiting)}: {run['configuration']}, seed {run['seed']}: {run['top1']:.2f} % in {run['seconds']:.0f} s",
                 flush=True,
             )
-            write(args.output, runs)
-    write(args.output, runs)
+            write(name, output, runs)
+    write(name, output, runs)
     rows = table(runs)
     print(render(rows))
     return int(any(row["passes"] is False for row in rows))
 
 
-def flags_of(configuration: str) -> str:
+def flags_of(arch: str, configuration: str) -> str:
     """train.py's flags for a configuration, without its seed."""
-    return f"{RECIPE} {CONFIGURATIONS.get(configuration)}"
+    return f"--arch {arch} {RECIPE} {CONFIGURATIONS.get(configuration)}"
 
 
-def train(configuration: str, seed: int, workspace: Path) -> dict:
+def train(arch: str, configuration: str, seed: int, workspace: Path) -> dict:
     """What one training comes to."""
-    folder = trainings.folder_of(configuration, seed, workspace)
-    log = trainings.log(trainings.run(f"{flags_of(configuration)} --seed {seed}", folder))
+    flags = flags_of(arch, configuration)
+    log = trainings.log(trainings.run(f"{flags} --seed {seed}", trainings.folder_of(configuration, seed, workspace)))
     return {
         "configuration": configuration,
         "seed": seed,
-        "flags": flags_of(configuration),
+        "flags": flags,
         "top1": log[-1]["test_top1"],  # of the last epoch, not of the best
         "test_loss": log[-1]["test_loss"],
         "saved_mib_per_image": log[-1]["saved_mib_per_image"],
@@ -135,10 +140,12 @@ def render(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def write(file: Path, runs: list[dict]) -> None:
+def write(name: str, file: Path, runs: list[dict]) -> None:
     """Store runs and table."""
     runs = sorted(runs, key=lambda run: (list(CONFIGURATIONS).index(run["configuration"]), run["seed"]))
-    results.write("accuracy", {"command": "python benchmarks/accuracy.py", "bar": BAR, "table": table(runs), "runs": runs}, file)
+    arch = next(arch for arch, stem in ARCHITECTURES.items() if stem == name)
+    command = f"python benchmarks/accuracy.py --arch {arch}"
+    results.write(name, {"command": command, "bar": BAR, "table": table(runs), "runs": runs}, file)
 
 
 if __name__ == "__main__":

@@ -223,19 +223,14 @@ def _attention(mode, query, key, value, *args, **kwargs):
     return attention(lambda: mode.state(None, "attention"), query, key, value, *args, **kwargs, plain=call_plain)
 
 
-# F.multi_head_attention_forward as it would run without a mode to ask: with one it hands itself over whole, and the calls that it is made
-# of, which are to be compressed, are not seen.
-_multi_head_attention_parts = types.FunctionType(
-    F.multi_head_attention_forward.__code__,
-    {**vars(F), "has_torch_function": lambda _: False},
-    argdefs=F.multi_head_attention_forward.__defaults__,
-)
-
-
 def _multi_head_attention(mode, *args, **kwargs):
+    # With a mode to ask, it hands itself over whole, and the calls that it is made of, which are to be compressed, are not seen. So it runs
+    # as if there were none to ask.
+    function = F.multi_head_attention_forward
+    parts = types.FunctionType(function.__code__, {**vars(F), "has_torch_function": lambda _: False}, argdefs=function.__defaults__)
     hold_op("")  # what it calls has names of its own
     with mode:
-        return _multi_head_attention_parts(*args, **kwargs)
+        return parts(*args, **kwargs)
 
 
 def _relu(mode, input, inplace=False, *, plain):

@@ -185,6 +185,16 @@ def test_pytorch_s_transformers(name):
         assert torch.equal(plain.eval()(x), two.eval()(x))
 
 
+def test_evaluation_is_pytorch_s_fused_kernel():
+    plain = nn.TransformerEncoderLayer(64, 4, 128, activation="gelu", batch_first=True).eval()
+    ours, x = quantize.QModule(copy.deepcopy(plain), config(2)), torch.randn(4, 40, 64)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        y = ours(x)
+        assert torch.equal(y, plain(x))
+    calls = [event.count for event in profile.key_averages() if event.key == "aten::_transformer_encoder_layer_fwd"]
+    assert calls == [2]
+
+
 def test_layers_that_are_told_to_stay_plain():
     model = quantize.QModule(nn.Sequential(Attend()), {"*": config(2), "": None})
     assert torch.uint8 not in {t.dtype for t in run(model, torch.randn(3, 30, 192))[2]}

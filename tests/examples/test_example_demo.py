@@ -99,12 +99,12 @@ def test_welch_interval_is_scipys(accuracy):
 def test_accuracy_keeps_what_is_done(accuracy, tmp_path, monkeypatch, capsys):
     trained = []
 
-    def train(configuration, seed, workspace):
+    def train(arch, configuration, seed, workspace):
         trained.append((configuration, seed))
         return runs(fp32=[98.0])[0] | {
             "configuration": configuration,
             "seed": seed,
-            "flags": accuracy.flags_of(configuration),
+            "flags": accuracy.flags_of(arch, configuration),
             "seconds": 1.0,
         }
 

@@ -14,7 +14,9 @@ compress_once (`once`).
 import argparse
 import concurrent.futures
 import json
+import re
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +25,7 @@ import trainings
 from machine import describe
 
 BAR = -0.3  # points
+DIVERGED = re.compile("loss is (nan|-?inf) ")  # how train.py ends then
 RECIPE = "--dataset mnist5k --epochs 10 --batch-size 64 --lr 0.1 --weight-decay 5e-4 --channels-last"
 ARCHITECTURES = {"resnet20": "accuracy", "mobilevit": "accuracy_mobilevit"}  # to their result files
 CONFIGURATIONS = {
@@ -62,10 +65,8 @@ def main() -> int:
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         for number, run in enumerate(pool.map(lambda job: train(args.arch, *job, workspace), waiting), 1):
             runs.append(run)
-            print(
-                f"{number}/{len(waiting)}: {run['configuration']}, seed {run['seed']}: {run['top1']:.2f} % in {run['seconds']:.0f} s",
-                flush=True,
-            )
+            outcome = run.get("diverged") or f"{run['top1']:.2f} % in {run['seconds']:.0f} s"
+            print(f"{number}/{len(waiting)}: {run['configuration']}, seed {run['seed']}: {outcome}", flush=True)
             write(name, output, runs)
     write(name, output, runs)
     rows = table(runs)
@@ -80,12 +81,16 @@ def flags_of(arch: str, configuration: str) -> str:
 
 def train(arch: str, configuration: str, seed: int, workspace: Path) -> dict:
     """What one training comes to."""
-    flags = flags_of(arch, configuration)
-    log = trainings.log(trainings.run(f"{flags} --seed {seed}", trainings.folder_of(configuration, seed, workspace)))
-    return {
-        "configuration": configuration,
-        "seed": seed,
-        "flags": flags,
+    flags, folder = flags_of(arch, configuration), trainings.folder_of(configuration, seed, workspace)
+    known = {"configuration": configuration, "seed": seed, "flags": flags}
+    try:
+        log = trainings.log(trainings.run(f"{flags} --seed {seed}", folder))
+    except subprocess.CalledProcessError:
+        last = (folder / "output.txt").read_text().splitlines()[-1]
+        if not DIVERGED.search(last):
+            raise
+        return known | {"top1": None, "diverged": last.removeprefix("train.py: ")}
+    return known | {
         "top1": log[-1]["test_top1"],  # of the last epoch, not of the best
         "test_loss": log[-1]["test_loss"],
         "saved_mib_per_image": log[-1]["saved_mib_per_image"],
@@ -95,21 +100,26 @@ def train(arch: str, configuration: str, seed: int, workspace: Path) -> dict:
 
 def table(runs: list[dict]) -> list[dict]:
     """A row per configuration that was run: mean, deviation, difference to fp32 with its interval, and whether that passes the bar."""
-    top1 = {name: [run["top1"] for run in runs if run["configuration"] == name] for name in CONFIGURATIONS}
+    top1 = {name: [run["top1"] for run in runs if run["configuration"] == name and run["top1"] is not None] for name in CONFIGURATIONS}
     rows = []
     for name, values in top1.items():
+        diverged = sum(run["configuration"] == name and run["top1"] is None for run in runs)
+        row = {"configuration": name, "seeds": len(values), "diverged": diverged, "mean": None, "deviation": None}
+        row |= {"difference": None, "interval": None, "passes": False if diverged and name in BARRED else None, "saved_mib_per_image": None}
+        if diverged and not values:
+            rows.append(row)
         if not values:
             continue
-        row = {"configuration": name, "seeds": len(values), "mean": statistics.mean(values), "deviation": None}
-        row |= {"difference": None, "interval": None, "passes": None}
-        row["saved_mib_per_image"] = statistics.mean(run["saved_mib_per_image"] for run in runs if run["configuration"] == name)
+        row["mean"] = statistics.mean(values)
+        saved = [run["saved_mib_per_image"] for run in runs if run["configuration"] == name and run["top1"] is not None]
+        row["saved_mib_per_image"] = statistics.mean(saved)
         if len(values) > 1:
             row["deviation"] = statistics.stdev(values)
         if name != "fp32" and top1["fp32"]:
             row["difference"] = row["mean"] - statistics.mean(top1["fp32"])
             if min(len(values), len(top1["fp32"])) > 1:
                 row["interval"] = welch(values, top1["fp32"])
-                row["passes"] = row["interval"][1] >= BAR if name in BARRED else None
+                row["passes"] = row["interval"][1] >= BAR and not diverged if name in BARRED else None
         rows.append(row)
     return rows
 
@@ -131,10 +141,14 @@ def render(rows: list[dict]) -> str:
     """The table as text."""
     lines = [f"{'bits/most bits, adapts':26} {'seeds':>5} {'top-1, %':>14} {'to fp32':>8}  {'95 % interval':18} {'MiB/image':>9}"]
     for row in rows:
+        if row["mean"] is None:
+            lines.append(f"{row['configuration']:26} {row['diverged']:>5} diverged")
+            continue
         top1 = f"{row['mean']:.2f}" + (f" ± {row['deviation']:.2f}" if row["deviation"] is not None else "")
         difference = "" if row["difference"] is None else f"{row['difference']:+.2f}"
         interval = "" if row["interval"] is None else "[{:+.2f}, {:+.2f}]".format(*row["interval"])
         verdict = {None: "", True: "passes", False: f"FAILS: wholly below {BAR}"}[row["passes"]]
+        verdict = f"FAILS: {row['diverged']} more diverged" if row["diverged"] else verdict
         numbers = f"{row['seeds']:>5} {top1:>14} {difference:>8}  {interval:18} {row['saved_mib_per_image']:>9.3f}"
         lines.append(f"{row['configuration']:26} {numbers}  {verdict}")
     return "\n".join(lines)

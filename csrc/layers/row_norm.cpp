@@ -52,10 +52,25 @@ struct Kept {
   Tensor ones() const { return at::ones_like(inverse_std); }
 };
 
-// One value a channel, against [n, C, ...].
-Tensor of_channels(const Tensor& values, const Tensor& x) { return values.view(channel_shape(x)); }
+// Norms over the last dimensions: how a weight, and one value a row, stand against [..., n].
+struct OfRows {
+  static Tensor weigh(const Tensor& grad, const Tensor& weight) { return grad * weight; }
+  static Tensor spread(const Tensor& of_rows, const Tensor&) { return of_rows; }
+};
 
-struct LayerNorm {
+// Norms over one channel or several of a sample: against [N, C, ...].
+struct OfChannels {
+  static Tensor weigh(const Tensor& grad, const Tensor& weight) { return grad * weight.view(channel_shape(grad)); }
+
+  static Tensor spread(const Tensor& of_rows, const Tensor& x) {
+    std::vector<int64_t> shape(x.dim(), 1);
+    shape[0] = x.size(0), shape[1] = x.size(1);
+    const Tensor rows = of_rows.view({x.size(0), -1});
+    return rows.repeat_interleave(x.size(1) / rows.size(1), 1).view(shape);
+  }
+};
+
+struct LayerNorm : OfRows {
   static constexpr const char* name = "layer_norm";
 
   static Normalized forward(const Tensor& x, const RowArguments& a) {
@@ -67,12 +82,9 @@ struct LayerNorm {
     auto [input, weight, bias] = at::native_layer_norm_backward(grad, k.x, k.shape, k.zeros(), k.ones(), k.weight, k.bias, mask);
     return {input, weight, bias};
   }
-
-  static Tensor weigh(const Tensor& grad, const Tensor& weight) { return grad * weight; }
-  static Tensor spread(const Tensor& of_rows, const Tensor& x) { return of_rows; }  // against x
 };
 
-struct RmsNorm {
+struct RmsNorm : OfRows {
   static constexpr const char* name = "rms_norm";
 
   static Normalized forward(const Tensor& x, const RowArguments& a) {
@@ -92,12 +104,9 @@ struct RmsNorm {
     if (mask[1]) result.weight = (grad * k.x).sum(others, /*keepdim=*/false, at::kFloat).to(k.weight->scalar_type());
     return result;
   }
-
-  static Tensor weigh(const Tensor& grad, const Tensor& weight) { return grad * weight; }
-  static Tensor spread(const Tensor& of_rows, const Tensor& x) { return of_rows; }
 };
 
-struct GroupNorm {
+struct GroupNorm : OfChannels {
   static constexpr const char* name = "group_norm";
 
   // As at::group_norm orders what it is given: channels last on the CPU only.
@@ -120,18 +129,10 @@ struct GroupNorm {
                                                                 x.size(0), x.size(1), positions(x), k.shape[0], mask);
     return {input, weight, bias};
   }
-
-  static Tensor weigh(const Tensor& grad, const Tensor& weight) { return grad * of_channels(weight, grad); }
-
-  static Tensor spread(const Tensor& of_rows, const Tensor& x) {
-    std::vector<int64_t> shape(x.dim(), 1);
-    shape[0] = x.size(0), shape[1] = x.size(1);
-    return of_rows.repeat_interleave(x.size(1) / of_rows.size(1), 1).view(shape);
-  }
 };
 
 // A batch norm of one sample whose channels are those of all samples, as at::instance_norm has it.
-struct InstanceNorm {
+struct InstanceNorm : OfChannels {
   static constexpr const char* name = "instance_norm";
 
   static Tensor as_one(const Tensor& x) {
@@ -158,14 +159,6 @@ struct InstanceNorm {
                                                                 k.ones(), /*train=*/true, /*eps=*/0., mask);
     const auto of_all = [&](const Tensor& t) { return t.defined() ? t.view({samples, channels}).sum(0) : t; };
     return {input.defined() ? input.view(grad.sizes()) : input, of_all(weight), of_all(bias)};
-  }
-
-  static Tensor weigh(const Tensor& grad, const Tensor& weight) { return grad * of_channels(weight, grad); }
-
-  static Tensor spread(const Tensor& of_rows, const Tensor& x) {
-    std::vector<int64_t> shape(x.dim(), 1);
-    shape[0] = x.size(0), shape[1] = x.size(1);
-    return of_rows.view(shape);
   }
 };
 

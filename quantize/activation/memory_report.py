@@ -234,7 +234,7 @@ def _bits_of(controls: dict[str, Control], module, name: str, op: str) -> float:
         return module._state.used_bits()
     if "pool" in op.lower():
         return 8
-    if "relu" in op.lower() or "hardtanh" in op.lower() or "dropout" in op.lower():
+    if ("relu" in op.lower() and op != "prelu") or "hardtanh" in op.lower() or "dropout" in op.lower():
         return 1
     control, name = _control_of(controls, name)
     states = control.states() if control is not None else []

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ..activation.state import LayerState
+from .autocast import lowered
 from .functional import compressible, saves, tracks
 
 # Of query and key, whatever the config says: the softmax is not linear in them, so noise biases it by about half a score's noise variance.
@@ -23,7 +24,7 @@ def attention(
     if not all(isinstance(t, Tensor) and compressible(t) is None and t.dim() > 2 for t in inputs) or not tracks(*inputs):
         return plain()
     mask_fits = attn_mask is None or (type(attn_mask) in (Tensor, Parameter) and attn_mask.device == query.device)
-    *inputs, mask = _as_autocast(*inputs, attn_mask)
+    *inputs, mask = lowered(*inputs, attn_mask)
     if not mask_fits or len({(t.dtype, t.device) for t in inputs}) > 1:
         return plain()
     layer: LayerState = state()
@@ -34,12 +35,3 @@ def attention(
     layer.used = sum(t.numel() * b for t, b in zip(inputs, bits, strict=True)) / sum(t.numel() for t in inputs)
     tensors = [t for p in packed for t in (p.codes, p.ranges, p.seed)]
     return torch.ops.quantize.attention(*inputs, mask, dropout_p, is_causal, scale, enable_gqa, tensors, bits, packed[0].group_size)
-
-
-def _as_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors as autocast makes them for attention: before packing, so that what is kept is what is used."""
-    kind = tensors[0].device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):  # there is no autocast of meta tensors
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(t if t is None or not t.is_floating_point() or t.dtype == torch.float64 else t.to(dtype) for t in tensors)

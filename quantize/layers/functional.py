@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ..activation.state import NOT_KEPT, LayerState, NormOutput, Packed, current_session, norm_behind, session_to_reuse
 from ..dtypes import FLOATS
 from ..ops import ops_for
+from .autocast import cast_for_weight, lowered
 
 _ops = torch.ops.quantize
 MAX_POOL_POSITIONS = 256  # what an 8-bit offset can tell apart
@@ -47,33 +48,13 @@ def tracks(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and True in [t.requires_grad for t in tensors if t is not None]
 
 
-def _autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, torch.dtype]:
-    """`input` as autocast makes it for a convolution or a linear layer: before packing, so that what is kept is what is used. And the dtype
-    that `weight` will have: the op casts it, through autocast's cache (csrc/layers/autocast.h)."""
-    kind = input.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):  # there is no autocast of meta tensors
-        return input, weight.dtype
-    dtype = torch.get_autocast_dtype(kind)
-    return input.to(dtype), dtype if weight.is_floating_point() and weight.dtype != torch.float64 else weight.dtype
-
-
-def as_autocast(op: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in float32 where autocast computes `op` in that, as it does on CUDA: before packing, so that what is kept is what is
-    used."""
-    kind = tensors[0].device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):  # there is no autocast of meta tensors
-        return tensors
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{op}", f"Autocast{kind.upper()}"):
-        return tensors
-    return tuple(t if t is None else t.float() for t in tensors)
-
-
 def pack(state: LayerState, x: Tensor, is_norm: bool = False) -> Packed | None:
     """`x` packed, or None where samples or groups are so small (one or two elements) that ranges outweigh the saving."""
     return state.pack(x, is_norm) if saves(state, x) else None
 
 
 def saves(state: LayerState, x: Tensor) -> bool:
+    """Whether `x`, packed with its ranges, takes less than as it is."""
     per_sample, group = x.numel() // x.shape[0] if x.dim() else 1, state.config.group_size
     if isinstance(group, str) or group > per_sample:
         group = per_sample
@@ -111,7 +92,7 @@ def conv(
     if fits and isinstance(padding, str):
         input, padding = _resolve_padding(input, weight, padding, numbers_of(dilation, n), numbers_of(stride, n))
     if fits and not isinstance(padding, str):
-        input, weight_dtype = _autocast(input, weight)
+        input, weight_dtype = cast_for_weight(input, weight)
         if input.dtype == weight_dtype and input.device == weight.device:
             unbatched = input.dim() == n + 1
             x = input.unsqueeze(0) if unbatched else input
@@ -151,7 +132,7 @@ def _resolve_padding(input: Tensor, weight: Tensor, padding: str, dilation: list
 def linear(state, input, weight, bias=None) -> Tensor:
     """F.linear on inputs of any rank."""
     if compressible(input) is None and tracks(input, weight, bias) and weight.dim() == 2:
-        input, weight_dtype = _autocast(input, weight)
+        input, weight_dtype = cast_for_weight(input, weight)
         if input.dtype == weight_dtype and input.device == weight.device and input.shape[-1:] == weight.shape[1:]:
             x = input.unsqueeze(0) if input.dim() == 1 else input
             packed = pack(state, x) if weight.requires_grad else NOT_KEPT
@@ -208,8 +189,11 @@ def clip(input, low=0.0, high=math.nan, negative_slope=0.0, inplace=False, *, pl
 
 def prelu(state, input, weight, *, plain) -> Tensor:
     """F.prelu by an exact mask of one bit; for the slopes' gradient the input is packed."""
-    fits = compressible(input) is None and tracks(input, weight) and input.dim() > 1 and input.dtype == weight.dtype
-    if not fits or input.device != weight.device or weight.numel() not in (1, input.shape[1]):
+    fits = compressible(input) is None and tracks(input, weight) and input.dim() > 1 and input.device == weight.device
+    if not fits or weight.numel() not in (1, input.shape[1]):
+        return plain()
+    input, weight = lowered(input, weight)
+    if input.dtype != weight.dtype:
         return plain()
     packed = pack(state, input) if weight.requires_grad else NOT_KEPT
     return plain() if packed is None else ops_for(input, weight).prelu(input, weight, *packed)

@@ -10,7 +10,26 @@ from . import functional, row_norms
 from .base import CompressedLayer, forward_of_layer
 
 
-class QLayerNorm(CompressedLayer, nn.LayerNorm):
+class _OfRows(CompressedLayer):
+    """Of norms over the last dimensions."""
+
+    lossy = True
+
+    def _normalize(self, input: Tensor, plain) -> Tensor:
+        raise NotImplementedError
+
+    @forward_of_layer
+    def forward(self, input: Tensor) -> Tensor:
+        """As the plain layer's."""
+        plain = super().forward
+        if not self.compresses:
+            return plain(input)
+        if self.training:
+            functional.draw_as_if_tracked(self._state, input, math.prod(self.normalized_shape) >= row_norms.SHORTEST)
+        return self._normalize(input, lambda: plain(input))
+
+
+class QLayerNorm(_OfRows, nn.LayerNorm):
     """nn.LayerNorm that keeps its normalized input packed for the backward pass; the same arguments and ``config=``. Rows of fewer than 16
     values are kept as they are.
 
@@ -22,20 +41,12 @@ class QLayerNorm(CompressedLayer, nn.LayerNorm):
     """
 
     plain = nn.LayerNorm
-    lossy = True
 
-    @forward_of_layer
-    def forward(self, input: Tensor) -> Tensor:
-        """As the plain layer's."""
-        plain = super().forward
-        if not self.compresses:
-            return plain(input)
-        if self.training:
-            functional.draw_as_if_tracked(self._state, input, math.prod(self.normalized_shape) >= row_norms.SHORTEST)
-        return row_norms.layer_norm(self._state, input, self.normalized_shape, self.weight, self.bias, self.eps, plain=lambda: plain(input))
+    def _normalize(self, input: Tensor, plain) -> Tensor:
+        return row_norms.layer_norm(self._state, input, self.normalized_shape, self.weight, self.bias, self.eps, plain=plain)
 
 
-class QRMSNorm(CompressedLayer, nn.RMSNorm):
+class QRMSNorm(_OfRows, nn.RMSNorm):
     """nn.RMSNorm that keeps its normalized input packed for the backward pass; the same arguments and ``config=``. Rows of fewer than 16
     values are kept as they are.
 
@@ -45,17 +56,9 @@ class QRMSNorm(CompressedLayer, nn.RMSNorm):
     """
 
     plain = nn.RMSNorm
-    lossy = True
 
-    @forward_of_layer
-    def forward(self, input: Tensor) -> Tensor:
-        """As the plain layer's."""
-        plain = super().forward
-        if not self.compresses:
-            return plain(input)
-        if self.training:
-            functional.draw_as_if_tracked(self._state, input, math.prod(self.normalized_shape) >= row_norms.SHORTEST)
-        return row_norms.rms_norm(self._state, input, self.normalized_shape, self.weight, self.eps, plain=lambda: plain(input))
+    def _normalize(self, input: Tensor, plain) -> Tensor:
+        return row_norms.rms_norm(self._state, input, self.normalized_shape, self.weight, self.eps, plain=plain)
 
 
 class QGroupNorm(CompressedLayer, nn.GroupNorm):

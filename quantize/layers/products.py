@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..activation.config import op_group_size
 from ..dtypes import FLOATS
-from .functional import as_autocast, compressible, saves, stored, tracks
+from .autocast import lowered, raised
+from .functional import compressible, saves, stored, tracks
 
 # Of a softmax's output p: its gradient p * (g - sum(g * p)) is not linear in p, so noise biases it, by the noise's variance over p.
 SOFTMAX_BITS = 8
@@ -33,7 +34,7 @@ def multiply(state, a: Tensor, b: Tensor, *, plain) -> Tensor:
 
 def square(state, x: Tensor, *, plain) -> Tensor:
     """x ** 2, with x packed."""
-    if not isinstance(x, Tensor) or not tracks(x) or compressible(x) is not None:
+    if not keeps_both(x, x):
         return plain()
     return _product(state, x, x, plain, matrices=False)
 
@@ -42,9 +43,7 @@ def matmul(state, a: Tensor, b: Tensor, *, plain) -> Tensor:
     """a @ b of batches of matrices, where both have gradients."""
     if not keeps_both(a, b) or min(a.dim(), b.dim()) < 2 or max(a.dim(), b.dim()) < 3:  # one matrix by another: a weight, as a rule
         return plain()
-    kind = a.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):  # before packing, so that what is kept is what is used
-        a, b = (t.to(torch.get_autocast_dtype(kind)) for t in (a, b))
+    a, b = lowered(a, b)
     if a.dtype != b.dtype or a.shape[-1] != b.shape[-2]:
         return plain()
     return _product(state, a, b, plain, matrices=True)
@@ -56,7 +55,7 @@ def softmax(state, input: Tensor, dim: int | None, dtype: torch.dtype | None, *,
         return plain()
     if input.dim() < 2 or not -input.dim() <= dim < input.dim() or (dtype is not None and dtype not in FLOATS):
         return plain()
-    (input,) = (input.to(dtype),) if dtype is not None else as_autocast("softmax.int", input)
+    (input,) = (input.to(dtype),) if dtype is not None else raised("softmax.int", input)
     layer = state()
     if not saves(layer, input):
         return plain()

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..activation.state import LayerState
 from ..ops import ops_for
-from .functional import as_autocast, compressible, pack, tracks
+from .autocast import raised
+from .functional import compressible, pack, tracks
 
 # Values of a row, at least. Of fewer, noise in one is much of their mean and deviation, and these two are much of what is kept.
 SHORTEST = 16
@@ -30,7 +31,7 @@ def layer_norm(state: LayerState, input: Tensor, shape, weight: Tensor | None, b
     shape = [int(size) for size in shape] if isinstance(shape, (tuple, list)) else None
     if not _of_rows(input, shape, weight, bias):
         return plain()
-    input, weight, bias = as_autocast("layer_norm", input, weight, bias)
+    input, weight, bias = raised("layer_norm", input, weight, bias)
     packed = pack(state, F.layer_norm(input.detach(), shape, eps=eps), is_norm=True)
     return plain() if packed is None else ops_for(input, weight, bias).layer_norm(input, shape, weight, bias, eps, *packed)
 
@@ -40,7 +41,7 @@ def rms_norm(state: LayerState, input: Tensor, shape, weight: Tensor | None, eps
     shape = [int(size) for size in shape] if isinstance(shape, (tuple, list)) else None
     if not _of_rows(input, shape, weight):
         return plain()
-    input, weight = as_autocast("rms_norm", input, weight)
+    input, weight = raised("rms_norm", input, weight)
     if weight is not None and weight.dtype != input.dtype:
         return plain()
     packed = pack(state, F.rms_norm(input.detach(), shape, eps=eps), is_norm=True)
@@ -53,7 +54,7 @@ def group_norm(state: LayerState, input: Tensor, groups: int, weight: Tensor | N
         return plain()
     if not are_long(input, groups):
         return plain()
-    input, weight, bias = as_autocast("group_norm", input, weight, bias)
+    input, weight, bias = raised("group_norm", input, weight, bias)
     packed = pack(state, F.group_norm(input.detach(), groups, eps=eps), is_norm=True)
     return plain() if packed is None else ops_for(input, weight, bias).group_norm(input, groups, weight, bias, eps, *packed)
 
@@ -67,7 +68,7 @@ def instance_norm(
         return plain()
     if running_mean is not None and (running_mean.shape != input.shape[1:2] or running_var.shape != running_mean.shape):
         return plain()
-    input, weight, bias = as_autocast("instance_norm", input, weight, bias)
+    input, weight, bias = raised("instance_norm", input, weight, bias)
     packed = pack(state, F.instance_norm(input.detach(), eps=eps), is_norm=True)
     if packed is None:
         return plain()

@@ -88,6 +88,22 @@ def test_accuracy_table(accuracy):
     assert "passes" in text and "FAILS: wholly below -0.3" in text
 
 
+def test_accuracy_of_runs_that_diverge(accuracy, tmp_path, monkeypatch):
+    def run(flags, folder):
+        folder.mkdir()
+        (folder / "output.txt").write_text("epoch 1\ntrain.py: loss is nan at step 42 of epoch 1; the first layer to make it is conv1\n")
+        raise accuracy.subprocess.CalledProcessError(1, "train.py")
+
+    monkeypatch.setattr(accuracy.trainings, "run", run)
+    diverged = accuracy.train("mobilevit", "2/2 group", 0, tmp_path)
+    assert diverged["top1"] is None and diverged["diverged"].startswith("loss is nan at step 42")
+    by_name = {row["configuration"]: row for row in accuracy.table([*runs(fp32=[98.0, 98.2]), diverged])}
+    assert by_name["2/2 group"]["passes"] is False and by_name["2/2 group"]["mean"] is None
+    assert "1 diverged" in accuracy.render(list(by_name.values()))
+    mixed = accuracy.table([*runs(fp32=[98.0, 98.2], fixed=[98.0, 98.1]), diverged])[1]
+    assert mixed["passes"] is False and mixed["seeds"] == 2 and mixed["diverged"] == 1
+
+
 def test_welch_interval_is_scipys(accuracy):
     stats = pytest.importorskip("scipy.stats")
     left, right = [98.5, 98.1, 98.8, 98.2], [98.0, 98.05, 97.9]

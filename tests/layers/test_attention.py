@@ -185,6 +185,33 @@ def test_pytorch_s_transformers(name):
         assert torch.equal(plain.eval()(x), two.eval()(x))
 
 
+def test_nan_and_inf_stay_in_their_sample():
+    for bad in (torch.nan, torch.inf):
+        x = torch.randn(4, 30, 3 * 4 * 16)
+        x[1, 3, 5] = x[1, 3, 130] = bad
+        _, (grad,), _ = run(quantize.QModule(Attend(), config(2)), x)
+        assert grad[[0, 2, 3]].isfinite().all()
+        assert not grad[1].isfinite().all()
+
+
+def test_one_attention_twice_in_one_forward():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+
+        def forward(self, x):
+            y = self.attention(x, x, x, need_weights=False)[0]
+            return self.attention(y, x, x, need_weights=False)[0]
+
+    plain, x = Twice(), torch.randn(4, 40, 64)
+    y, grads, _ = run(plain, x)
+    got, got_grads, _ = run(quantize.QModule(copy.deepcopy(plain), config(8)), x)
+    assert torch.equal(got, y)
+    for a, b in zip(got_grads, grads, strict=True):
+        assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.99
+
+
 def test_evaluation_is_pytorch_s_fused_kernel():
     plain = nn.TransformerEncoderLayer(64, 4, 128, activation="gelu", batch_first=True).eval()
     ours, x = quantize.QModule(copy.deepcopy(plain), config(2)), torch.randn(4, 40, 64)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from calls import Call, CallWith
 from exact_levels import EXACT, assert_same, keeps, levels, run
 from torch import nn
 
@@ -15,22 +16,12 @@ def config(bits, **more):
     return quantize.ActivationConfig(bits=bits, max_bits=bits, **more)
 
 
-class Call(nn.Module):
-    def __init__(self, function, **parameters):
-        super().__init__()
-        self.function = function
-        for name, value in parameters.items():
-            self.register_parameter(name, nn.Parameter(value))
-
-    def forward(self, x):
-        return self.function(self, x)
-
-
 FUNCTIONS = {
-    "sigmoid": nn.Sigmoid(), "torch.sigmoid": Call(lambda m, x: torch.sigmoid(x)), "x.sigmoid": Call(lambda m, x: x.sigmoid()),
-    "F.sigmoid": Call(lambda m, x: F.sigmoid(x)), "tanh": nn.Tanh(), "torch.tanh": Call(lambda m, x: torch.tanh(x)),
-    "F.tanh": Call(lambda m, x: F.tanh(x)), "elu": nn.ELU(), "F.elu": Call(lambda m, x: F.elu(x)), "softplus": nn.Softplus(),
-    "F.softplus": Call(lambda m, x: F.softplus(x)), "x ** 3": Call(lambda m, x: x**3), "pow": Call(lambda m, x: torch.pow(x, 3.0)),
+    "sigmoid": nn.Sigmoid(), "torch.sigmoid": CallWith(lambda m, x: torch.sigmoid(x)), "x.sigmoid": CallWith(lambda m, x: x.sigmoid()),
+    "F.sigmoid": CallWith(lambda m, x: F.sigmoid(x)), "tanh": nn.Tanh(), "torch.tanh": CallWith(lambda m, x: torch.tanh(x)),
+    "F.tanh": CallWith(lambda m, x: F.tanh(x)), "elu": nn.ELU(), "F.elu": CallWith(lambda m, x: F.elu(x)), "softplus": nn.Softplus(),
+    "F.softplus": CallWith(lambda m, x: F.softplus(x)), "x ** 3": CallWith(lambda m, x: x**3),
+    "pow": CallWith(lambda m, x: torch.pow(x, 3.0)),
 }  # fmt: skip
 LAYOUTS = {
     "contiguous": lambda x: x,
@@ -74,8 +65,8 @@ def test_gradients_are_unbiased(name):
 ])  # fmt: skip
 def test_what_is_left_to_pytorch(function):
     x = torch.randn(3, 4, 8, 9)
-    y, (grad,), _ = run(Call(function), x)
-    ours = quantize.QModule(Call(function), config(2))
+    y, (grad,), _ = run(CallWith(function), x)
+    ours = quantize.QModule(CallWith(function), config(2))
     got, (got_grad,), saved = run(ours, x)
     assert torch.equal(got, y) and torch.equal(got_grad, grad)
     assert torch.uint8 not in {t.dtype for t in saved}
@@ -102,7 +93,7 @@ def test_prelu_at_exact_levels(slopes, layout):
 def test_prelu_functions_frozen_slopes_and_small_inputs():
     x = levels(3, 8, 10, 12)
     for function in (lambda m, x: F.prelu(x, m.slope), lambda m, x: x.prelu(m.slope), lambda m, x: torch.prelu(x, m.slope)):
-        plain = Call(function, slope=torch.tensor([0.25]))
+        plain = CallWith(function, slope=torch.tensor([0.25]))
         ours = quantize.QModule(copy.deepcopy(plain), EXACT)
         assert keeps(assert_same(ours, plain, x, rtol=1e-5, atol=1e-3), ours, x) == {torch.uint8}
     frozen = nn.Sequential(nn.PReLU(8)).requires_grad_(False)
@@ -127,10 +118,39 @@ def test_prelu_learns_its_bits():
     assert state.used[-1] > state.used[0]
 
 
+def test_the_report_tells_what_prelu_keeps():
+    model, x = quantize.QModule(nn.Sequential(nn.PReLU(8)), config(4)), torch.randn(8, 8, 32, 32)
+    (row,) = quantize.memory_report(model, x).layers
+    assert (row.name, row.op, row.bits, row.reason) == ("0", "prelu", 4.0, "")
+    assert x.numel() * 5 / 8 <= row.bytes < x.numel() * 5.2 / 8  # and the mask's bit
+
+
+def test_prelu_under_autocast():
+    plain, x = nn.Sequential(nn.PReLU(8)), torch.randn(3, 8, 10, 12)
+    ours = quantize.QModule(copy.deepcopy(plain), config(8))
+    saved = []
+    for input in (x, x.bfloat16()):
+        saved.clear()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+                y = ours(input)
+            assert y.dtype == torch.bfloat16 and torch.equal(y, plain(input))
+        assert torch.uint8 in {t.dtype for t in saved}
+        y.sum().backward()
+        assert ours[0].weight.grad.dtype == torch.float32
+
+
+def test_addmm_of_old():
+    """Factors by position, which PyTorch warns of, and a base of two dimensions."""
+    bias, x, weight = torch.randn(50), torch.randn(8, 40, requires_grad=True), nn.Parameter(torch.randn(40, 50))
+    model = quantize.QModule(Call(lambda x: torch.addmm(1, bias, 1, x, weight)), config(2))
+    assert torch.equal(model(x), torch.addmm(bias, x, weight))
+
+
 def test_addmm_is_a_linear_layer():
     x = levels(3, 8, 40)
     parameters = {"weight": torch.randn(40, 50), "bias": torch.randn(50)}
-    plain = Call(lambda m, x: torch.addmm(m.bias, x.view(-1, 40), m.weight).view(3, 8, 50), **parameters)
+    plain = CallWith(lambda m, x: torch.addmm(m.bias, x.view(-1, 40), m.weight).view(3, 8, 50), **parameters)
     ours = quantize.QModule(copy.deepcopy(plain), config(8, group_size="tensor"))
     y, grads, _ = run(plain, x)
     got, got_grads, saved = run(ours, x)
@@ -142,5 +162,5 @@ def test_addmm_is_a_linear_layer():
         lambda m, x: torch.addmm(m.bias, x[0], m.weight, alpha=2), lambda m, x: torch.addmm(m.bias.expand(8, 50), x[0], m.weight),
         lambda m, x: torch.addmm(m.bias, x[0], m.weight * 1),
     ):  # fmt: skip
-        plain = Call(other, **parameters)
+        plain = CallWith(other, **parameters)
         assert torch.uint8 not in {t.dtype for t in assert_same(quantize.QModule(copy.deepcopy(plain), config(8)), plain, x)}

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from calls import Call
 from exact_levels import EXACT, keeps, levels, run
 from torch import nn
 
@@ -13,15 +14,6 @@ import quantize
 
 def config(bits, **more):
     return quantize.ActivationConfig(bits=bits, max_bits=bits, **more)
-
-
-class Call(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 def halves(x):
@@ -177,6 +169,33 @@ def test_autocast():
         assert torch.equal(plain(x), ours(x))
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         assert a.grad.dtype == b.grad.dtype and F.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0) > 0.999
+
+
+def test_what_autocast_computes_in_float32(monkeypatch):
+    """As on CUDA: PyTorch's own cast is made here, where CPUs have none."""
+    monkeypatch.setattr(
+        torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: op in ("aten::pow.Tensor_Scalar", "aten::softmax.int")
+    )
+    x = torch.randn(3, 20, 64).bfloat16().requires_grad_()
+    for function in (lambda x: x**2, lambda x: x**3, lambda x: x.softmax(-1)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = quantize.QModule(Call(function), config(8))(x)
+        assert y.dtype == torch.float32 and torch.equal(y, function(x.detach().float()))
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        assert grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "function", [product, matrices, lambda x: x.square(), lambda x: x.softmax(-1)], ids=["*", "@", "square", "softmax"]
+)
+def test_nan_and_inf_stay_in_their_sample(function):
+    for bad in (torch.nan, torch.inf):
+        x = torch.randn(4, 20, 128)
+        x[1, 3, 5] = x[1, 3, 70] = bad
+        model = quantize.QModule(Call(function), config(2))
+        _, (grad,), _ = run(model, x)
+        assert grad[[0, 2, 3]].isfinite().all()
+        assert not grad[1].isfinite().all()
 
 
 @pytest.mark.parametrize("function", [

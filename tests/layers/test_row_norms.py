@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from calls import CallWith
 from exact_levels import assert_same, keeps, run
 from torch import nn
 
@@ -64,17 +65,6 @@ def assert_near(ours, plain, x):
     return assert_same(ours, plain, x, rtol=tolerance, atol=tolerance)
 
 
-class Call(nn.Module):
-    def __init__(self, function, **parameters):
-        super().__init__()
-        self.function = function
-        for name, value in parameters.items():
-            self.register_parameter(name, nn.Parameter(value))
-
-    def forward(self, x):
-        return self.function(self, x)
-
-
 def drawn(layer: nn.Module) -> nn.Module:
     """A copy with weights and biases that are not ones and zeros."""
     layer = copy.deepcopy(layer)
@@ -115,7 +105,7 @@ def test_rms_norm(exact, shape, weight, layout):
     lambda m, x: torch.instance_norm(x, m.channels, None, None, None, True, 0.1, EPS, True),
 ])  # fmt: skip
 def test_functional_calls(exact, function):
-    plain, x = Call(function, rows=torch.rand(64), channels=torch.rand(10)), halves(nn.RMSNorm(64), (3, 10, 64))
+    plain, x = CallWith(function, rows=torch.rand(64), channels=torch.rand(10)), halves(nn.RMSNorm(64), (3, 10, 64))
     y, grads, _ = run(plain, x)
     ours = compressed(plain)
     got, got_grads, saved = run(ours, x)
@@ -203,6 +193,32 @@ def test_frozen_weights_and_inputs_without_gradients(exact):
             m(x).square().sum().backward()  # x itself is nobody's output
         for a, b in zip(model.parameters(), ours.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(64), nn.RMSNorm(64), nn.GroupNorm(2, 10), nn.InstanceNorm1d(10, affine=True)])
+def test_nan_and_inf_stay_in_their_sample(layer):
+    for bad in (torch.nan, torch.inf):
+        x = torch.randn(4, 10, 64)
+        x[1, 3, 5] = bad
+        _, (grad, *_), _ = run(compressed(nn.Sequential(layer), quantize.ActivationConfig(bits=2, max_bits=2)), x)
+        assert grad[[0, 2, 3]].isfinite().all()
+        assert not grad[1].isfinite().all()
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(64), nn.RMSNorm(64), nn.GroupNorm(2, 10), nn.InstanceNorm1d(10, affine=True)])
+@pytest.mark.parametrize(
+    "config", [quantize.ActivationConfig(bits=8, max_bits=8), quantize.ActivationConfig(bits=8)], ids=["8", "adaptive"]
+)
+def test_a_layer_twice_in_one_forward(layer, config):
+    x, plain = torch.randn(4, 10, 64), nn.Sequential(layer, nn.Linear(64, 64), layer)
+    ours = compressed(plain, quantize.ActivationConfig(bits=8, max_bits=8))
+    assert ours[0] is ours[2]
+    for _ in range(2):
+        y, grads, _ = run(plain, x)
+        got, got_grads, _ = run(ours, x)
+        assert torch.equal(got, y)
+        for a, b in zip(got_grads, grads, strict=True):
+            assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.999
 
 
 class Turned(nn.LayerNorm):

@@ -48,19 +48,22 @@ TORCH_LIBRARY(quantize, m) {
   m.def("smooth_quantize(Tensor input, str function, int bits, int group_size, Tensor seed) -> (Tensor codes, Tensor ranges)");
   m.def("smooth_backward(Tensor grad, Tensor codes, Tensor ranges, Tensor? sample_bits, int bits, int group_size, Tensor seed) -> Tensor");
 
-  // (x - mean) * inverse_std * weight + bias of an unpacked x [N, C, ...], times `slope` where the mask has none: what a batch norm and a
-  // (leaky) ReLU made of it.
+  // group_quantize, group_quantize_mixed, group_variance of (x - mean) * inverse_std; x: [N, C, ...], mean, inverse_std: float32 [C].
+  m.def("norm_quantize(Tensor x, Tensor mean, Tensor inverse_std, int bits, int group_size, Tensor seed) -> (Tensor codes, Tensor ranges)");
+  m.def(
+      "norm_quantize_mixed(Tensor x, Tensor mean, Tensor inverse_std, Tensor sample_bits, int bit_budget, int group_size, Tensor seed) -> "
+      "(Tensor codes, Tensor ranges)");
+  m.def("norm_variance(Tensor x, Tensor mean, Tensor inverse_std, int group_size) -> Tensor");
+  // x * weight + bias of an unpacked normalized x, times `slope` where the mask has none: what a batch norm and a (leaky) ReLU made of it.
   m.def(
       "norm_dequantize(Tensor codes, Tensor ranges, Tensor? sample_bits, int bits, int group_size, SymInt[] size, SymInt[] stride, "
-      "ScalarType dtype, Tensor seed, Tensor mean, Tensor inverse_std, Tensor? weight, Tensor? bias, Tensor? mask, float slope=0.) -> "
-      "Tensor");
-  // The batch norm's backward from its packed input; the other arguments are native_batch_norm_backward's. energy: float32 [N, 2], or
-  // [0, 2] unless wanted.
+      "ScalarType dtype, Tensor seed, Tensor? weight, Tensor? bias, Tensor? mask, float slope=0.) -> Tensor");
+  // The batch norm's backward from its packed normalized input. training: by the batch's own statistics. energy: float32 [N, 2], or [0, 2]
+  // unless wanted.
   m.def(
       "batch_norm_backward(Tensor grad, Tensor codes, Tensor ranges, Tensor? sample_bits, int bits, int group_size, SymInt[] size, "
-      "SymInt[] "
-      "stride, Tensor seed, Tensor? weight, Tensor? running_mean, Tensor? running_var, Tensor mean, Tensor inverse_std, bool training, "
-      "float eps, bool[3] mask, bool wants_energy) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor energy)");
+      "SymInt[] stride, Tensor seed, Tensor? weight, Tensor inverse_std, bool training, bool[3] mask, bool wants_energy) -> (Tensor "
+      "grad_input, Tensor grad_weight, Tensor grad_bias, Tensor energy)");
 
   // ---- weight: kernels.
   //
@@ -195,18 +198,17 @@ TORCH_LIBRARY(quantize, m) {
   m.def(
       "conv_of_norm(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, "
       "SymInt[] output_padding, SymInt groups, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, "
-      "Tensor? energy, Tensor mean, Tensor inverse_std, Tensor? norm_weight, Tensor? norm_bias, Tensor? mask, float slope=0.) -> Tensor");
+      "Tensor? energy, Tensor? norm_weight, Tensor? norm_bias, Tensor? mask, float slope=0.) -> Tensor");
   m.def(
       "linear(Tensor input, Tensor weight, Tensor? bias, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, "
       "Tensor? seed, Tensor? energy) -> Tensor");
+  // native_batch_norm, with what it normalized with: float32 [C]. No gradients: those are batch_norm's, which returns `output`.
   m.def(
-      "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, float momentum, "
-      "float eps, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, Tensor? energy) -> Tensor");
-  // That, and what it normalizes with: float32 [C], or the weight's dtype where the input's is no more.
+      "batch_norm_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, float "
+      "momentum, float eps) -> (Tensor output, Tensor mean, Tensor inverse_std)");
   m.def(
-      "batch_norm_and_statistics(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, "
-      "float momentum, float eps, Tensor? codes, Tensor? ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, Tensor? "
-      "energy) -> (Tensor output, Tensor mean, Tensor inverse_std)");
+      "batch_norm(Tensor input, Tensor(a) output, Tensor? weight, Tensor? bias, Tensor inverse_std, bool training, Tensor? codes, Tensor? "
+      "ranges, Tensor? sample_bits, int bits, int group_size, Tensor? seed, Tensor? energy) -> Tensor(a)");
   // As clip_mask: the ReLU family and hardtanh. Two of them give the mask too.
   m.def("clip(Tensor input, float low, float high, float negative_slope) -> Tensor");
   m.def("clip_(Tensor(a!) input, float low, float high, float negative_slope) -> Tensor(a!)");

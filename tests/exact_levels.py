@@ -1,8 +1,13 @@
-"""Inputs that come back exactly from 8 bits, so that lossy layers have the plain layers' gradients; and a way to run both."""
+"""Inputs that come back exactly from 8 bits, or as a batch norm normalizes them from one, so that lossy layers have the plain layers'
+gradients; and a way to run both."""
+
+import contextlib
+import math
 
 import torch
 
 import quantize
+from quantize.activation.state import LayerState
 
 # With a range per sample, every tensor whose samples hold both ends of the grid below is stored exactly.
 EXACT = quantize.ActivationConfig(bits=8, max_bits=8, group_size="sample")
@@ -18,6 +23,30 @@ def levels(*shape, dtype=torch.float32, unbatched=False):
     return x.to(dtype)
 
 
+# Of values one above and one below their mean EPS makes a deviation of 2: they are normalized to one half and minus one half.
+EPS = 3.0
+ONE_BIT = quantize.ActivationConfig(bits=1, max_bits=1, group_size="sample")
+
+
+def halves(*shape, dtype=torch.float32):
+    """[N, C, ...]: in each channel as many values one above an integer of its own as one below it."""
+    channels, others = shape[1], math.prod(shape) // shape[1]
+    signs = torch.rand(channels, others).argsort(1) % 2 * 2.0 - 1
+    x = (signs + torch.randint(-4, 5, (channels, 1))).view(channels, shape[0], *shape[2:])
+    return x.transpose(0, 1).contiguous().to(dtype)
+
+
+@contextlib.contextmanager
+def exact_norms():
+    """Sums of a channel are a bit off: within this, batch norms pack by a mean that is an integer and an inverse deviation of halves."""
+    pack = LayerState.pack_normalized
+    LayerState.pack_normalized = lambda state, x, mean, inverse_std: pack(state, x, mean.round(), (2 * inverse_std).round() / 2)
+    try:
+        yield
+    finally:
+        LayerState.pack_normalized = pack
+
+
 def run(layer, x, *more, grad_scale=1.0):
     """(output, gradients of x and of the parameters, tensors saved by the forward). The output's gradient is the same in every run."""
     leaf = x.detach().clone().requires_grad_(x.is_floating_point())
@@ -30,7 +59,7 @@ def run(layer, x, *more, grad_scale=1.0):
 
 
 def twins(cls, *args, **kwargs):
-    """The plain layer and ours, at exact bits, with the same parameters."""
+    """The plain layer and ours, at exact bits or with ``config``, with the same parameters."""
     config = kwargs.pop("config", EXACT)
     plain = cls.plain(*args, **kwargs)
     ours = cls(*args, config=config, **kwargs)

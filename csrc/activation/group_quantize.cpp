@@ -4,11 +4,7 @@
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
-#include <memory>
-
-#include "../core/grain.h"
 #include "group_dequantize_call.h"
-#include "group_stream.h"
 #include "packed_tensor.h"
 
 namespace quantize::activation {
@@ -22,21 +18,6 @@ namespace {
 
 using at::Tensor;
 using std::tuple;
-
-constexpr int64_t grain_elements = 16384;  // per task: about ten microseconds of work
-
-template <typename F>
-void for_each_run(const PackedTensor& p, const F& body) {  // body(kernels, sample, first group in the sample, run)
-  const auto& l = p.layout;
-  at::parallel_for(0, l.total_groups(), grain_of(grain_elements, l.group_size), [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t sample = begin / l.groups, group = begin % l.groups, stop = std::min(l.groups, group + end - begin);
-      const int64_t elements = std::min(l.elements, stop * l.group_size) - group * l.group_size;
-      body(p.kernels(sample), sample, group, GroupRun{elements, l.group_size, uint32_t(begin)});
-      begin += stop - group;
-    }
-  });
-}
 
 template <typename F>
 void for_each_piece(const PackedTensor& p, int64_t sample, int64_t group, const F& body) {  // body(piece)
@@ -150,21 +131,6 @@ Tensor group_dequantize_cpu(const Tensor& codes, const Tensor& ranges, const std
   return y;
 }
 
-constexpr int64_t part_elements = 4096;
-
-// Runs of a few groups within a run: body(elements before them in it, groups before them, smaller run).
-template <typename F>
-void for_each_part(GroupRun run, const F& body) {
-  const int64_t groups = std::max<int64_t>(1, part_elements / run.group_size), elements = groups * run.group_size;
-  for (int64_t done = 0, before = 0; done < run.elements; done += elements, before += groups)
-    body(done, before, GroupRun{std::min(elements, run.elements - done), run.group_size, run.first_group + uint32_t(before)});
-}
-
-// Room for such a part, not initialized.
-std::unique_ptr<uint8_t[]> part_buffer(GroupRun run, Scalar scalar) {
-  return std::unique_ptr<uint8_t[]>(new uint8_t[std::max(part_elements, run.group_size) * item_bytes(scalar)]);
-}
-
 tuple<Tensor, Tensor> packed_meta(const Tensor& x, const c10::SymInt& bytes, const c10::SymInt& groups) {
   return {at::empty_symint({bytes}, x.options().dtype(at::kByte)), at::empty_symint({groups, 2}, x.options().dtype(at::kShort))};
 }
@@ -188,69 +154,6 @@ Tensor group_dequantize_meta(const Tensor& codes, const Tensor&, const std::opti
 }
 
 }  // namespace
-
-tuple<Tensor, Tensor> quantize_made(const char* op, const Tensor& input, MakeKernel make, int64_t bits, int64_t group_size,
-                                    const Tensor& seed) {
-  check_bits(op, bits);
-  const Scalar scalar = check_scalar(op, "input", input.scalar_type());
-  const auto l = group_layout<int64_t>(op, input.sizes(), group_size);
-  const Tensor x = packed_memory(input);
-  if (l.group_size > piece_elements) {  // its range is known only when all of it is made
-    const Tensor made = at::empty_strided(x.sizes(), x.strides(), x.options());
-    const int64_t item = item_bytes(scalar);
-    at::parallel_for(0, x.numel(), grain_elements, [&](int64_t begin, int64_t end) {
-      make(static_cast<const uint8_t*>(x.const_data_ptr()) + begin * item, end - begin,
-           static_cast<uint8_t*>(made.mutable_data_ptr()) + begin * item);
-    });
-    return group_quantize_cpu(made, bits, group_size, seed);
-  }
-  Tensor codes = at::empty({l.bytes(bits)}, x.options().dtype(at::kByte));
-  Tensor ranges = at::empty({l.total_groups(), 2}, x.options().dtype(at::kShort));
-  const PackedTensor p(op, l, scalar, seed, codes, ranges, bits, std::nullopt);
-  const auto* source = static_cast<const uint8_t*>(x.const_data_ptr());
-  const int64_t bytes = code_bytes(l.group_size, int(bits));
-  if (l.elements == 0) return {codes, ranges};
-  for_each_run(p, [&](const GroupKernels& k, int64_t sample, int64_t group, GroupRun run) {
-    const auto buffer = part_buffer(run, scalar);
-    const uint8_t* own = source + (sample * l.elements + group * l.group_size) * item_bytes(scalar);
-    for_each_part(run, [&](int64_t done, int64_t before, GroupRun part) {
-      make(own + done * item_bytes(scalar), part.elements, buffer.get());
-      k.quantize(buffer.get(), part, p.seed, p.codes + p.offsets[sample] + (group + before) * bytes,
-                 p.ranges + 2 * (sample * l.groups + group + before));
-    });
-  });
-  return {codes, ranges};
-}
-
-Tensor dequantize_and_join(const char* op, const Tensor& codes, const Tensor& ranges, const std::optional<Tensor>& sample_bits,
-                           int64_t bits, int64_t group_size, const Tensor& seed, JoinKernel join, const Tensor& other) {
-  const Scalar scalar = check_scalar(op, "grad", other.scalar_type());
-  const auto l = check_dequantize(op, codes, ranges, sample_bits, bits, group_size, other.sizes());
-  TORCH_INTERNAL_ASSERT(packed_strides(other.sizes(), other.strides()) == other.strides().vec());
-  Tensor y = at::empty_strided(other.sizes(), other.strides(), other.options());
-  if (y.numel() == 0) return y;
-  const PackedTensor p(op, l, scalar, seed, codes, ranges, bits, sample_bits);
-  const int64_t item = item_bytes(scalar);
-  const auto* source = static_cast<const uint8_t*>(other.const_data_ptr());
-  auto* target = static_cast<uint8_t*>(y.mutable_data_ptr());
-  if (l.group_size > piece_elements) {
-    dequantize_long_groups(p, target);
-    at::parallel_for(0, y.numel(), grain_elements, [&](int64_t begin, int64_t end) {
-      join(target + begin * item, source + begin * item, end - begin, target + begin * item);
-    });
-    return y;
-  }
-  for_each_run(p, [&](const GroupKernels& k, int64_t sample, int64_t group, GroupRun run) {
-    const auto buffer = part_buffer(run, scalar);
-    const int64_t first = (sample * l.elements + group * l.group_size) * item, bytes = code_bytes(l.group_size, int(p.bits[sample]));
-    for_each_part(run, [&](int64_t done, int64_t before, GroupRun part) {
-      k.dequantize(p.codes + p.offsets[sample] + (group + before) * bytes, p.ranges + 2 * (sample * l.groups + group + before), part,
-                   p.seed, buffer.get());
-      join(buffer.get(), source + first + done * item, part.elements, target + first + done * item);
-    });
-  });
-  return y;
-}
 
 TORCH_LIBRARY_IMPL(quantize, CPU, m) {
   m.impl("group_quantize", group_quantize_cpu);

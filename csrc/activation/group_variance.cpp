@@ -12,8 +12,6 @@ namespace {
 
 using at::Tensor;
 
-GroupVarianceKernel kernel(Isa isa, Scalar scalar) { return QUANTIZE_BY_ISA(isa, group_variance)[int(scalar)]; }
-
 Tensor group_variance_cpu(const Tensor& input, int64_t group_size) {
   const Scalar scalar = check_scalar("group_variance", "x", input.scalar_type());
   const auto layout = group_layout<int64_t>("group_variance", input.sizes(), group_size);
@@ -25,7 +23,7 @@ Tensor group_variance_cpu(const Tensor& input, int64_t group_size) {
   at::parallel_for(0, layout.samples, grain_of(4096, layout.elements), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       double sum[4] = {};
-      kernel(cpu_isa(), scalar)(source + n * row, layout.elements, layout.group_size, sum);
+      group_variance_kernel(cpu_isa(), scalar)(source + n * row, layout.elements, layout.group_size, sum);
       for (int b = 0; b < 4; ++b) target[4 * n + b] = float(sum[b]);
     }
   });

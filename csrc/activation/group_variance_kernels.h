@@ -14,4 +14,6 @@ extern const GroupVarianceKernel group_variance_portable[3];
 extern const GroupVarianceKernel group_variance_avx2[3];
 extern const GroupVarianceKernel group_variance_avx512[3];
 
+inline GroupVarianceKernel group_variance_kernel(Isa isa, Scalar scalar) { return QUANTIZE_BY_ISA(isa, group_variance)[int(scalar)]; }
+
 }  // namespace quantize::activation

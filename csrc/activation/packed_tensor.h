@@ -1,6 +1,11 @@
 // A packed tensor on the CPU, as the kernels see it.
 #pragma once
 
+#include <ATen/Parallel.h>
+
+#include <vector>
+
+#include "../core/grain.h"
 #include "group_layout.h"
 #include "group_quantize_kernels.h"
 
@@ -42,5 +47,21 @@ struct PackedTensor {
 
   const GroupKernels& kernels(int64_t sample) const { return group_kernels(cpu_isa(), scalar, int(bits[sample])); }
 };
+
+constexpr int64_t grain_elements = 16384;  // per task: about ten microseconds of work
+
+// body(kernels, sample, first group in the sample, run), on all threads.
+template <typename F>
+void for_each_run(const PackedTensor& p, const F& body) {
+  const auto& l = p.layout;
+  at::parallel_for(0, l.total_groups(), grain_of(grain_elements, l.group_size), [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t sample = begin / l.groups, group = begin % l.groups, stop = std::min(l.groups, group + end - begin);
+      const int64_t elements = std::min(l.elements, stop * l.group_size) - group * l.group_size;
+      body(p.kernels(sample), sample, group, GroupRun{elements, l.group_size, uint32_t(begin)});
+      begin += stop - group;
+    }
+  });
+}
 
 }  // namespace quantize::activation

@@ -1,8 +1,11 @@
-// batch_norm_backward: from the packed input to the gradients. On the CPU in two passes that decode it piece by piece, so that the input
-// never exists in full precision again; elsewhere, and for layouts the kernels do not know, by way of the decoded tensor and ATen.
+// batch_norm_backward: from the packed normalized input to the gradients. On the CPU in two passes that decode it piece by piece, so that
+// the input never exists in full precision again; elsewhere, and for layouts the kernels do not know, by way of the decoded tensor and
+// ATen.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/native_batch_norm_backward.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <vector>
@@ -23,33 +26,34 @@ struct Arguments {
   int64_t bits, group_size;
   c10::SymIntArrayRef size, stride;
   const Tensor& seed;
-  const OptionalTensor &weight, &running_mean, &running_var;
-  const Tensor &mean, &inverse_std;  // of the batch
+  const OptionalTensor& weight;
+  const Tensor& inverse_std;
   bool training;
-  double eps;
   std::array<bool, 3> mask;
   bool wants_energy;
 };
 
-// energy.h's figures from x (decoded), the output gradient and the input gradient; all means are over samples and positions.
+Tensor gain_of(const Arguments& a) {
+  const Tensor inverse_std = a.inverse_std.to(at::kFloat);
+  return a.weight ? inverse_std * a.weight->to(at::kFloat) : inverse_std;
+}
+
+// energy.h's figures from the normalized input x, the output gradient and the input gradient; all means are over samples and positions.
 Tensor generic_energy(const Tensor& x, const Arguments& a, const Tensor& grad_input) {
-  const auto shape = channel_shape(x);
   const int64_t channels = x.size(1);
   const double count = double(x.numel()) / double(channels), positions = count / double(x.size(0));
   std::vector<int64_t> rest;
   for (int64_t d = 2; d < x.dim(); ++d) rest.push_back(d);
-  const Tensor g = a.grad.to(at::kFloat), normalized = (x.to(at::kFloat) - a.mean.view(shape)) * a.inverse_std.view(shape);
+  const Tensor g = a.grad.to(at::kFloat);
   const auto per_channel = [&](const Tensor& t) { return rest.empty() ? t : t.sum(rest); };  // [N, C]
-  const Tensor g2 = per_channel(g.square()), correlation = per_channel(g * normalized).sum(0) / count;
-  const Tensor gain = (a.weight ? a.weight->to(at::kFloat) * a.inverse_std : a.inverse_std).square();
-  const Tensor variance_scale = a.inverse_std.square();  // from x to the normalized input
+  const Tensor g2 = per_channel(g.square()), correlation = per_channel(g * x.to(at::kFloat)).sum(0) / count;
+  const Tensor gain = gain_of(a).square();
   const double spread = 1. / (double(channels) * positions);
   Tensor energy = at::empty({x.size(0), 2}, x.options().dtype(at::kFloat));
-  // Of the scale's gradient sum g * normalized, and of the preceding convolution's along the normalized input.
-  energy.select(1, 0).copy_((g2 * variance_scale * (gain + 1.)).sum(1) * spread);
-  // Of the input gradient gain * (g - mean g - normalized * correlation), in which the noise enters twice.
-  const Tensor direct = (gain * variance_scale * correlation.square()).sum() / double(channels);
-  const Tensor through_mean = (g2 * (gain * variance_scale)).sum(1) * (spread / count);
+  // Of the scale's gradient sum g * x, and of the preceding convolution's along x.
+  energy.select(1, 0).copy_((g2 * (gain + 1.)).sum(1) * spread);
+  // Of the input gradient gain * (g - mean g - x * correlation), in which the noise enters twice.
+  const Tensor direct = (gain * correlation.square()).sum() / double(channels), through_mean = (g2 * gain).sum(1) * (spread / count);
   energy.select(1, 1).copy_((direct + through_mean) / grad_input.to(at::kFloat).square().sum().clamp_min(1e-30));
   return energy;
 }
@@ -61,29 +65,20 @@ void check_arguments(const Arguments& a) {
   TORCH_CHECK_VALUE(a.grad.sizes() == size && size.size() >= 2, op, ": grad must have the shape ", size, "; got ", a.grad.sizes());
   TORCH_CHECK_VALUE(stride.size() == size.size() && activation::packed_strides(size, stride) == stride.vec(), op,
                     ": stride must be dense with samples outermost; got ", stride, " for ", size);
-  TORCH_CHECK_VALUE(a.training || (a.running_mean && a.running_var), op, ": running_mean and running_var must be given in evaluation");
-  const std::pair<const char*, const OptionalTensor&> optional[] = {
-      {"weight", a.weight}, {"running_mean", a.running_mean}, {"running_var", a.running_var}};
-  for (const auto& [name, t] : optional)
-    if (t) check_numel(op, name, *t, size[1]);
-  if (!a.training && !a.wants_energy) return;  // in evaluation there is no batch's mean
-  check_numel(op, "mean", a.mean, size[1]);
+  if (a.weight) check_numel(op, "weight", *a.weight, size[1]);
   check_numel(op, "inverse_std", a.inverse_std, size[1]);
 }
 
+// ATen's backward for channels whose mean is 0, whose deviation is 1, and whose weight is the gain.
 Gradients generic_backward(const Arguments& a) {
   const Tensor x =
       group_dequantize().call(a.codes, a.ranges, a.sample_bits, a.bits, a.group_size, a.size, a.stride, a.grad.scalar_type(), a.seed);
-  auto [input, weight, bias] =
-      at::native_batch_norm_backward(a.grad, x, a.weight, a.running_mean, a.running_var, a.mean, a.inverse_std, a.training, a.eps, a.mask);
+  const Tensor gain = gain_of(a), zeros = at::zeros_like(gain), ones = at::ones_like(gain);
+  auto [input, weight, bias] = at::native_batch_norm_backward(a.grad, x, gain, zeros, ones, zeros, ones, a.training, /*eps=*/0., a.mask);
   if (input.defined() && input.strides() != x.strides()) input = at::empty_strided(x.sizes(), x.strides(), x.options()).copy_(input);
-  return {input, weight, bias, a.wants_energy ? generic_energy(x, a, input) : at::empty({0, 2}, a.mean.options().dtype(at::kFloat))};
-}
-
-std::vector<double> channel_values(const OptionalTensor& t, int64_t channels, double otherwise) {
-  if (!t) return std::vector<double>(channels, otherwise);
-  const Tensor values = t->to(at::kFloat).contiguous();  // float32 as a rule: to do nothing
-  return {values.const_data_ptr<float>(), values.const_data_ptr<float>() + channels};
+  for (Tensor* t : {&weight, &bias})
+    if (a.weight && t->defined()) *t = t->to(a.weight->scalar_type());
+  return {input, weight, bias, a.wants_energy ? generic_energy(x, a, input) : at::empty({0, 2}, gain.options())};
 }
 
 Tensor channel_tensor(const std::vector<double>& values, const Tensor& like) {
@@ -98,25 +93,20 @@ class PackedBackward : PackedChunks {
       : PackedChunks(packed, size[1], inner), a_(a), size_(size), stride_(stride) {}
 
   Gradients run() {
-    const auto mean = channel_values(a_.training ? a_.mean : a_.running_mean, channels_, 0.);
-    auto inverse_std = channel_values(a_.training ? a_.inverse_std : a_.running_var, channels_, 1.);
-    if (!a_.training)
-      for (double& v : inverse_std) v = 1. / std::sqrt(v + a_.eps);
-    const auto weight = channel_values(a_.weight, channels_, 1.);
-    mean_ = spread_channels(mean, run_.width);
+    const auto inverse_std = channel_values(a_.inverse_std, channels_, 1.), weight = channel_values(a_.weight, channels_, 1.);
     reduce();
     const double m = double(p_.layout.elements / channels_ * size_[0]);
-    std::vector<double> offset(channels_, 0.), slope(channels_, 0.), gain(channels_), weight_gradient(channels_);
+    std::vector<double> offset(channels_, 0.), slope(channels_, 0.), gain(channels_);
     for (int64_t c = 0; c < channels_; ++c) {
-      weight_gradient[c] = product_[c] * inverse_std[c], gain[c] = inverse_std[c] * weight[c];
-      if (a_.training) offset[c] = grad_[c] / m, slope[c] = product_[c] * inverse_std[c] * inverse_std[c] / m;
+      gain[c] = inverse_std[c] * weight[c];
+      if (a_.training) offset[c] = grad_[c] / m, slope[c] = product_[c] / m;
     }
     Gradients result;
-    const Tensor& like = a_.weight ? *a_.weight : a_.mean;
+    const Tensor& like = a_.weight ? *a_.weight : a_.inverse_std;
     if (a_.mask[0]) std::get<0>(result) = apply(offset, slope, gain);
-    if (a_.mask[1]) std::get<1>(result) = channel_tensor(weight_gradient, like);
+    if (a_.mask[1]) std::get<1>(result) = channel_tensor(product_, like);
     if (a_.mask[2]) std::get<2>(result) = channel_tensor(grad_, like);
-    std::get<3>(result) = energy(inverse_std, gain, m);
+    std::get<3>(result) = energy(gain, m);
     return result;
   }
 
@@ -151,7 +141,7 @@ class PackedBackward : PackedChunks {
       for_each_chunk(unit, buffer, [&](int64_t sample, const void* x, ChannelRun run) {
         if (sample != current) finish();
         current = sample;
-        kernels().reduce(x, grad + bytes_before(sample, run), run, mean_.data(), {own.data(), own.data() + slots, square});
+        kernels().reduce(x, grad + bytes_before(sample, run), run, {own.data(), own.data() + slots, square});
       });
       finish();
       fold(own.data(), sums.data() + 2 * unit * channels), fold(own.data() + slots, sums.data() + (2 * unit + 1) * channels);
@@ -177,32 +167,31 @@ class PackedBackward : PackedChunks {
     for_each_unit([&](int64_t unit, void* buffer) {
       for_each_chunk(unit, buffer, [&](int64_t sample, const void* x, ChannelRun run) {
         const int64_t at = bytes_before(sample, run);
-        kernels().apply(x, grad + at, run, {mean_.data(), offsets.data(), slopes.data(), gains.data()}, target + at);
+        kernels().apply(x, grad + at, run, {offsets.data(), slopes.data(), gains.data()}, target + at);
       });
     });
     return result;
   }
 
   // As generic_energy. The input gradient's sum of squares follows from the sums: it is gain times g less its projections on 1 and on x.
-  Tensor energy(const std::vector<double>& inverse_std, const std::vector<double>& gain, double m) const {
+  Tensor energy(const std::vector<double>& gain, double m) const {
     const int64_t samples = size_[0];
     Tensor result = at::empty({a_.wants_energy ? samples : 0, 2}, a_.grad.options().dtype(at::kFloat));
     if (!a_.wants_energy) return result;
     const double spread = 1. / double(p_.layout.elements);
     double direct = 0, total = 0;
-    std::vector<double> square(channels_, 0.), scale(channels_);
+    std::vector<double> square(channels_, 0.);
     for (int64_t n = 0; n < samples; ++n)
       for (int64_t c = 0; c < channels_; ++c) square[c] += squares_[n * channels_ + c];
     for (int64_t c = 0; c < channels_; ++c) {
-      scale[c] = inverse_std[c] * inverse_std[c];
-      const double correlation = product_[c] * inverse_std[c] / m, along = gain[c] * inverse_std[c] * correlation;
+      const double correlation = product_[c] / m, along = gain[c] * correlation;
       direct += along * along / double(channels_);
       total += gain[c] * gain[c] * std::max(0., square[c] - grad_[c] * grad_[c] / m - correlation * correlation * m);
     }
     for (int64_t n = 0; n < samples; ++n) {
       double own = 0, through_mean = 0;
       for (int64_t c = 0; c < channels_; ++c) {
-        const double g2 = squares_[n * channels_ + c] * scale[c], factor = gain[c] * gain[c];
+        const double g2 = squares_[n * channels_ + c], factor = gain[c] * gain[c];
         own += g2 * (factor + 1.), through_mean += g2 * factor;
       }
       float* row = result.data_ptr<float>() + 2 * n;
@@ -214,7 +203,6 @@ class PackedBackward : PackedChunks {
 
   const Arguments& a_;
   at::IntArrayRef size_, stride_;
-  std::vector<float> mean_;
   std::vector<double> grad_, product_, squares_;
 };
 
@@ -226,9 +214,8 @@ Gradients packed_backward(const Arguments& a) {
   if (!layout.inner) return generic_backward(a);
   Tensor grad = a.grad;
   if (grad.strides() != stride) grad = at::empty_strided(size, stride, grad.options()).copy_(grad);
-  const Arguments own{grad,   a.codes,       a.ranges,   a.sample_bits, a.bits,         a.group_size,
-                      a.size, a.stride,      a.seed,     a.weight,      a.running_mean, a.running_var,
-                      a.mean, a.inverse_std, a.training, a.eps,         a.mask,         a.wants_energy};
+  const Arguments own{grad,     a.codes, a.ranges, a.sample_bits, a.bits,     a.group_size, a.size,
+                      a.stride, a.seed,  a.weight, a.inverse_std, a.training, a.mask,       a.wants_energy};
   const PackedTensor packed(op, layout.groups, scalar, a.seed, a.codes, a.ranges, a.bits, a.sample_bits);
   return PackedBackward(own, packed, size, stride, *layout.inner).run();
 }
@@ -242,22 +229,21 @@ Gradients checked(const Arguments& a) {
 Gradients meta_backward(const Arguments& a) {
   TORCH_CHECK_VALUE(a.size.size() >= 2, "batch_norm_backward: size must be [N, C, ...]; got ", a.size);
   Gradients result;
-  const auto like = (a.weight ? *a.weight : a.mean).options();
+  const auto like = (a.weight ? *a.weight : a.inverse_std).options();
   if (a.mask[0]) std::get<0>(result) = at::empty_strided_symint(a.size, a.stride, a.grad.options());
   if (a.mask[1]) std::get<1>(result) = at::empty_symint({a.size[1]}, like);
   if (a.mask[2]) std::get<2>(result) = at::empty_symint({a.size[1]}, like);
-  std::get<3>(result) = at::empty_symint({a.wants_energy ? a.size[0] : c10::SymInt(0), 2}, a.mean.options().dtype(at::kFloat));
+  std::get<3>(result) = at::empty_symint({a.wants_energy ? a.size[0] : c10::SymInt(0), 2}, a.inverse_std.options().dtype(at::kFloat));
   return result;
 }
 
 template <Gradients (*backward)(const Arguments&)>
 Gradients batch_norm_backward(const Tensor& grad, const Tensor& codes, const Tensor& ranges, const OptionalTensor& sample_bits,
                               int64_t bits, int64_t group_size, c10::SymIntArrayRef size, c10::SymIntArrayRef stride, const Tensor& seed,
-                              const OptionalTensor& weight, const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                              const Tensor& mean, const Tensor& inverse_std, bool training, double eps, std::array<bool, 3> mask,
+                              const OptionalTensor& weight, const Tensor& inverse_std, bool training, std::array<bool, 3> mask,
                               bool wants_energy) {
-  return backward({grad, codes, ranges, sample_bits, bits, group_size, size, stride, seed, weight, running_mean, running_var, mean,
-                   inverse_std, training, eps, mask, wants_energy});
+  return backward(
+      {grad, codes, ranges, sample_bits, bits, group_size, size, stride, seed, weight, inverse_std, training, mask, wants_energy});
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// CPU kernels of the batch norm's backward: sums over a run of decoded elements, then the input's gradient; or its output again.
+// CPU kernels of the batch norm: its normalized input, or its output again; sums over a run of decoded elements, then the input's gradient.
 // Torch-free.
 //
 // A run is `count` consecutive elements of one sample, in memory order, from number `first` on. Element e belongs to
@@ -23,21 +23,24 @@ struct ChannelRun {
   int64_t slots() const { return (inner ? 16 * width : width) + slack; }
 };
 
-// Sums of g, g (x - mean) and g^2, `slots` each, which reduce adds to; `square` may be null.
+// Sums of g, g x and g^2, `slots` each, which reduce adds to; `square` may be null.
 struct ChannelSums {
   float *grad, *product, *square;
 };
 
-// grad_input = ((g - offset) - (x - mean) * slope) * gain
 struct ChannelTerms {
-  const float *mean, *offset, *slope, *gain;
+  const float *offset, *slope, *gain;
 };
 
+// x: the normalized input, but of `normalize`.
 struct BatchNormKernels {
-  void (*reduce)(const void* x, const void* grad, ChannelRun run, const float* mean, ChannelSums sums);
+  void (*reduce)(const void* x, const void* grad, ChannelRun run, ChannelSums sums);
+  // ((g - offset) - x * slope) * gain
   void (*apply)(const void* x, const void* grad, ChannelRun run, ChannelTerms terms, void* grad_input);
-  // (x - mean) * gain + offset. x and y may be the same memory.
+  // (x - offset) * gain
   void (*normalize)(const void* x, ChannelRun run, ChannelTerms terms, void* y);
+  // x * gain + offset; x and y may be the same memory.
+  void (*scale)(const void* x, ChannelRun run, ChannelTerms terms, void* y);
 };
 
 // Indexed by Scalar.

@@ -63,7 +63,7 @@ struct Conv : torch::autograd::Function<Conv> {
       const double positions = double(input.numel()) / double(input.size(0) * input.size(1));
       const double share =
           kernel / (transposed ? double(grad.numel()) / double(grad.size(0) * grad.size(1)) : positions) / double(groups.expect_int());
-      energy->select(1, 0).copy_(norm ? own * norm->variance_gain() * share : own * share);
+      energy->select(1, 0).copy_(norm && norm->weight ? own * norm->variance_gain() * share : own * share);
       energy->select(1, 1).copy_(sample_energy(input) * own * share);
     }
     result[0] = grad_input, result[1] = grad_weight, result[2] = grad_bias;
@@ -82,9 +82,9 @@ Tensor conv(const Tensor& input, const Tensor& weight, const OptionalTensor& bia
 Tensor conv_of_norm(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, SymIntArrayRef stride, SymIntArrayRef padding,
                     SymIntArrayRef dilation, bool transposed, SymIntArrayRef output_padding, SymInt groups, const OptionalTensor& codes,
                     const OptionalTensor& ranges, const OptionalTensor& sample_bits, int64_t bits, int64_t group_size,
-                    const OptionalTensor& seed, const OptionalTensor& energy, const Tensor& mean, const Tensor& inverse_std,
-                    const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const OptionalTensor& mask, double slope) {
-  const NormArguments norm{mean, inverse_std, norm_weight, norm_bias, mask, slope};
+                    const OptionalTensor& seed, const OptionalTensor& energy, const OptionalTensor& norm_weight,
+                    const OptionalTensor& norm_bias, const OptionalTensor& mask, double slope) {
+  const NormArguments norm{norm_weight, norm_bias, mask, slope};
   return Conv::apply(input, weight, bias, stride, padding, dilation, transposed, output_padding, std::move(groups), codes, ranges,
                      sample_bits, bits, group_size, seed, energy, static_cast<const NormArguments*>(&norm));
 }
@@ -104,11 +104,11 @@ Tensor conv_of_norm_in_autocast(const Tensor& input, const Tensor& weight, const
                                 SymIntArrayRef padding, SymIntArrayRef dilation, bool transposed, SymIntArrayRef output_padding,
                                 SymInt groups, const OptionalTensor& codes, const OptionalTensor& ranges, const OptionalTensor& sample_bits,
                                 int64_t bits, int64_t group_size, const OptionalTensor& seed, const OptionalTensor& energy,
-                                const Tensor& mean, const Tensor& inverse_std, const OptionalTensor& norm_weight,
-                                const OptionalTensor& norm_bias, const OptionalTensor& mask, double slope) {
+                                const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const OptionalTensor& mask,
+                                double slope) {
   const Autocast<device> cast;
   return conv_of_norm(cast(input), cast(weight), cast(bias), stride, padding, dilation, transposed, output_padding, std::move(groups),
-                      codes, ranges, sample_bits, bits, group_size, seed, energy, mean, inverse_std, norm_weight, norm_bias, mask, slope);
+                      codes, ranges, sample_bits, bits, group_size, seed, energy, norm_weight, norm_bias, mask, slope);
 }
 
 }  // namespace

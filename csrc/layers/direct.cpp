@@ -50,13 +50,18 @@ void define_direct(pybind11::module_& m) {
   define<Two(const Tensor&, const Tensor&, int64_t, int64_t, const Tensor&)>(direct, "group_quantize_mixed");
   define<Tensor(const Tensor&, int64_t)>(direct, "group_variance");
   define<Tensor(const Tensor&, int64_t, int64_t)>(direct, "allocate_bits");
+  define<Two(const Tensor&, const Tensor&, const Tensor&, int64_t, int64_t, const Tensor&)>(direct, "norm_quantize");
+  define<Two(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, int64_t, const Tensor&)>(direct, "norm_quantize_mixed");
+  define<Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t)>(direct, "norm_variance");
   define<Tensor(const Tensor&, c10::string_view)>(direct, "smooth_derivative");
   define<Two(const Tensor&, c10::string_view, int64_t, int64_t, const Tensor&)>(direct, "smooth_quantize");
   define<Packed<Tensor, const Tensor&, const Tensor&, const OptionalTensor&, SymIntArrayRef, SymIntArrayRef, SymIntArrayRef, bool,
                 SymIntArrayRef, SymInt>>(direct, "conv");
   define<Packed<Tensor, const Tensor&, const Tensor&, const OptionalTensor&>>(direct, "linear");
-  define<Packed<Tensor, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, bool,
-                double, double>>(direct, "batch_norm");
+  define<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                                            const OptionalTensor&, bool, double, double)>(direct, "batch_norm_forward");
+  define<Packed<Tensor, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&, bool>>(direct,
+                                                                                                                          "batch_norm");
   define<Packed<Tensor, const Tensor&, const Tensor&>>(direct, "prelu");
   define<Packed<Tensor, const Tensor&, const Tensor&>>(direct, "mul");
   define<Packed<Tensor&, Tensor&, const Tensor&>>(direct, "mul_");
@@ -71,12 +76,10 @@ void define_direct(pybind11::module_& m) {
   define<Tensor&(Tensor&, double, double, double)>(direct, "clip_");
   define<Two(const Tensor&, double, double, double)>(direct, "clip_and_mask");
   define<Tensor(Tensor&, double, double, double)>(direct, "clip_and_mask_");
-  define<Packed<std::tuple<Tensor, Tensor, Tensor>, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                const OptionalTensor&, bool, double, double>>(direct, "batch_norm_and_statistics");
   define<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, SymIntArrayRef, SymIntArrayRef, SymIntArrayRef, bool, SymIntArrayRef,
                 SymInt, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, const OptionalTensor&,
-                const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                double)>(direct, "conv_of_norm");
+                const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double)>(direct,
+                                                                                                                     "conv_of_norm");
 }
 
 }  // namespace quantize::layers

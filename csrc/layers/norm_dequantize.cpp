@@ -1,5 +1,5 @@
-// norm_dequantize: what a batch norm, and a (leaky) ReLU behind it, made of the norm's packed input. On the CPU in one pass over pieces
-// that a cache holds; elsewhere, and for layouts the kernels do not know, by way of the decoded tensor and ATen.
+// norm_dequantize: what a batch norm, and a (leaky) ReLU behind it, made of the norm's packed normalized input. On the CPU in one pass over
+// pieces that a cache holds; elsewhere, and for layouts the kernels do not know, by way of the decoded tensor and ATen.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
@@ -18,7 +18,7 @@ struct Arguments {
   int64_t bits, group_size;
   c10::SymIntArrayRef size, stride;
   at::ScalarType dtype;
-  const Tensor &seed, &mean, &inverse_std;
+  const Tensor& seed;
   const OptionalTensor &weight, &bias, &mask;
   double slope;
 };
@@ -31,15 +31,10 @@ Tensor masked(const Tensor& y, const OptionalTensor& mask, double slope) {
 Tensor generic(const Arguments& a) {
   const Tensor x = group_dequantize().call(a.codes, a.ranges, a.sample_bits, a.bits, a.group_size, a.size, a.stride, a.dtype, a.seed);
   const auto shape = channel_shape(x);
-  Tensor y = x.to(at::kFloat).sub(a.mean.view(shape)).mul_(norm_gain(a.inverse_std, a.weight).view(shape));
-  if (a.bias) y.add_(a.bias->to(at::kFloat).view(shape));
+  Tensor y = x.to(at::kFloat);
+  if (a.weight) y = y.mul(a.weight->to(at::kFloat).view(shape));
+  if (a.bias) y = y.add(a.bias->to(at::kFloat).view(shape));
   return masked(y.to(a.dtype), a.mask, a.slope);
-}
-
-// Of float32 [channels], for the kernels.
-std::vector<float> spread(const Tensor& values, int64_t width) {
-  const Tensor own = values.to(at::kFloat).contiguous();
-  return spread_channels({own.const_data_ptr<float>(), own.const_data_ptr<float>() + own.numel()}, width);
 }
 
 class Normalized : PackedChunks {
@@ -47,13 +42,13 @@ class Normalized : PackedChunks {
   Normalized(const Arguments& a, const PackedTensor& packed, int64_t inner) : PackedChunks(packed, a.size[1].expect_int(), inner), a_(a) {}
 
   void run(void* target) const {
-    const auto mean = spread(a_.mean, run_.width), gain = spread(norm_gain(a_.inverse_std, a_.weight), run_.width);
-    const auto offset = a_.bias ? spread(*a_.bias, run_.width) : std::vector<float>(mean.size(), 0.f);
+    const auto gain = spread_channels(channel_values(a_.weight, channels_, 1.), run_.width);
+    const auto offset = spread_channels(channel_values(a_.bias, channels_, 0.), run_.width);
     const uint8_t* mask = a_.mask ? a_.mask->const_data_ptr<uint8_t>() : nullptr;
     for_each_unit([&](int64_t unit, void* buffer) {
       for_each_chunk(unit, buffer, [&](int64_t sample, const void* x, ChannelRun run) {
         void* y = static_cast<uint8_t*>(target) + bytes_before(sample, run);
-        batch_norm_kernels(cpu_isa(), p_.scalar).normalize(x, run, {mean.data(), offset.data(), nullptr, gain.data()}, mask ? buffer : y);
+        batch_norm_kernels(cpu_isa(), p_.scalar).scale(x, run, {offset.data(), nullptr, gain.data()}, mask ? buffer : y);
         const int64_t bit = sample * p_.layout.elements + run.first;  // of a byte the first: groups are eights
         if (mask) activation::mask_kernels(cpu_isa(), p_.scalar).apply(buffer, mask + bit / 8, run.count, 1.f, float(a_.slope), y);
       });
@@ -84,8 +79,7 @@ Tensor checked(const Arguments& a) {
   const auto size = C10_AS_INTARRAYREF_SLOW(a.size), stride = C10_AS_INTARRAYREF_SLOW(a.stride);
   TORCH_CHECK_VALUE(size.size() >= 2 && stride.size() == size.size() && activation::packed_strides(size, stride) == stride.vec(), op,
                     ": size must be [N, C, ...] and stride dense with samples outermost; got ", size, " and ", stride);
-  const std::pair<const char*, const OptionalTensor> per_channel[] = {
-      {"mean", a.mean}, {"inverse_std", a.inverse_std}, {"weight", a.weight}, {"bias", a.bias}};
+  const std::pair<const char*, const OptionalTensor&> per_channel[] = {{"weight", a.weight}, {"bias", a.bias}};
   for (const auto& [name, t] : per_channel)
     if (t) check_numel(op, name, *t, size[1]);
   if (a.mask) {
@@ -100,10 +94,9 @@ Tensor meta(const Arguments& a) { return at::empty_strided_symint(a.size, a.stri
 
 template <Tensor (*run)(const Arguments&)>
 Tensor norm_dequantize(const Tensor& codes, const Tensor& ranges, const OptionalTensor& sample_bits, int64_t bits, int64_t group_size,
-                       c10::SymIntArrayRef size, c10::SymIntArrayRef stride, at::ScalarType dtype, const Tensor& seed, const Tensor& mean,
-                       const Tensor& inverse_std, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& mask,
-                       double slope) {
-  return run({codes, ranges, sample_bits, bits, group_size, size, stride, dtype, seed, mean, inverse_std, weight, bias, mask, slope});
+                       c10::SymIntArrayRef size, c10::SymIntArrayRef stride, at::ScalarType dtype, const Tensor& seed,
+                       const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& mask, double slope) {
+  return run({codes, ranges, sample_bits, bits, group_size, size, stride, dtype, seed, weight, bias, mask, slope});
 }
 
 }  // namespace

@@ -45,6 +45,13 @@ inline std::vector<float> spread_channels(const std::vector<double>& values, int
   return result;
 }
 
+// A norm's float32 parameters, or others that are converted; `otherwise` where there are none.
+inline std::vector<double> channel_values(const std::optional<at::Tensor>& t, int64_t channels, double otherwise) {
+  if (!t) return std::vector<double>(channels, otherwise);
+  const at::Tensor values = t->to(at::kFloat).contiguous();
+  return {values.const_data_ptr<float>(), values.const_data_ptr<float>() + channels};
+}
+
 // A packed tensor's layout and `inner` of its runs, checked; `inner` is missing where kernels do not know the layout.
 struct ChunkLayout {
   activation::GroupLayout<int64_t> groups;

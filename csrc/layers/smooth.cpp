@@ -73,7 +73,9 @@ Tensor smooth_derivative_meta(const Tensor& input, c10::string_view name) {
 
 tuple<Tensor, Tensor> smooth_quantize_cpu(const Tensor& x, c10::string_view name, int64_t bits, int64_t group_size, const Tensor& seed) {
   const Scalar scalar = check_scalar("smooth_quantize", "input", x.scalar_type());
-  return activation::quantize_made("smooth_quantize", x, smooth_kernel(cpu_isa(), scalar, parse_smooth(name)), bits, group_size, seed);
+  const auto kernel = smooth_kernel(cpu_isa(), scalar, parse_smooth(name));
+  const auto make = [&](const void* x, activation::Stretch stretch, void* made) { kernel(x, stretch.n, made); };
+  return activation::quantize_made("smooth_quantize", x, make, bits, group_size, seed);
 }
 
 // Of other backends, and of traces: as two ops.

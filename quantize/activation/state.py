@@ -31,14 +31,13 @@ class Packed(NamedTuple):
 
 
 class NormOutput(NamedTuple):
-    """How to make a batch norm's output, or that of a (leaky) ReLU behind it, of the norm's packed input (csrc/layers/norm_input.h)."""
+    """How to make a batch norm's output, or that of a (leaky) ReLU behind it, of the norm's packed normalized input
+    (csrc/layers/norm_input.h)."""
 
     config: ActivationConfig
     owner: LayerState
     packed: Packed
     record: Record | None
-    mean: Tensor
-    inverse_std: Tensor
     weight: Tensor | None
     bias: Tensor | None
     mask: Tensor | None = None
@@ -126,26 +125,35 @@ class LayerState:
 
     def pack(self, x: Tensor, is_norm: bool = False) -> Packed:
         """`x`, sample axis first, packed as the config says; shared with another consumer of the same tensor in this forward."""
-        config, session = self.config, current_session()
-        group = op_group_size(config.group_size)
-        seed = self.draw_seed()  # even if unused: how many numbers are drawn must not depend on sharing
-        if session:
-            self.order = session.count()
+        seed, session = self._begin()  # drawn even if unused: how many numbers are drawn must not depend on sharing
         # Under checkpointing the second forward, which is in no session, must save tensors of the same sizes.
-        shares = session is not None and not under_checkpoint()
-        shared = session.lookup(x, config) if shares else None
+        shared = session.lookup(x, self.config) if session is not None and not under_checkpoint() else None
         if shared is not None:
             owner, packed, record = shared
             self.used, self.elements = owner.used, 0
             return packed._replace(energy=_join(record, is_norm))
-        if not config.adaptive:
-            codes, ranges = ops_for(x).group_quantize(x, int(config.bits), group, seed)
-            packed, record = Packed(codes, ranges, None, int(config.bits), group, seed, None), None
-        else:
-            packed, record = self._pack_adaptive(x, group, seed, is_norm, session, shares)
+        packed, record = self._pack(x, (), seed, session, is_norm)
         if session:
-            session.remember(x, config, self, packed, record)
+            session.remember(x, self.config, self, packed, record)
         return packed
+
+    def pack_normalized(self, x: Tensor, mean: Tensor, inverse_std: Tensor) -> tuple[Packed, Record | None]:
+        """What a batch norm makes of `x` before weight and bias, which is nobody else's, packed."""
+        return self._pack(x, (mean, inverse_std), *self._begin(), True)
+
+    def _begin(self) -> tuple[Tensor, Session | None]:
+        """For a packing: its noise's seed, and the session that counts it."""
+        seed, session = self.draw_seed(), current_session()
+        if session:
+            self.order = session.count()
+        return seed, session
+
+    def _pack(self, x: Tensor, statistics: tuple[Tensor, ...], seed: Tensor, session, is_norm: bool) -> tuple[Packed, Record | None]:
+        config, group, ops = self.config, op_group_size(self.config.group_size), ops_for(x)
+        if config.adaptive:
+            return self._pack_adaptive(x, statistics, seed, session, is_norm)
+        quantize, bits = ops.norm_quantize if statistics else ops.group_quantize, int(config.bits)
+        return Packed(*quantize(x, *statistics, bits, group, seed), None, bits, group, seed, None), None
 
     def reuse(self, norm: NormOutput) -> Packed:
         """The packed tensor behind an input that is not packed itself."""
@@ -161,9 +169,7 @@ class LayerState:
             return self.pack(DERIVATIVES[function](x), is_norm=True)
         if config.adaptive:
             return self.pack(ops_for(x).smooth_derivative(x, function), is_norm=True)
-        group, seed, session = op_group_size(config.group_size), self.draw_seed(), current_session()
-        if session:
-            self.order = session.count()
+        group, (seed, _) = op_group_size(config.group_size), self._begin()
         codes, ranges = ops_for(x).smooth_quantize(x, function, int(config.bits), group, seed)
         return Packed(codes, ranges, None, int(config.bits), group, seed, None)
 
@@ -173,26 +179,27 @@ class LayerState:
 
     def pack_in(self, x: Tensor, bits: int) -> Packed:
         """`x`, which is nobody else's, packed in `bits` that do not adapt."""
-        group, seed, session = op_group_size(self.config.group_size), self.draw_seed(), current_session()
-        if session:
-            self.order = session.count()
+        group, (seed, _) = op_group_size(self.config.group_size), self._begin()
         self.used = float(bits)
         codes, ranges = ops_for(x).group_quantize(x, bits, group, seed)
         return Packed(codes, ranges, None, bits, group, seed, None)
 
-    def _pack_adaptive(self, x: Tensor, group: int, seed: Tensor, is_norm: bool, session, shares: bool) -> tuple[Packed, Record | None]:
-        ops, samples, elements = ops_for(x), x.shape[0], x.numel()
-        variance = ops.group_variance(x.detach(), group)
+    def _pack_adaptive(
+        self, x: Tensor, statistics: tuple[Tensor, ...], seed: Tensor, session, is_norm: bool
+    ) -> tuple[Packed, Record | None]:
+        ops, group, samples, elements = ops_for(x), op_group_size(self.config.group_size), x.shape[0], x.numel()
+        variance = (ops.norm_variance if statistics else ops.group_variance)(x.detach(), *statistics, group)
         indices = session.indices if session and self.config.use_gradient else None
         if indices is not None and indices.numel() != samples:
             indices = None  # a layer that folds other axes into its batch: those are no samples of the data set
         weighted = variance if indices is None else variance * _sent(self._weights(indices), variance.device)[:, None]
-        if shares:
+        if session is not None and not under_checkpoint():
             budget = session.whole_bits(self.budget, samples, elements // samples, self.config.max_bits)
         else:  # a checkpoint's second forward, which is in no session, must come to the number of the first
             budget = min(max(round(self.budget * samples), samples), self.config.max_bits * samples)
         bits = ops.allocate_bits(weighted, budget, self.config.max_bits)
-        codes, ranges = ops.group_quantize_mixed(x, bits, budget, group, seed)
+        quantize = ops.norm_quantize_mixed if statistics else ops.group_quantize_mixed
+        codes, ranges = quantize(x, *statistics, bits, budget, group, seed)
         self.used = bits
         record = None
         if session and session.learns(self.config):

@@ -147,17 +147,14 @@ def batch_norm(state, input, running_mean, running_var, weight=None, bias=None, 
     fits = compressible(input) is None and tracks(input, weight, bias) and input.dim() >= 2
     if fits and _per_channel(input, running_mean, running_var, weight, bias) and (not training or input.numel() > input.shape[1]):
         needed = training or (weight is not None and weight.requires_grad)
-        packed = pack(state, input, is_norm=True) if needed else NOT_KEPT
-        if packed is not None:
+        if not needed or saves(state, input):
             ops = ops_for(input, weight, bias, running_mean, running_var)
-            arguments = (input, weight, bias, running_mean, running_var, training, momentum, eps, *packed)
+            y, *statistics = ops.batch_norm_forward(input, weight, bias, running_mean, running_var, training, momentum, eps)
+            packed, record = state.pack_normalized(input, *statistics) if needed else (NOT_KEPT, None)
+            y = ops.batch_norm(input, y, weight, bias, statistics[1], training, *packed)
             session = session_to_reuse() if state.config.compress_once and needed else None
-            kept = None if session is None else session.lookup(input, state.config)
-            if kept is None:
-                return ops.batch_norm(*arguments)
-            y, mean, inverse_std = ops.batch_norm_and_statistics(*arguments)
-            if y.stride() == input.stride() and y.dtype == input.dtype:
-                session.remember_norm(y, NormOutput(state.config, *kept, mean, inverse_std, weight, bias))
+            if session is not None and y.stride() == input.stride() and y.dtype == input.dtype:
+                session.remember_norm(y, NormOutput(state.config, state, packed, record, weight, bias))
             return y
     return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 

@@ -111,7 +111,7 @@ def test_a_model_trains_step_after_step(config, reentrant):
     x, target = torch.randn(16, 3, 8, 8), torch.arange(16) % 5
     model(x)
     model = quantize.QModule(model, config)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     losses = []
     for _ in range(25):
         loss = F.cross_entropy(model(x), target)

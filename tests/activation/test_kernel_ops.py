@@ -91,7 +91,8 @@ SAMPLES = {
 def test_every_kernel_op_has_samples():
     elsewhere = {
         "batch_norm_backward",  # tests/layers/test_batch_norm_backward.py
-        "norm_dequantize",  # tests/layers/test_norm_input.py
+        *("norm_quantize", "norm_quantize_mixed", "norm_variance"),  # tests/layers/test_norm_quantize.py
+        "norm_dequantize",  # tests/layers/test_norm_dequantize.py
         *("round_power_of_two", "channel_quantize", "clip_gradient", "lsq_quantize", "lsq_backward"),  # tests/weight/test_weight_ops.py
         *("diffq_noise", "diffq_backward", "diffq_backward_", "diffq_round"),  # tests/weight/test_diffq.py
         *("diffq_group_bits", "diffq_bits", "diffq_bits_backward"),

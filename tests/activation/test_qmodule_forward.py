@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from exact_levels import EXACT, levels
+from exact_levels import EPS, EXACT, ONE_BIT, exact_norms, halves, levels
 from torch import nn
 
 from quantize import ActivationConfig, QModule
@@ -47,8 +47,8 @@ CALLS = {
     "F.conv3d": (lambda x, w: F.conv3d(x[:, None], w, padding=1), (4, 1, 3, 3, 3)),
     "F.conv_transpose2d": (lambda x, w: F.conv_transpose2d(x, w, None, 2, 1, 1), (6, 4, 3, 3)),
     "F.linear": (lambda x, w: F.linear(x.flatten(1), w), (5, 6 * 64)),
-    "F.batch_norm": (lambda x, w: F.batch_norm(x, None, None, w, None, True), (6,)),
-    "torch.batch_norm": (lambda x, w: torch.batch_norm(x, w, None, None, None, True, 0.1, 1e-5, True), (6,)),
+    "F.batch_norm": (lambda x, w: F.batch_norm(x, None, None, w, None, True, 0.1, EPS), (6,)),
+    "torch.batch_norm": (lambda x, w: torch.batch_norm(x, w, None, None, None, True, 0.1, EPS, True), (6,)),
 }
 EXACT_CALLS = {
     "F.relu": lambda x: F.relu(x),
@@ -84,9 +84,11 @@ EXACT_CALLS = {
 def test_lossy_calls(name):
     function, shape = CALLS[name]
     plain = Calls(function, *shape)
-    ours = QModule(copy.deepcopy(plain), EXACT)
-    x = levels(3, 6, 8, 8)
-    (y, grads, saved), (expected, exact, _) = step(ours, x), step(plain, x)
+    is_norm = "batch_norm" in name
+    ours = QModule(copy.deepcopy(plain), ONE_BIT if is_norm else EXACT)
+    x = (halves if is_norm else levels)(3, 6, 8, 8)
+    with exact_norms():
+        (y, grads, saved), (expected, exact, _) = step(ours, x), step(plain, x)
     assert torch.equal(y, expected)
     for got, want in zip(grads, exact, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
@@ -113,7 +115,7 @@ class ActivatedNorm(nn.BatchNorm2d):
     """As timm's BatchNormAct2d: an nn layer's subclass with a forward of its own."""
 
     def __init__(self, channels):
-        super().__init__(channels)
+        super().__init__(channels, EPS)
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x):
@@ -150,10 +152,12 @@ class ScaledLinear(nn.Linear):
 )
 def test_subclasses_keep_their_forward_and_are_compressed(layer, shape):
     plain = nn.Sequential(layer)
-    ours = QModule(copy.deepcopy(plain), EXACT)
+    is_norm = isinstance(layer, nn.BatchNorm2d)
+    ours = QModule(copy.deepcopy(plain), ONE_BIT if is_norm else EXACT)
     assert type(ours[0]) is type(layer)
-    x = levels(*shape)
-    (y, grads, saved), (expected, exact, _) = step(ours, x), step(plain, x)
+    x = (halves if is_norm else levels)(*shape)
+    with exact_norms():
+        (y, grads, saved), (expected, exact, _) = step(ours, x), step(plain, x)
     assert torch.equal(y, expected)
     for got, want in zip(grads, exact, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)

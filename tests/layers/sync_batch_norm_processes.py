@@ -1,10 +1,12 @@
 """One of two gloo processes: `python sync_batch_norm_processes.py RANK WORLD FILE FOLDER`. Runs the cases and writes what came out."""
 
+import contextlib
+import math
 import sys
 
 import torch
 import torch.distributed as dist
-from exact_levels import EXACT, LOW, STEP
+from exact_levels import EPS, ONE_BIT, exact_norms
 
 import quantize
 
@@ -14,8 +16,8 @@ CASES = {  # name: (batch of each process, shape of a sample, layer's arguments)
     "one empty": ((4, 0), (3, 5, 6), {}),
     "first empty": ((0, 4), (3, 5, 6), {}),
     "one value each": ((1, 1), (3,), {}),
-    "two dimensions": ((6, 3), (20,), {}),
-    "no affine": ((3, 4), (3, 5), {"affine": False}),
+    "two dimensions": ((6, 4), (20,), {}),
+    "no affine": ((3, 5), (3, 5), {"affine": False}),
     "cumulative momentum": ((3, 4), (3, 5, 6), {"momentum": None}),
     "no running statistics": ((3, 4), (3, 5, 6), {"track_running_stats": False}),
     "frozen weight": ((3, 4), (3, 5, 6), {}),
@@ -31,17 +33,17 @@ def joint(name):
     batches, sample, _ = CASES[name]
     generator = torch.Generator().manual_seed(len(name))
     shape = (sum(batches), *sample)
-    x = torch.randint(256, shape, generator=generator).float()
-    rows, samples = x.view(shape[0], -1), torch.arange(shape[0])
-    rows[samples, samples % rows.shape[1]], rows[samples, (samples + 1) % rows.shape[1]] = 0.0, 255.0  # exact levels, a range a sample
-    x = LOW + STEP * x + (1024 if name == "far from zero" else 0)
+    # Per channel as many values one above an integer as one below it: what exact_norms packs exactly.
+    signs = torch.rand(sample[0], sum(batches) * math.prod(sample[1:]), generator=generator).argsort(1) % 2 * 2.0 - 1
+    x = signs + torch.randint(-4, 5, (sample[0], 1), generator=generator) + (1024 if name == "far from zero" else 0)
+    x = x.view(sample[0], shape[0], *sample[1:]).transpose(0, 1).contiguous()
     dtype = torch.float64 if name == "double" else torch.float32
     return x.to(dtype), torch.randn(shape, generator=generator).to(dtype)
 
 
 def layer(name, cls, **more):
     batches, sample, kwargs = CASES[name]
-    module = cls(sample[0], **{k: v for k, v in kwargs.items() if k != "config"}, **more)
+    module = cls(sample[0], eps=EPS, **{k: v for k, v in kwargs.items() if k != "config"}, **more)
     if module.affine:
         with torch.no_grad():
             module.weight.copy_(torch.linspace(0.5, 1.5, sample[0]))
@@ -50,15 +52,16 @@ def layer(name, cls, **more):
 
 
 def energies(rows, cls):
-    """(figures that the backward reports, sum of squares of the input's gradient) of `rows` of an input of two values, which adaptive bits
-    keep as it is."""
-    generator = torch.Generator().manual_seed(3)
-    x, grad = torch.randint(2, (7, 3, 5, 6), generator=generator) * 255.0, torch.randn(7, 3, 5, 6, generator=generator)
-    model = quantize.QModule(torch.nn.Sequential(cls(3)))
+    """(figures that the backward reports, sum of squares of the input's gradient) of `rows` of an input of two values, which one bit
+    keeps as it is."""
+    grad = torch.randn(7, 3, 5, 6, generator=torch.Generator().manual_seed(3))
+    x = joint("unequal")[0]
+    model = quantize.QModule(torch.nn.Sequential(cls(3, eps=0.0)), quantize.ActivationConfig(bits=1, max_bits=2))
     with torch.no_grad():
         model[0].weight.copy_(torch.linspace(0.5, 1.5, 3))
     x = x[rows].clone().requires_grad_()
-    model(x).backward(grad[rows])
+    with exact_norms():
+        model(x).backward(grad[rows])
     return model[0]._state.records[0].energies[0], x.grad.square().sum()
 
 
@@ -81,13 +84,14 @@ def main():
     results = {}
     for name, (batches, _, kwargs) in CASES.items():
         torch.manual_seed(7 + rank)
-        module = layer(name, quantize.QSyncBatchNorm, config=kwargs.get("config", EXACT))
+        module = layer(name, quantize.QSyncBatchNorm, config=kwargs.get("config", ONE_BIT))
         first = sum(batches[:rank])
         x, grad = (t[first : first + batches[rank]] for t in joint(name))
         for _ in range(2):
             x = x.detach().clone().requires_grad_()
             module.zero_grad()
-            y = module(x)
+            with exact_norms() if name != "two bits" else contextlib.nullcontext():
+                y = module(x)
             y.backward(grad)
         for p in module.parameters():
             if p.requires_grad:

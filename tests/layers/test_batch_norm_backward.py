@@ -1,4 +1,5 @@
-"""The batch norm's backward from packed bits: equal to PyTorch's on the decoded input, in every layout, and the same on every ISA."""
+"""The batch norm's backward from packed bits of its normalized input: equal to PyTorch's on the decoded one, in every layout, and the same
+on every ISA."""
 
 import pytest
 import torch
@@ -18,27 +19,30 @@ SHAPES = [(8, 16, 32, 32), (4, 5, 6, 7), (3, 300, 5, 5), (2, 3, 200, 301), (130,
 
 
 def arguments(x, bits=4, group_size=256, training=True, weight=True, mask=(True, True, True), energy=True, sample_bits=None):
-    """The op's arguments for x and a random output gradient, and the decoded x."""
+    """The op's arguments for x and a random output gradient, and the decoded normalized x."""
     channels, axes = x.shape[1], [d for d in range(x.dim()) if d != 1]
     seed, size, stride = torch.tensor([1, 2]), list(x.shape), _C.packed_strides(list(x.shape), list(x.stride()))
+    variance, mean = torch.var_mean(x.float(), axes, correction=0)
+    if not training:
+        mean, variance = mean + 0.1, variance + 0.1
+    inverse_std = (variance + 1e-5).rsqrt()
     if sample_bits is None:
-        codes, ranges = ops.group_quantize(x, bits, group_size, seed)
+        codes, ranges = ops.norm_quantize(x, mean, inverse_std, bits, group_size, seed)
     else:
         bits = 0
-        codes, ranges = ops.group_quantize_mixed(x, sample_bits, int(sample_bits.sum()), group_size, seed)
-    variance, mean = torch.var_mean(x.float(), axes, correction=0)
-    running = (None, None) if training else (mean + 0.1, variance + 0.1)
-    grad = torch.randn_like(x)
+        codes, ranges = ops.norm_quantize_mixed(x, mean, inverse_std, sample_bits, int(sample_bits.sum()), group_size, seed)
     packed = (codes, ranges, sample_bits, bits, group_size)
     weight = torch.randn(channels) if weight else None
-    own = (grad, *packed, size, stride, seed, weight, *running, mean, (variance + 1e-5).rsqrt(), training, 1e-5, list(mask), energy)
+    own = (torch.randn_like(x), *packed, size, stride, seed, weight, inverse_std, training, list(mask), energy)
     return own, ops.group_dequantize(*packed, size, stride, x.dtype, seed)
 
 
 def expected(own, x):
-    """PyTorch's gradients of the decoded x, in double."""
-    double = [t.double() if isinstance(t, torch.Tensor) else t for t in (x, *own[9:14])]
-    return torch.ops.aten.native_batch_norm_backward(own[0].double(), *double, *own[14:17])
+    """PyTorch's gradients of the decoded x, of channels whose mean is 0 and whose deviation is 1, in double."""
+    inverse_std = own[10].double()
+    gain = inverse_std if own[9] is None else own[9].double() * inverse_std
+    zeros, ones = torch.zeros_like(gain), torch.ones_like(gain)
+    return torch.ops.aten.native_batch_norm_backward(own[0].double(), x.double(), gain, zeros, ones, zeros, ones, own[11], 0.0, own[12])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -73,7 +77,7 @@ def test_half_precision(dtype, each_isa):
 def test_other_ranks_and_options(shape, options):
     own, decoded = arguments(torch.randn(shape), **options)
     got, want = ops.batch_norm_backward(*own), expected(own, decoded)
-    for asked, a, b in zip(own[16], got, want, strict=False):
+    for asked, a, b in zip(own[12], got, want, strict=False):
         assert a is None if not asked else (a - b).norm() <= 1e-5 * b.norm()
 
 
@@ -106,16 +110,14 @@ def test_energies_as_defined(layout):
     # csrc/layers/energy.h, written out.
     x = LAYOUTS[layout](torch.randn(6, 8, 13, 5) * 3)
     own, decoded = arguments(x)
-    grad, weight, mean, inverse_std = own[0], own[9], own[12], own[13]
+    grad, gain = own[0], (own[9] * own[10]).square()
     energy = ops.batch_norm_backward(*own)[3]
-    shape, count, positions = (1, -1, 1, 1), x.numel() / 8, 13 * 5
-    normalized = (decoded - mean.view(shape)) * inverse_std.view(shape)
+    count, positions = x.numel() / 8, 13 * 5
     squares = grad.square().sum((2, 3))
-    gain, scale = (weight * inverse_std).square(), inverse_std.square()
-    own_share = (squares * scale * (gain + 1)).sum(1) / (8 * positions)
+    own_share = (squares * (gain + 1)).sum(1) / (8 * positions)
     torch.testing.assert_close(energy[:, 0], own_share)
-    correlation = (grad * normalized).sum((0, 2, 3)) / count
-    through = (gain * scale * correlation.square()).sum() / 8 + (squares * gain * scale).sum(1) / (8 * positions * count)
+    correlation = (grad * decoded).sum((0, 2, 3)) / count
+    through = (gain * correlation.square()).sum() / 8 + (squares * gain).sum(1) / (8 * positions * count)
     total = expected(own, decoded)[0].square().sum()
     # The kernel's total follows from sums over float32 codes, of which its projections are taken off.
     torch.testing.assert_close(energy[:, 1], (through / total).float(), rtol=5e-4, atol=0)
@@ -149,12 +151,6 @@ def test_bad_arguments_are_named():
             ValueError, match=r"batch_norm_backward: stride must be dense with samples outermost; got .* for \[2, 3, 4, 5\]"
         ):
             ops.batch_norm_backward(*own[:7], stride, *own[8:])
-    for place, name in ((9, "weight"), (12, "mean"), (13, "inverse_std")):
+    for place, name in ((9, "weight"), (10, "inverse_std")):
         with pytest.raises(ValueError, match=rf"batch_norm_backward: {name} must have 3 elements; got \[0\]"):
             ops.batch_norm_backward(*own[:place], torch.empty(0), *own[place + 1 :])
-    own = list(arguments(torch.randn(2, 3, 4, 5), training=False)[0])
-    for place, name in ((10, "running_mean"), (11, "running_var")):
-        with pytest.raises(ValueError, match=rf"batch_norm_backward: {name} must have 3 elements; got \[2\]"):
-            ops.batch_norm_backward(*own[:place], torch.ones(2), *own[place + 1 :])
-        with pytest.raises(ValueError, match="running_mean and running_var must be given in evaluation"):
-            ops.batch_norm_backward(*own[:place], None, *own[place + 1 :])

@@ -9,6 +9,7 @@ import quantize
 from quantize.__main__ import kernel_ops
 
 ops = torch.ops.quantize
+SEED = torch.tensor([3, 4])
 
 
 def leaf(*shape, dtype=torch.float32):
@@ -17,9 +18,8 @@ def leaf(*shape, dtype=torch.float32):
 
 def packed(x, bits=2, group_size=64):
     """The arguments that ops with a packed input end with."""
-    seed = torch.tensor([3, 4])
-    codes, ranges = ops.group_quantize(x.detach(), bits, group_size, seed)
-    return codes, ranges, None, bits, group_size, seed, None
+    codes, ranges = ops.group_quantize(x.detach(), bits, group_size, SEED)
+    return codes, ranges, None, bits, group_size, SEED, None
 
 
 def conv(x, w, bias=True, stride=1, transposed=False, groups=1):
@@ -29,14 +29,19 @@ def conv(x, w, bias=True, stride=1, transposed=False, groups=1):
     return x, w, bias, [stride] * n, [1] * n, [1] * n, transposed, [0] * n, groups, *packed(x)
 
 
+def normalized(x, mean, inverse_std):
+    """Likewise, of a batch norm."""
+    codes, ranges = ops.norm_quantize(x.detach(), mean, inverse_std, 2, 64, SEED)
+    return codes, ranges, None, 2, 64, SEED, None
+
+
 def conv_of_norm(x, w, mask=True):
     """The convolution of what a batch norm, and a ReLU, made of `x`."""
     c = x.shape[1]
     weight, bias = leaf(c), leaf(c)
-    made = ops.batch_norm_and_statistics(x, weight, bias, None, None, True, 0.1, 1e-5, *packed(x))
-    y, *statistics = [t.detach() for t in made]
+    y, *statistics = ops.batch_norm_forward(x, weight, bias, None, None, True, 0.1, 1e-5)
     y, bits = ops.clip_and_mask(y, 0.0, float("nan"), 0.0) if mask else (y, None)
-    tail = (*packed(x), *statistics, weight.detach(), bias.detach(), bits)
+    tail = (*normalized(x, *statistics), weight.detach(), bias.detach(), bits)
     return y.requires_grad_(), w, None, [1] * 2, [1] * 2, [1] * 2, False, [0] * 2, 1, *tail
 
 
@@ -45,7 +50,14 @@ NOT_KEPT = (None, None, None, 0, 0, None, None)
 
 def norm(x, training=True):
     c = x.shape[1]
-    return x, leaf(c), leaf(c), torch.zeros(c), torch.ones(c), training, 0.1, 1e-5, *packed(x)
+    return x, leaf(c), leaf(c), torch.zeros(c), torch.ones(c), training, 0.1, 1e-5
+
+
+def norm_made(x, training=True):
+    """What batch_norm takes; its output is nobody else's."""
+    _, weight, bias, *rest = arguments = norm(x, training)
+    y, mean, inverse_std = ops.batch_norm_forward(*arguments)
+    return x, y, weight, bias, inverse_std, training, *normalized(x, mean, inverse_std)
 
 
 def several(inputs, bits):
@@ -76,12 +88,12 @@ SAMPLES = {  # of ops that write into their input, no leaves
         lambda: ((x := leaf(5, 40)), leaf(3, 40), leaf(3), *packed(x)),
         lambda: ((x := leaf(2, 3, 20)), leaf(3, 20), None, *packed(x)),
     ],
-    "batch_norm": [lambda: norm(leaf(4, 3, 5, 5)), lambda: norm(leaf(4, 3, 20), training=False)],
+    "batch_norm_forward": [lambda: norm(leaf(4, 3, 5, 5)), lambda: norm(leaf(4, 3, 20), training=False)],
+    "batch_norm": [lambda: norm_made(leaf(4, 3, 5, 5)), lambda: norm_made(leaf(4, 3, 20), training=False)],
     "conv_of_norm": [
         lambda: conv_of_norm(leaf(4, 3, 6, 7), leaf(4, 3, 3, 3)),
         lambda: conv_of_norm(leaf(4, 3, 6, 7), leaf(4, 3, 1, 1), mask=False),
     ],
-    "batch_norm_and_statistics": [lambda: norm(leaf(4, 3, 5, 5)), lambda: norm(leaf(4, 3, 20), training=False)],
     "clip_and_mask": [lambda: (leaf(4, 9), 0.0, float("nan"), 0.0), lambda: (leaf(2, 3, 4, 4), -1.0, 1.0, 0.0)],
     "clip_and_mask_": [lambda: (leaf(4, 9).clone(), 0.0, float("nan"), 0.0)],
     "clip": [lambda: (leaf(4, 9), 0.0, float("nan"), 0.1), lambda: (leaf(2, 3, 4, 4), -1.0, 1.0, 0.0)],

@@ -1,4 +1,4 @@
-// The batch norm's backward: sums and gradients of every ISA are the portable ones, bit for bit.
+// The batch norm's kernels: sums and values of every ISA are the portable ones, bit for bit.
 #include "layers/batch_norm_kernels.h"
 
 #include "harness.h"
@@ -21,8 +21,8 @@ int64_t check(Isa isa, Fence fence) {
       Buffer<T> x(length, fence), grad(length, fence);
       for (Pattern pattern : kPatterns) {
         fill(x, pattern), fill(grad, Pattern::noise);
-        Buffer<float> mean(width + 16, fence), offset(width + 16, fence), slope(width + 16, fence), gain(width + 16, fence);
-        for (auto* t : {&mean, &offset, &slope, &gain})
+        Buffer<float> offset(width + 16, fence), slope(width + 16, fence), gain(width + 16, fence);
+        for (auto* t : {&offset, &slope, &gain})
           for (int64_t i = 0; i < width + 16; ++i) (*t)[i] = float(i % 7) - 2.5f;
         for (const bool squares : {false, true}) {
           Buffer<float> got(3 * run.slots(), fence), want(3 * run.slots(), fence);
@@ -30,13 +30,13 @@ int64_t check(Isa isa, Fence fence) {
                {std::pair{&batch_norm_kernels(isa, T::scalar), &got}, {&batch_norm_kernels(Isa::portable, T::scalar), &want}}) {
             for (int64_t i = 0; i < 3 * run.slots(); ++i) (*sums)[i] = 0.f;
             float* s = sums->data();
-            kernels->reduce(x.data(), grad.data(), run, mean.data(), {s, s + run.slots(), squares ? s + 2 * run.slots() : nullptr});
+            kernels->reduce(x.data(), grad.data(), run, {s, s + run.slots(), squares ? s + 2 * run.slots() : nullptr});
           }
           expect_same(got, want,
                       "batch_norm reduce: inner " + std::to_string(inner) + ", width " + std::to_string(width) + ", first " +
                           std::to_string(first) + ", " + kPatternNames[int(pattern)]);
         }
-        const quantize::layers::ChannelTerms terms{mean.data(), offset.data(), slope.data(), gain.data()};
+        const quantize::layers::ChannelTerms terms{offset.data(), slope.data(), gain.data()};
         const std::string what = ": inner " + std::to_string(inner) + ", width " + std::to_string(width) + ", first " +
                                  std::to_string(first) + ", " + kPatternNames[int(pattern)];
         Buffer<T> got(length, fence), want(length, fence);
@@ -47,9 +47,12 @@ int64_t check(Isa isa, Fence fence) {
         own.normalize(x.data(), run, terms, got.data());
         portable.normalize(x.data(), run, terms, want.data());
         expect_same(got, want, "batch_norm normalize" + what);
-        own.normalize(x.data(), run, terms, x.data());
-        expect_same(x, want, "batch_norm normalize in place" + what);
-        count += 5;
+        own.scale(x.data(), run, terms, got.data());
+        portable.scale(x.data(), run, terms, want.data());
+        expect_same(got, want, "batch_norm scale" + what);
+        own.scale(x.data(), run, terms, x.data());
+        expect_same(x, want, "batch_norm scale in place" + what);
+        count += 6;
       }
     }
   }

@@ -63,14 +63,19 @@ def bounded_sensitivity():
     class Ops:
         group_variance = staticmethod(range_bound)
 
+        @staticmethod
+        def norm_variance(x: torch.Tensor, mean: torch.Tensor, inverse_std: torch.Tensor, group_size: int) -> torch.Tensor:
+            along = (1, -1, *[1] * (x.dim() - 2))
+            return range_bound((x - mean.view(along)) * inverse_std.view(along), group_size)
+
         def __getattr__(self, name):
             return getattr(torch.ops.quantize, name)
 
-    activation_state._ops = Ops()
+    before, activation_state.ops_for = activation_state.ops_for, lambda *tensors: Ops()
     try:
         yield
     finally:
-        activation_state._ops = torch.ops.quantize
+        activation_state.ops_for = before
 
 
 def trained(arch: str, epochs: int) -> torch.nn.Module:

@@ -1,8 +1,8 @@
 // What the backward reports for the allocation of bits between samples and layers.
 //
-// With V_n the variance of sample n's packed input, the variance that packing adds to the gradient of the layer's own parameters is
-// sum_n V_n * energy[n][0]: ActNN's linear layer, Var(dW) = sum_n (sum_i Var x_ni) ||g_n||^2, and for a convolution the same with the
-// output gradient's energy spread evenly over the input positions that its kernel reaches.
+// With V_n the variance of sample n's packed input (of norms the normalized one), the variance that packing adds to the gradient of the
+// layer's own parameters is sum_n V_n * energy[n][0]: ActNN's linear layer, Var(dW) = sum_n (sum_i Var x_ni) ||g_n||^2, and for a
+// convolution the same with the output gradient's energy spread evenly over the input positions that its kernel reaches.
 //   conv, linear: energy[n][1] is sample n's share ||x_n||^2 ||g_n||^2 of the gradient's own incoherent energy, in the same units.
 //   batch norm:   the noise also reaches the input gradient gain * (g - mean g - x^ * mean(g x^)), and through it every layer before this
 //                 one. Noise in mean(g x^) moves a whole channel along x^, which the convolution before the layer (x^ is linear in its

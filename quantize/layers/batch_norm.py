@@ -1,4 +1,4 @@
-"""Batch norms whose input is kept in 1 to 8 bits."""
+"""Batch norms that keep their normalized input in 1 to 8 bits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _QBatchNorm(CompressedLayer):
 
 
 class QBatchNorm1d(_QBatchNorm, nn.BatchNorm1d):
-    """nn.BatchNorm1d that keeps its input packed for the backward pass; the same arguments and ``config=``.
+    """nn.BatchNorm1d that keeps its normalized input packed for the backward pass; the same arguments and ``config=``.
 
     Example:
         >>> quantize.QBatchNorm1d(16)(torch.randn(4, 16)).shape
@@ -50,7 +50,7 @@ class QBatchNorm1d(_QBatchNorm, nn.BatchNorm1d):
 
 
 class QBatchNorm2d(_QBatchNorm, nn.BatchNorm2d):
-    """nn.BatchNorm2d that keeps its input packed for the backward pass; the same arguments and ``config=``.
+    """nn.BatchNorm2d that keeps its normalized input packed for the backward pass; the same arguments and ``config=``.
 
     Statistics and output come from the full-precision input, bit-equal to the plain layer's.
 
@@ -64,7 +64,7 @@ class QBatchNorm2d(_QBatchNorm, nn.BatchNorm2d):
 
 
 class QBatchNorm3d(_QBatchNorm, nn.BatchNorm3d):
-    """nn.BatchNorm3d that keeps its input packed for the backward pass; the same arguments and ``config=``.
+    """nn.BatchNorm3d that keeps its normalized input packed for the backward pass; the same arguments and ``config=``.
 
     Example:
         >>> quantize.QBatchNorm3d(16)(torch.randn(4, 16, 2, 3, 3)).shape
@@ -75,7 +75,7 @@ class QBatchNorm3d(_QBatchNorm, nn.BatchNorm3d):
 
 
 class QSyncBatchNorm(_QBatchNorm, nn.SyncBatchNorm):
-    """nn.SyncBatchNorm that keeps its input packed for the backward pass; the same arguments and ``config=``.
+    """nn.SyncBatchNorm that keeps its normalized input packed for the backward pass; the same arguments and ``config=``.
 
     Over several processes its backward decodes the whole input at once, where QBatchNorm's on CPUs goes piece by piece.
 

@@ -1,4 +1,4 @@
-"""Batch norm over the samples of all processes, on any device and backend, with a packed input."""
+"""Batch norm over the samples of all processes, on any device and backend, with a packed normalized input."""
 
 from __future__ import annotations
 
